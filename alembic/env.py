@@ -1,0 +1,42 @@
+"""Run migrations: connect, lock, adopt, configure, run, in the order things happen."""
+
+from logging.config import fileConfig
+
+from alembic import context
+from usage_rollup import adoption, advisory_lock, connection, hooks, ledger
+
+# What an Alembic command does is known only by the name of its work function; all others read.
+context.configure(dialect_name="postgresql")
+work = context.get_context().opts["fn"]
+mutating = work.__name__ in {"upgrade", "downgrade", "do_stamp"}
+
+if context.config.config_file_name is not None:
+    fileConfig(context.config.config_file_name, disable_existing_loggers=False)
+
+if context.is_offline_mode():
+    context.configure(
+        dialect_name="postgresql",
+        transaction_per_migration=True,
+        on_version_apply=ledger.record_step,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+else:
+    with connection.migration_session() as session:
+        # What is read here is read in transactions that are over before context.configure: Alembic
+        # takes an open one for somebody else's, and would commit nothing.
+        if mutating:
+            connection.require_suitable(session)
+            advisory_lock.acquire(session, advisory_lock.MIGRATION_RUN)
+        if work.__name__ == "upgrade":
+            adopted = adoption.find(session)
+            work = hooks.with_hooks(adoption.with_adoption(work, adopted, session), session)
+        context.configure(
+            connection=session,
+            fn=work,
+            transaction_per_migration=True,
+            on_version_apply=ledger.record_step,
+            dont_mutate=not mutating,
+        )
+        with context.begin_transaction():
+            context.run_migrations()

@@ -1,0 +1,28 @@
+"""${up_revision}_${message.lower().replace(" ", "_")}: <what it does, in a few words; this line is the log line>
+
+Why: <what the step is for, and why it comes now>
+Reversed by: <the .down.sql beside this file, and what it cannot bring back>
+
+Rules for the SQL beside this file, <revision>_<slug>.up.sql and .down.sql:
+* header: what, why now, what it assumes, the locks it takes, how it is undone;
+* no BEGIN or COMMIT, no psql meta-commands: it runs in the step's transaction, as one string;
+* names qualified or search_path pinned; constraints and indexes named; timestamptz;
+* guards fail closed: RAISE with MESSAGE, DETAIL (measured values) and HINT (the next command);
+* the file name is the ledger stem: add it to usage_rollup.adoption.STEMS;
+* table locks are named here, in `lock=`, never waited for in the SQL.
+"""
+
+from usage_rollup.steps import apply_sql
+
+revision = ${repr(up_revision)}
+down_revision = ${repr(down_revision)}
+branch_labels = ${repr(branch_labels)}
+depends_on = ${repr(depends_on)}
+
+
+def upgrade() -> None:
+    apply_sql(__file__, "up")
+
+
+def downgrade() -> None:
+    apply_sql(__file__, "down")

@@ -1,0 +1,20 @@
+"""101_task_usage_hourly_schema: the hourly rollup, its public queue and its state row.
+
+Why: one rollup by UTC hour replaces one by runtime day and one by UTC day.
+Reversed by: the .down.sql; the rollup can be rebuilt from raw rows.
+"""
+
+from usage_rollup.steps import apply_sql
+
+revision = "101"
+down_revision = "100"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    apply_sql(__file__, "up")
+
+
+def downgrade() -> None:
+    apply_sql(__file__, "down")

@@ -1,0 +1,56 @@
+-- Undo 102_task_usage_hourly_pipeline. The hourly tables stay; nothing keeps them current any more,
+-- which the next upgrade's proof finds out. What is still queued is lost with its queue.
+-- Locks: ACCESS EXCLUSIVE on agent, agent_task_queue, issue and task_usage for DROP TRIGGER.
+
+-- A scheduled tick would fail every minute once its function is gone. cron.job shows a role its own jobs only.
+DO $$
+BEGIN
+    IF to_regclass('cron.job') IS NOT NULL THEN
+        EXECUTE $cron$
+            SELECT cron.unschedule(jobid) FROM cron.job
+            WHERE database = current_database() AND jobname = 'rollup_task_usage_hourly'
+        $cron$;
+    END IF;
+END
+$$;
+
+DROP TRIGGER IF EXISTS trg_agent_dirty_hourly ON public.agent;
+DROP TRIGGER IF EXISTS trg_atq_dirty_hourly ON public.agent_task_queue;
+DROP TRIGGER IF EXISTS trg_atq_dirty_hourly_agent ON public.agent_task_queue;
+DROP TRIGGER IF EXISTS trg_issue_delete_dirty_hourly ON public.issue;
+DROP TRIGGER IF EXISTS trg_issue_project_dirty_hourly ON public.issue;
+DROP TRIGGER IF EXISTS trg_tu_dirty_hourly ON public.task_usage;
+DROP TRIGGER IF EXISTS trg_tu_dirty_hourly_truncate ON public.task_usage;
+DROP TRIGGER IF EXISTS trg_tu_dirty_hourly_write ON public.task_usage;
+
+DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_agent();
+DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_atq();
+DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_issue_delete();
+DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_issue_project();
+DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_tu();
+DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_tu_truncate();
+DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_tu_write();
+
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_finish();
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_slice(bigint);
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_plan_repair();
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_plan(timestamptz);
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly();
+DROP FUNCTION IF EXISTS public.prune_task_usage_hourly_dirty(interval);
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_window(timestamptz, timestamptz);
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_drain();
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_range(timestamptz, timestamptz);
+DROP FUNCTION IF EXISTS public.task_usage_hourly_rollup_lag_seconds();
+DROP FUNCTION IF EXISTS public.task_usage_hourly_latest_event();
+DROP FUNCTION IF EXISTS public.task_usage_hourly_horizon(interval);
+DROP FUNCTION IF EXISTS public.task_usage_hourly_differences(timestamptz, timestamptz);
+DROP FUNCTION IF EXISTS public.task_usage_hourly_pending_hours();
+DROP FUNCTION IF EXISTS public.task_usage_hourly_invalidated_hours(public.task_usage_hourly_invalidation []);
+DROP FUNCTION IF EXISTS public.task_usage_hourly_expected(timestamptz, timestamptz);
+DROP FUNCTION IF EXISTS public.task_usage_hour_bucket(timestamptz);
+
+DROP TABLE IF EXISTS public.task_usage_hourly_backfill;
+DROP TABLE IF EXISTS public.task_usage_hourly_invalidation;
+
+ALTER TABLE public.task_usage_hourly REPLICA IDENTITY DEFAULT;
+ALTER TABLE public.task_usage_hourly_dirty REPLICA IDENTITY DEFAULT;

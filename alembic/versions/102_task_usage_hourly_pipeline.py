@@ -1,0 +1,31 @@
+"""102_task_usage_hourly_pipeline: what keeps the hourly rollup equal to raw usage.
+
+Why: from here on the history can be rolled up while a v0.3.4 server runs. Replaces the functions of
+the Go release where those are installed.
+Reversed by: the .down.sql; what is queued is lost, and found again by the next upgrade's proof.
+"""
+
+from usage_rollup.steps import apply_sql
+
+revision = "102"
+down_revision = "101"
+branch_labels = None
+depends_on = None
+
+# The first keeps writers out, so that every row is either committed before the triggers or theirs.
+LOCK = {
+    "SHARE ROW EXCLUSIVE": ["agent", "agent_task_queue", "issue", "task_usage"],
+    "ACCESS EXCLUSIVE": ["task_usage_hourly", "task_usage_hourly_dirty"],
+}
+
+
+def upgrade() -> None:
+    apply_sql(__file__, "up", lock=LOCK)
+
+
+def downgrade() -> None:
+    apply_sql(
+        __file__,
+        "down",
+        lock={"ACCESS EXCLUSIVE": [table for tables in LOCK.values() for table in tables]},
+    )

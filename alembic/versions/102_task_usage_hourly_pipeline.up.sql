@@ -1,0 +1,741 @@
+-- 102_task_usage_hourly_pipeline: what keeps task_usage_hourly equal to the aggregate of raw usage.
+--
+-- Why now: the tables of 101 exist and the history can be rolled up while a v0.3.4 server runs.
+-- Assumes: 101, ours or the Go release's. The Go release's 102 may be installed: everything here
+--   replaces it (CREATE OR REPLACE), which is how a database stuck at 103 receives this pipeline.
+-- Locks: SHARE ROW EXCLUSIVE on agent, agent_task_queue, issue and task_usage for CREATE TRIGGER,
+--   ACCESS EXCLUSIVE on the hourly tables. The first also waits for every open writer, so each row of
+--   task_usage either was committed before the triggers existed, and any later snapshot sees it, or
+--   passed through them.
+-- Undone by: 102_task_usage_hourly_pipeline.down.sql.
+--
+-- How changes are seen. A row whose event, COALESCE(updated_at, created_at), is its transaction's
+-- now() is found by time: the watermark never passes the horizon, which no open transaction has
+-- passed. Every other change (moves, deletions, rows with another timestamp) is written down by a
+-- trigger in the changing transaction itself, in task_usage_hourly_invalidation.
+--
+-- How changes are applied. Whole hours are recomputed from raw rows, never single keys, so what was
+-- moved or deleted leaves no remains and nobody needs to know the old key.
+
+-- ---------------------------------------------------------------------------------------------
+-- Tables of the pipeline
+-- ---------------------------------------------------------------------------------------------
+
+-- Append-only and without a unique key: two writers never wait for each other here. A row names
+-- what changed, not the buckets: those are looked up when it is drained, after the change committed.
+CREATE TABLE IF NOT EXISTS public.task_usage_hourly_invalidation (
+    bucket_hour timestamptz,
+    task_id uuid,
+    issue_id uuid,
+    agent_id uuid,
+    enqueued_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT ck_task_usage_hourly_invalidation_subject
+    CHECK (num_nonnulls(bucket_hour, task_id, issue_id, agent_id) <= 1)
+);
+
+COMMENT ON TABLE public.task_usage_hourly_invalidation IS
+    'Private queue: an hour, task, issue or agent whose buckets must be recomputed; a row that names none means every hour.';
+
+-- A backfill's plan and its cursor: day-aligned ranges of created_at, walked up to next_hour. Rows
+-- exist only while a backfill is unfinished; they are what makes a killed one resume.
+CREATE TABLE IF NOT EXISTS public.task_usage_hourly_backfill (
+    from_hour timestamptz PRIMARY KEY,
+    to_hour timestamptz NOT NULL,
+    next_hour timestamptz NOT NULL,
+    horizon_at timestamptz NOT NULL,
+    CONSTRAINT ck_task_usage_hourly_backfill_range
+    CHECK (from_hour <= next_hour AND next_hour <= to_hour AND from_hour < to_hour)
+);
+
+COMMENT ON TABLE public.task_usage_hourly_backfill IS
+    'Ranges an unfinished backfill has still to walk; horizon_at is where the watermark goes when all are done.';
+
+-- A table without replica identity refuses UPDATE and DELETE as soon as a publication FOR ALL TABLES
+-- exists; the hourly key has a nullable column, so only FULL serves. It costs nothing unpublished.
+ALTER TABLE public.task_usage_hourly REPLICA IDENTITY FULL;
+ALTER TABLE public.task_usage_hourly_dirty REPLICA IDENTITY FULL;
+ALTER TABLE public.task_usage_hourly_invalidation REPLICA IDENTITY FULL;
+
+-- 101's row may be missing where it was deleted by hand; without it the pipeline is dead.
+INSERT INTO public.task_usage_hourly_rollup_state (id) VALUES (1) ON CONFLICT (id) DO NOTHING;
+
+-- ---------------------------------------------------------------------------------------------
+-- What the rollup should hold
+-- ---------------------------------------------------------------------------------------------
+
+-- Through a zone-less timestamp: exact whatever the session's TimeZone, and IMMUTABLE in truth
+-- (date_trunc with a zone argument is only STABLE).
+CREATE OR REPLACE FUNCTION public.task_usage_hour_bucket(ts timestamptz)
+RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT pg_catalog.date_trunc('hour', ts AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'
+$$;
+
+COMMENT ON FUNCTION public.task_usage_hour_bucket(timestamptz) IS
+    'The UTC hour that contains ts.';
+
+-- The only place that says what raw usage is. No SET clause, so that the planner inlines it and
+-- sees the range. Sums that do not fit bigint saturate: one absurd report must not stop the rest.
+-- Infinite created_at belongs to no hour.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_expected(p_from timestamptz, p_to timestamptz)
+RETURNS TABLE (
+    bucket_hour timestamptz, workspace_id uuid, runtime_id uuid, agent_id uuid, project_id uuid,
+    provider text, model text, input_tokens bigint, output_tokens bigint,
+    cache_read_tokens bigint, cache_write_tokens bigint, task_count bigint, event_count bigint
+)
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT
+        public.task_usage_hour_bucket(tu.created_at), a.workspace_id, q.runtime_id, q.agent_id,
+        i.project_id, tu.provider, tu.model,
+        GREATEST(LEAST(SUM(tu.input_tokens), 9223372036854775807), -9223372036854775808)::bigint,
+        GREATEST(LEAST(SUM(tu.output_tokens), 9223372036854775807), -9223372036854775808)::bigint,
+        GREATEST(LEAST(SUM(tu.cache_read_tokens), 9223372036854775807), -9223372036854775808)::bigint,
+        GREATEST(LEAST(SUM(tu.cache_write_tokens), 9223372036854775807), -9223372036854775808)::bigint,
+        COUNT(DISTINCT tu.task_id), COUNT(*)
+    FROM public.task_usage tu
+    JOIN public.agent_task_queue q ON q.id = tu.task_id
+    JOIN public.agent a ON a.id = q.agent_id
+    LEFT JOIN public.issue i ON i.id = q.issue_id
+    WHERE tu.created_at >= p_from AND tu.created_at < p_to
+        AND pg_catalog.isfinite(tu.created_at) AND q.runtime_id IS NOT NULL
+    GROUP BY 1, 2, 3, 4, 5, 6, 7
+$$;
+
+COMMENT ON FUNCTION public.task_usage_hourly_expected(timestamptz, timestamptz) IS
+    'The aggregate of raw usage created in [p_from, p_to), hour-aligned: what task_usage_hourly should hold.';
+
+-- The hours that queued rows stand for, resolved now: call it in a statement that starts after the
+-- rows were read. A row may name a task or an agent that is gone; its usage then named its own hours.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_invalidated_hours(
+    p_queued public.task_usage_hourly_invalidation[]
+)
+RETURNS SETOF timestamptz LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT v.bucket_hour FROM unnest(p_queued) AS v WHERE isfinite(v.bucket_hour)
+    UNION
+    SELECT public.task_usage_hour_bucket(tu.created_at)
+    FROM unnest(p_queued) AS v
+    JOIN public.task_usage tu ON tu.task_id = v.task_id
+    UNION
+    SELECT public.task_usage_hour_bucket(tu.created_at)
+    FROM unnest(p_queued) AS v
+    JOIN public.agent_task_queue q ON q.issue_id = v.issue_id
+    JOIN public.task_usage tu ON tu.task_id = q.id
+    UNION
+    SELECT public.task_usage_hour_bucket(tu.created_at)
+    FROM unnest(p_queued) AS v
+    JOIN public.agent_task_queue q ON q.agent_id = v.agent_id
+    JOIN public.task_usage tu ON tu.task_id = q.id
+    UNION
+    SELECT h.bucket_hour FROM public.task_usage_hourly h
+    WHERE EXISTS (
+        SELECT FROM unnest(p_queued) AS v
+        WHERE num_nonnulls(v.bucket_hour, v.task_id, v.issue_id, v.agent_id) = 0)
+$$;
+
+-- The oracle. An hour that is queued, or holds an event at or above the watermark, is not behind
+-- but pending. One statement, so one snapshot; custom plans, because the range decides the plan.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_differences(
+    p_from timestamptz DEFAULT '-infinity', p_to timestamptz DEFAULT 'infinity'
+)
+RETURNS SETOF timestamptz LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
+BEGIN
+    RETURN QUERY
+    WITH both_sides AS (
+        SELECT 1 AS side, e.* FROM public.task_usage_hourly_expected(p_from, p_to) e
+        UNION ALL
+        SELECT
+            -1, h.bucket_hour, h.workspace_id, h.runtime_id, h.agent_id, h.project_id, h.provider,
+            h.model, h.input_tokens, h.output_tokens, h.cache_read_tokens, h.cache_write_tokens,
+            h.task_count, h.event_count
+        FROM public.task_usage_hourly h WHERE h.bucket_hour >= p_from AND h.bucket_hour < p_to
+    ), differing AS (
+        SELECT b.bucket_hour FROM both_sides b
+        GROUP BY
+            b.bucket_hour, b.workspace_id, b.runtime_id, b.agent_id, b.project_id, b.provider,
+            b.model, b.input_tokens, b.output_tokens, b.cache_read_tokens, b.cache_write_tokens,
+            b.task_count, b.event_count
+        HAVING SUM(b.side) <> 0
+    )
+    SELECT DISTINCT d.bucket_hour FROM differing d
+    WHERE d.bucket_hour NOT IN (SELECT public.task_usage_hourly_pending_hours())
+    ORDER BY 1;
+END
+$$;
+
+COMMENT ON FUNCTION public.task_usage_hourly_differences(timestamptz, timestamptz) IS
+    'Hours in which task_usage_hourly is not the aggregate of raw usage although nothing about them is pending.';
+
+-- What the next windows will recompute: queued, or with an event the watermark has not passed.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_pending_hours()
+RETURNS SETOF timestamptz LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
+DECLARE
+    v_watermark timestamptz := COALESCE(
+        (SELECT watermark_at FROM public.task_usage_hourly_rollup_state WHERE id = 1), '-infinity');
+BEGIN
+    RETURN QUERY
+    SELECT public.task_usage_hourly_invalidated_hours(
+        (SELECT array_agg(v) FROM public.task_usage_hourly_invalidation v))
+    UNION
+    SELECT d.bucket_hour FROM public.task_usage_hourly_dirty d
+    UNION
+    SELECT public.task_usage_hour_bucket(tu.created_at) FROM public.task_usage tu
+    WHERE tu.updated_at >= v_watermark
+    UNION
+    SELECT public.task_usage_hour_bucket(tu.created_at) FROM public.task_usage tu
+    WHERE tu.updated_at IS NULL AND tu.created_at >= v_watermark;
+END
+$$;
+
+-- ---------------------------------------------------------------------------------------------
+-- Clocks
+-- ---------------------------------------------------------------------------------------------
+
+-- updated_at = now() is the writer's transaction start, so "five minutes ago" alone is no bound: a
+-- writer open for longer commits below it. The horizon is a time that no transaction which may still
+-- write has started before. Sessions whose start this role may not see are waited for, by their
+-- virtual transaction; prepared transactions count when they hold task_usage in a writer's mode,
+-- since they can do nothing more. -infinity when one of these outlasts p_wait: a lower horizon is
+-- always safe. The five minutes cover the instant between a transaction's start and its report.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_horizon(p_wait interval DEFAULT '2 seconds')
+RETURNS timestamptz LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_start CONSTANT timestamptz := clock_timestamp();
+    v_oldest timestamptz;
+    v_waited text[];
+    v_blocking text[];
+BEGIN
+    LOOP
+        -- Session reports are cached for the length of a transaction otherwise.
+        PERFORM pg_stat_clear_snapshot();
+        SELECT
+            LEAST(v_oldest, MIN(s.xact_start)),
+            array_agg(l.virtualtransaction) FILTER (WHERE l.pid IS NOT NULL AND s.xact_start IS NULL)
+        INTO v_oldest, v_blocking
+        FROM pg_stat_activity s
+        LEFT JOIN pg_locks l ON l.pid = s.pid AND l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock'
+        -- A process without a role (autovacuum) never writes usage.
+        WHERE s.datid = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+            AND s.pid <> pg_backend_pid() AND s.usesysid IS NOT NULL;
+
+        v_blocking := COALESCE(v_blocking, '{}') || ARRAY(
+            SELECT l.virtualtransaction FROM pg_locks l
+            WHERE l.pid IS NULL AND l.locktype = 'relation'
+                AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+                AND l.relation = 'public.task_usage'::regclass
+                AND l.mode NOT IN ('AccessShareLock', 'RowShareLock'));
+        -- Only what was there at the start can have begun before it.
+        v_waited := CASE WHEN v_waited IS NULL THEN v_blocking ELSE ARRAY(
+            SELECT unnest(v_waited) INTERSECT SELECT unnest(v_blocking)) END;
+        EXIT WHEN cardinality(v_waited) = 0;
+        IF clock_timestamp() >= v_start + p_wait THEN
+            RETURN '-infinity';
+        END IF;
+        PERFORM pg_sleep(0.01);
+    END LOOP;
+    RETURN LEAST(v_start - interval '5 minutes', v_oldest);
+END
+$$;
+
+COMMENT ON FUNCTION public.task_usage_hourly_horizon(interval) IS
+    'A time no transaction that may still write usage began before; -infinity when none can be given. Read it before the snapshot that relies on it.';
+
+-- The newest event that has happened: a row dated in the future counts as now, or it would hold the
+-- guard of 103 for ever. Three index look-ups.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_latest_event()
+RETURNS timestamptz LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT LEAST(now(), e.latest)
+    FROM (SELECT GREATEST(
+        (SELECT MAX(updated_at) FROM public.task_usage),
+        (SELECT MAX(created_at) FROM public.task_usage WHERE updated_at IS NULL)) AS latest) AS e
+    -- LEAST would pass over the NULL of an empty table.
+    WHERE e.latest IS NOT NULL
+$$;
+
+-- Lag of the data, not of the last run: a tick that ran a minute ago and stands at 1970 is behind.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_rollup_lag_seconds()
+RETURNS double precision LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT GREATEST(0, COALESCE(EXTRACT(EPOCH FROM
+        public.task_usage_hourly_latest_event() - COALESCE(
+            (SELECT watermark_at FROM public.task_usage_hourly_rollup_state WHERE id = 1),
+            '1970-01-01 00:00:00+00')
+    ), 0))::double precision
+$$;
+
+COMMENT ON FUNCTION public.task_usage_hourly_rollup_lag_seconds() IS
+    'Seconds by which the watermark trails the newest usage event; 0 when there is none.';
+
+-- ---------------------------------------------------------------------------------------------
+-- Recompute
+-- ---------------------------------------------------------------------------------------------
+
+-- The one writer of task_usage_hourly. Either branch works in one snapshot. An empty range needs no
+-- comparison and takes the plain INSERT, which is what makes a first backfill fast.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_range(p_from timestamptz, p_to timestamptz)
+RETURNS bigint LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
+DECLARE
+    v_rows bigint;
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM public.task_usage_hourly h WHERE h.bucket_hour >= p_from AND h.bucket_hour < p_to
+    ) THEN
+        INSERT INTO public.task_usage_hourly (
+            bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model,
+            input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, task_count, event_count)
+        SELECT * FROM public.task_usage_hourly_expected(p_from, p_to);
+        GET DIAGNOSTICS v_rows = ROW_COUNT;
+        RETURN v_rows;
+    END IF;
+
+    WITH expected AS MATERIALIZED (
+        SELECT * FROM public.task_usage_hourly_expected(p_from, p_to)
+    ), deleted AS (
+        DELETE FROM public.task_usage_hourly h
+        WHERE h.bucket_hour >= p_from AND h.bucket_hour < p_to AND NOT EXISTS (
+            SELECT FROM expected e
+            WHERE (e.bucket_hour, e.workspace_id, e.runtime_id, e.agent_id, e.provider, e.model)
+                = (h.bucket_hour, h.workspace_id, h.runtime_id, h.agent_id, h.provider, h.model)
+                AND e.project_id IS NOT DISTINCT FROM h.project_id)
+        RETURNING 1
+    ), written AS (
+        INSERT INTO public.task_usage_hourly AS h (
+            bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model,
+            input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, task_count, event_count)
+        SELECT * FROM expected
+        ON CONFLICT ON CONSTRAINT uq_task_usage_hourly_key DO UPDATE SET
+            input_tokens = EXCLUDED.input_tokens, output_tokens = EXCLUDED.output_tokens,
+            cache_read_tokens = EXCLUDED.cache_read_tokens,
+            cache_write_tokens = EXCLUDED.cache_write_tokens,
+            task_count = EXCLUDED.task_count, event_count = EXCLUDED.event_count, updated_at = now()
+        WHERE (h.input_tokens, h.output_tokens, h.cache_read_tokens, h.cache_write_tokens,
+                h.task_count, h.event_count)
+            IS DISTINCT FROM (EXCLUDED.input_tokens, EXCLUDED.output_tokens, EXCLUDED.cache_read_tokens,
+                EXCLUDED.cache_write_tokens, EXCLUDED.task_count, EXCLUDED.event_count)
+        RETURNING 1
+    )
+    SELECT (SELECT COUNT(*) FROM deleted) + (SELECT COUNT(*) FROM written) INTO v_rows;
+    RETURN v_rows;
+END
+$$;
+
+COMMENT ON FUNCTION public.rollup_task_usage_hourly_range(timestamptz, timestamptz) IS
+    'Make every hour in [p_from, p_to) equal to its raw usage; returns rows written and deleted. The caller holds advisory lock 4246.';
+
+-- Takes what is queued out of the private queue. Only for a caller that, in the same transaction and
+-- in a later statement, recomputes it or queues it elsewhere.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_drain()
+RETURNS public.task_usage_hourly_invalidation[] LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    WITH drained AS (
+        DELETE FROM public.task_usage_hourly_invalidation v
+        WHERE v.ctid = ANY (ARRAY(
+            SELECT q.ctid FROM public.task_usage_hourly_invalidation q FOR UPDATE SKIP LOCKED))
+        RETURNING v.bucket_hour, v.task_id, v.issue_id, v.agent_id
+    ), named AS (
+        SELECT DISTINCT bucket_hour, task_id, issue_id, agent_id FROM drained
+    )
+    SELECT array_agg(ROW(bucket_hour, task_id, issue_id, agent_id, NULL)::public.task_usage_hourly_invalidation)
+    FROM named
+$$;
+
+-- Drain first, recompute after: a later statement sees at least what the queue told, so a row leaves
+-- the queue only together with its effect, at any isolation level.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_window(p_from timestamptz, p_to timestamptz)
+RETURNS bigint LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
+DECLARE
+    v_deadline CONSTANT timestamptz := clock_timestamp() + interval '5 seconds';
+    v_queued public.task_usage_hourly_invalidation[];
+    v_dirty timestamptz[];
+    v_range tstzrange;
+    v_rows bigint := 0;
+BEGIN
+    -- Two windows at once would let the older snapshot win. A caller that holds 4246 on another
+    -- session would wait for itself, hence the deadline.
+    WHILE NOT pg_try_advisory_xact_lock(4246) LOOP
+        IF clock_timestamp() >= v_deadline THEN
+            RAISE EXCEPTION USING ERRCODE = 'lock_not_available',
+                MESSAGE = 'task_usage_hourly is being written by another session (advisory lock 4246)',
+                HINT = 'Call the window on the session that holds the lock, or try again when it is free.';
+        END IF;
+        PERFORM pg_sleep(0.05);
+    END LOOP;
+
+    v_queued := public.rollup_task_usage_hourly_drain();
+    WITH drained AS (
+        DELETE FROM public.task_usage_hourly_dirty v
+        WHERE v.ctid = ANY (ARRAY(
+            SELECT q.ctid FROM public.task_usage_hourly_dirty q FOR UPDATE SKIP LOCKED))
+        RETURNING v.bucket_hour
+    )
+    SELECT array_agg(DISTINCT d.bucket_hour) INTO v_dirty FROM drained d;
+
+    -- Neighbouring hours melt into one range; each range is one statement whose cost is its rows.
+    FOR v_range IN
+        WITH touched (hour) AS (
+            SELECT public.task_usage_hourly_invalidated_hours(v_queued)
+            UNION
+            SELECT unnest(v_dirty)
+            UNION
+            SELECT public.task_usage_hour_bucket(tu.created_at) FROM public.task_usage tu
+            WHERE tu.updated_at >= p_from AND tu.updated_at < p_to
+            UNION
+            SELECT public.task_usage_hour_bucket(tu.created_at) FROM public.task_usage tu
+            WHERE tu.updated_at IS NULL AND tu.created_at >= p_from AND tu.created_at < p_to
+        )
+        SELECT unnest(range_agg(tstzrange(t.hour, t.hour + interval '1 hour'))) FROM touched t
+        WHERE isfinite(t.hour)
+    LOOP
+        v_rows := v_rows + public.rollup_task_usage_hourly_range(lower(v_range), upper(v_range));
+    END LOOP;
+    RETURN v_rows;
+END
+$$;
+
+COMMENT ON FUNCTION public.rollup_task_usage_hourly_window(timestamptz, timestamptz) IS
+    'Recompute every hour touched by an event in [p_from, p_to) or queued; returns rows written and deleted. Takes advisory lock 4246 until commit and leaves the watermark alone.';
+
+-- The tick. The lock belongs to the transaction: no cancel, error or pooled connection can keep it.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly()
+RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_started CONSTANT timestamptz := clock_timestamp();
+    v_day CONSTANT interval := interval '24 hours';
+    v_from timestamptz; v_to timestamptz; v_next timestamptz;
+    v_rows bigint;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(4246) THEN
+        RETURN 0;
+    END IF;
+    -- The horizon must be older than the snapshot it vouches for; a snapshot of the whole
+    -- transaction was taken before anything here could be read.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_transaction_state',
+            MESSAGE = format('the hourly tick needs READ COMMITTED, this transaction is %s',
+                upper(current_setting('transaction_isolation'))),
+            HINT = 'SET default_transaction_isolation = ''read committed'' for the role that runs the tick.';
+    END IF;
+
+    INSERT INTO public.task_usage_hourly_rollup_state (id) VALUES (1) ON CONFLICT (id) DO NOTHING;
+    SELECT watermark_at INTO STRICT v_from FROM public.task_usage_hourly_rollup_state WHERE id = 1;
+    IF v_from > v_started THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+            MESSAGE = format('the watermark of the hourly rollup lies in the future: %s', v_from),
+            HINT = 'UPDATE public.task_usage_hourly_rollup_state SET watermark_at = ''epoch'' WHERE id = 1; and backfill again.';
+    END IF;
+
+    v_to := public.task_usage_hourly_horizon();
+    SELECT LEAST(
+        (SELECT MIN(updated_at) FROM public.task_usage WHERE updated_at >= v_from),
+        (SELECT MIN(created_at) FROM public.task_usage WHERE updated_at IS NULL AND created_at >= v_from))
+    INTO v_next;
+    -- At most a day of events a tick; years without any cost one. LEAST passes over NULL.
+    v_to := LEAST(v_to, CASE WHEN v_next > v_from + v_day THEN v_next + v_day
+                             WHEN v_next IS NOT NULL THEN v_from + v_day END);
+    v_to := GREATEST(v_to, v_from);
+
+    v_rows := public.rollup_task_usage_hourly_window(v_from, v_to);
+    PERFORM public.prune_task_usage_hourly_dirty();
+    UPDATE public.task_usage_hourly_rollup_state SET
+        watermark_at = v_to, last_run_started_at = v_started,
+        last_run_finished_at = clock_timestamp(), last_run_rows = v_rows, last_error = NULL
+    WHERE id = 1;
+    RETURN v_rows;
+END
+$$;
+
+COMMENT ON FUNCTION public.rollup_task_usage_hourly() IS
+    'One tick: roll up at most a day of events below the horizon and everything queued, and move the watermark. Returns rows changed, 0 when another session holds advisory lock 4246.';
+
+-- Unprocessed rows are never pruned, and processed ones are deleted by the window that processed
+-- them. What remains to do here is for the day a later release replaces the window: it reads only the
+-- public queue, and still calls this function on every tick, so this hands the private queue over.
+CREATE OR REPLACE FUNCTION public.prune_task_usage_hourly_dirty(p_retention interval DEFAULT '7 days')
+RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_queued public.task_usage_hourly_invalidation[];
+    v_hour timestamptz;
+BEGIN
+    IF (SELECT p.prosrc LIKE '%rollup_task_usage_hourly_drain%' FROM pg_proc p
+        WHERE p.oid = 'public.rollup_task_usage_hourly_window(timestamptz,timestamptz)'::regprocedure)
+    THEN
+        RETURN 0;
+    END IF;
+
+    v_queued := public.rollup_task_usage_hourly_drain();
+    FOR v_hour IN SELECT public.task_usage_hourly_invalidated_hours(v_queued) LOOP
+        -- Keys that are there and keys that should be: their window works key by key.
+        INSERT INTO public.task_usage_hourly_dirty AS d
+            (bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model)
+        SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model
+        FROM public.task_usage_hourly WHERE bucket_hour = v_hour
+        UNION
+        SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model
+        FROM public.task_usage_hourly_expected(v_hour, v_hour + interval '1 hour')
+        ORDER BY 1, 2, 3, 4, 5, 6, 7
+        ON CONFLICT ON CONSTRAINT uq_task_usage_hourly_dirty_key
+        DO UPDATE SET enqueued_at = GREATEST(d.enqueued_at, EXCLUDED.enqueued_at);
+    END LOOP;
+    RETURN COALESCE(cardinality(v_queued), 0);
+END
+$$;
+
+COMMENT ON FUNCTION public.prune_task_usage_hourly_dirty(interval) IS
+    'Hand the private queue to the public one where a later release''s window is installed; returns rows handed over. Deletes nothing that has not been processed, so p_retention has nothing to limit.';
+
+-- ---------------------------------------------------------------------------------------------
+-- Backfill: plan, slice by slice, finish. Each is called in a transaction of its own by a session
+-- that holds advisory lock 4246.
+-- ---------------------------------------------------------------------------------------------
+
+-- Everything from the first day to the last when nothing is rolled up yet; otherwise only the days
+-- with events the watermark has not passed. Returns the usage rows to walk.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_plan(p_horizon timestamptz)
+RETURNS bigint LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET plan_cache_mode = force_custom_plan AS $$
+DECLARE
+    v_watermark timestamptz;
+    v_first_event timestamptz;
+BEGIN
+    SELECT watermark_at INTO STRICT v_watermark FROM public.task_usage_hourly_rollup_state WHERE id = 1;
+    SELECT LEAST(
+        (SELECT MIN(updated_at) FROM public.task_usage),
+        (SELECT MIN(created_at) FROM public.task_usage WHERE updated_at IS NULL))
+    INTO v_first_event;
+
+    IF v_watermark <= v_first_event THEN
+        INSERT INTO public.task_usage_hourly_backfill (from_hour, to_hour, next_hour, horizon_at)
+        SELECT date_trunc('day', first), date_trunc('day', last) + interval '1 day',
+            date_trunc('day', first), p_horizon
+        FROM (SELECT
+            (SELECT MIN(created_at) FROM public.task_usage WHERE created_at > '-infinity') AS first,
+            (SELECT MAX(created_at) FROM public.task_usage WHERE created_at < 'infinity') AS last
+        ) AS bounds WHERE first IS NOT NULL;
+    ELSE
+        INSERT INTO public.task_usage_hourly_backfill (from_hour, to_hour, next_hour, horizon_at)
+        SELECT lower(r), upper(r), lower(r), p_horizon
+        FROM (
+            SELECT unnest(range_agg(tstzrange(t.day, t.day + interval '1 day'))) AS r
+            FROM (
+                SELECT date_trunc('day', created_at) AS day FROM public.task_usage
+                WHERE updated_at >= v_watermark AND isfinite(created_at)
+                UNION
+                SELECT date_trunc('day', created_at) FROM public.task_usage
+                WHERE updated_at IS NULL AND created_at >= v_watermark AND isfinite(created_at)
+            ) AS t
+        ) AS ranges;
+    END IF;
+
+    -- No event between watermark and horizon: the truth is the horizon, without a walk.
+    IF NOT EXISTS (SELECT FROM public.task_usage_hourly_backfill) THEN
+        UPDATE public.task_usage_hourly_rollup_state
+        SET watermark_at = GREATEST(watermark_at, p_horizon) WHERE id = 1;
+    END IF;
+    RETURN (
+        SELECT COUNT(*) FROM public.task_usage_hourly_backfill b
+        JOIN public.task_usage tu ON tu.created_at >= b.from_hour AND tu.created_at < b.to_hour);
+END
+$$;
+
+COMMENT ON FUNCTION public.rollup_task_usage_hourly_plan(timestamptz) IS
+    'Plan a backfill that may move the watermark to p_horizon; returns the usage rows it will read.';
+
+-- Plans what the oracle finds wrong, by the hour. The watermark stays: a difference below it is what
+-- makes it untrue.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_plan_repair()
+RETURNS bigint LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    WITH differing AS (
+        SELECT public.task_usage_hourly_differences() AS hour
+    ), planned AS (
+        INSERT INTO public.task_usage_hourly_backfill (from_hour, to_hour, next_hour, horizon_at)
+        SELECT lower(r), upper(r), lower(r),
+            (SELECT watermark_at FROM public.task_usage_hourly_rollup_state WHERE id = 1)
+        FROM (
+            SELECT unnest(range_agg(tstzrange(hour, hour + interval '1 hour'))) AS r FROM differing
+        ) AS ranges
+    )
+    SELECT COUNT(*) FROM differing
+$$;
+
+COMMENT ON FUNCTION public.rollup_task_usage_hourly_plan_repair() IS
+    'Plan the recompute of every hour that differs from raw usage; returns their number.';
+
+-- One slice: from the cursor to the end of its first event's month, or less when that holds more than
+-- p_rows usage rows; an hour is never split. The cursor moves in the same transaction. No row when
+-- nothing is left.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_slice(p_rows bigint)
+RETURNS TABLE (slice_from timestamptz, slice_to timestamptz, usage_rows bigint, buckets bigint)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET plan_cache_mode = force_custom_plan AS $$
+DECLARE
+    v_plan public.task_usage_hourly_backfill;
+    v_full timestamptz;
+BEGIN
+    SELECT b.* INTO v_plan FROM public.task_usage_hourly_backfill b
+    WHERE b.next_hour < b.to_hour ORDER BY b.from_hour LIMIT 1 FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+
+    slice_from := COALESCE(
+        (SELECT public.task_usage_hour_bucket(MIN(tu.created_at)) FROM public.task_usage tu
+         WHERE tu.created_at >= v_plan.next_hour AND tu.created_at < v_plan.to_hour),
+        v_plan.next_hour);
+    slice_to := LEAST(v_plan.to_hour, date_trunc('month', slice_from) + interval '1 month');
+    SELECT public.task_usage_hour_bucket(tu.created_at) INTO v_full FROM public.task_usage tu
+    WHERE tu.created_at >= slice_from AND tu.created_at < slice_to
+    ORDER BY tu.created_at OFFSET p_rows LIMIT 1;
+    IF FOUND THEN
+        slice_to := LEAST(slice_to, GREATEST(v_full, slice_from + interval '1 hour'));
+    END IF;
+
+    -- From the cursor, not from the first event: what the rollup holds in between has no raw rows.
+    buckets := public.rollup_task_usage_hourly_range(v_plan.next_hour, slice_to);
+    SELECT COALESCE(SUM(h.event_count), 0)::bigint INTO usage_rows FROM public.task_usage_hourly h
+    WHERE h.bucket_hour >= slice_from AND h.bucket_hour < slice_to;
+    UPDATE public.task_usage_hourly_backfill b SET next_hour = slice_to
+    WHERE b.from_hour = v_plan.from_hour;
+    RETURN NEXT;
+END
+$$;
+
+COMMENT ON FUNCTION public.rollup_task_usage_hourly_slice(bigint) IS
+    'Roll up the next slice of a planned backfill and move its cursor, in the caller''s transaction.';
+
+-- Moves the watermark to the horizon the plan was made for, once every range is walked.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_finish()
+RETURNS timestamptz LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_watermark timestamptz;
+BEGIN
+    IF EXISTS (SELECT FROM public.task_usage_hourly_backfill b WHERE b.next_hour < b.to_hour) THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = 'the backfill of task_usage_hourly is not finished';
+    END IF;
+    WITH done AS (DELETE FROM public.task_usage_hourly_backfill RETURNING horizon_at)
+    UPDATE public.task_usage_hourly_rollup_state s
+    SET watermark_at = GREATEST(s.watermark_at, (SELECT MIN(horizon_at) FROM done))
+    WHERE s.id = 1 RETURNING s.watermark_at INTO v_watermark;
+    RETURN v_watermark;
+END
+$$;
+
+-- ---------------------------------------------------------------------------------------------
+-- Triggers
+-- ---------------------------------------------------------------------------------------------
+-- SECURITY DEFINER: the product's roles need no rights on the queue. Each is one INSERT into a table
+-- without unique keys: nothing to wait for, nothing to deadlock on. The four BEFORE triggers are the
+-- product's by name (later releases re-create three of them); the AFTER triggers are ours.
+
+CREATE OR REPLACE FUNCTION public.enqueue_task_usage_hourly_dirty_for_tu()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO public.task_usage_hourly_invalidation (bucket_hour)
+    VALUES (public.task_usage_hour_bucket(OLD.created_at));
+    RETURN OLD;
+END
+$$;
+
+-- Inserts and updates, the server's hot path: a SET clause alone would double its cost, so every name
+-- and operator is qualified instead. An event of this very transaction writes nothing, since the
+-- window finds it by time; the comparison with the watermark is for a clock that was set back.
+CREATE OR REPLACE FUNCTION public.enqueue_task_usage_hourly_dirty_for_tu_write()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+    v_now CONSTANT timestamptz := pg_catalog.now();
+BEGIN
+    IF NOT COALESCE(NEW.updated_at, NEW.created_at) OPERATOR(pg_catalog.=) v_now
+        OR v_now OPERATOR(pg_catalog.<) (
+            SELECT s.watermark_at FROM public.task_usage_hourly_rollup_state s
+            WHERE s.id OPERATOR(pg_catalog.=) 1)
+    THEN
+        INSERT INTO public.task_usage_hourly_invalidation (bucket_hour)
+        VALUES (public.task_usage_hour_bucket(NEW.created_at));
+    END IF;
+    IF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' THEN
+        IF NOT OLD.created_at OPERATOR(pg_catalog.=) NEW.created_at THEN
+            INSERT INTO public.task_usage_hourly_invalidation (bucket_hour)
+            VALUES (public.task_usage_hour_bucket(OLD.created_at));
+        END IF;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION public.enqueue_task_usage_hourly_dirty_for_tu_truncate()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO public.task_usage_hourly_invalidation DEFAULT VALUES;
+    RETURN NULL;
+END
+$$;
+
+-- By task, resolved at the drain: a report for this task that commits while the move is still open
+-- is invisible here.
+CREATE OR REPLACE FUNCTION public.enqueue_task_usage_hourly_dirty_for_atq()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO public.task_usage_hourly_invalidation (task_id) VALUES (OLD.id);
+    IF TG_OP = 'DELETE' THEN
+        RETURN OLD;
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION public.enqueue_task_usage_hourly_dirty_for_issue_project()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO public.task_usage_hourly_invalidation (issue_id) VALUES (OLD.id);
+    RETURN NEW;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION public.enqueue_task_usage_hourly_dirty_for_issue_delete()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO public.task_usage_hourly_invalidation (issue_id) VALUES (OLD.id);
+    RETURN OLD;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION public.enqueue_task_usage_hourly_dirty_for_agent()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO public.task_usage_hourly_invalidation (agent_id) VALUES (OLD.id);
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE TRIGGER trg_tu_dirty_hourly
+    BEFORE DELETE ON public.task_usage
+    FOR EACH ROW EXECUTE FUNCTION public.enqueue_task_usage_hourly_dirty_for_tu();
+
+CREATE OR REPLACE TRIGGER trg_tu_dirty_hourly_write
+    AFTER INSERT OR UPDATE ON public.task_usage
+    FOR EACH ROW EXECUTE FUNCTION public.enqueue_task_usage_hourly_dirty_for_tu_write();
+
+CREATE OR REPLACE TRIGGER trg_tu_dirty_hourly_truncate
+    AFTER TRUNCATE ON public.task_usage
+    FOR EACH STATEMENT EXECUTE FUNCTION public.enqueue_task_usage_hourly_dirty_for_tu_truncate();
+
+CREATE OR REPLACE TRIGGER trg_atq_dirty_hourly
+    BEFORE UPDATE OF runtime_id, issue_id OR DELETE ON public.agent_task_queue
+    FOR EACH ROW EXECUTE FUNCTION public.enqueue_task_usage_hourly_dirty_for_atq();
+
+CREATE OR REPLACE TRIGGER trg_atq_dirty_hourly_agent
+    AFTER UPDATE OF agent_id ON public.agent_task_queue
+    FOR EACH ROW WHEN (OLD.agent_id IS DISTINCT FROM NEW.agent_id)
+    EXECUTE FUNCTION public.enqueue_task_usage_hourly_dirty_for_atq();
+
+CREATE OR REPLACE TRIGGER trg_issue_project_dirty_hourly
+    BEFORE UPDATE OF project_id ON public.issue
+    FOR EACH ROW EXECUTE FUNCTION public.enqueue_task_usage_hourly_dirty_for_issue_project();
+
+CREATE OR REPLACE TRIGGER trg_issue_delete_dirty_hourly
+    BEFORE DELETE ON public.issue
+    FOR EACH ROW EXECUTE FUNCTION public.enqueue_task_usage_hourly_dirty_for_issue_delete();
+
+CREATE OR REPLACE TRIGGER trg_agent_dirty_hourly
+    AFTER UPDATE OF workspace_id OR DELETE ON public.agent
+    FOR EACH ROW EXECUTE FUNCTION public.enqueue_task_usage_hourly_dirty_for_agent();

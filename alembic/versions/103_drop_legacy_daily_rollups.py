@@ -1,0 +1,39 @@
+"""103_drop_legacy_daily_rollups: drop both legacy daily rollups, behind a guard that fails closed.
+
+Why: the hourly rollup serves every report, once it is proven to hold the history.
+Reversed by: the .down.sql, which rebuilds both rollups from raw rows; legacy rows whose raw rows are
+gone do not come back.
+"""
+
+from usage_rollup.backfill import backfill_before_103
+from usage_rollup.steps import apply_sql
+
+revision = "103"
+down_revision = "102"
+branch_labels = None
+depends_on = None
+
+# Runs after 102 has committed, every time this revision is about to be applied.
+before_upgrade = backfill_before_103
+
+# The product's tables carry the triggers to drop; old Go runners, which take no advisory lock, are
+# kept out by the same locks.
+TABLES = [
+    "agent_task_queue",
+    "issue",
+    "task_usage",
+    "task_usage_daily",
+    "task_usage_daily_dirty",
+    "task_usage_rollup_state",
+    "task_usage_dashboard_daily",
+    "task_usage_dashboard_dirty",
+    "task_usage_dashboard_rollup_state",
+]
+
+
+def upgrade() -> None:
+    apply_sql(__file__, "up", lock={"ACCESS EXCLUSIVE": TABLES})
+
+
+def downgrade() -> None:
+    apply_sql(__file__, "down", lock={"ACCESS EXCLUSIVE": TABLES[:3]})

@@ -1,0 +1,7 @@
+-- Undo 104_drop_runtime_timezone. The zones themselves are gone: every runtime restarts at 'UTC'.
+-- Locks: ACCESS EXCLUSIVE on agent_runtime for a catalog change only (constant default: no rewrite).
+
+ALTER TABLE public.agent_runtime ADD COLUMN IF NOT EXISTS timezone text NOT NULL DEFAULT 'UTC';
+
+COMMENT ON COLUMN public.agent_runtime.timezone IS
+    'IANA time zone in which this runtime''s daily usage buckets are cut.';

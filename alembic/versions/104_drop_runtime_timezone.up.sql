@@ -1,0 +1,9 @@
+-- 104_drop_runtime_timezone: days belong to the viewer now (100), not to the runtime.
+--
+-- Why now: 103 dropped the last reader of the column.
+-- Assumes: no v0.3.4 server is running: it writes the column when a daemon registers.
+-- Locks: ACCESS EXCLUSIVE on agent_runtime for a catalog change only.
+-- Undone by: 104_drop_runtime_timezone.down.sql, with every runtime back at 'UTC'.
+
+-- IF EXISTS: the product's own runner, which takes no lock before v0.3.15, may have been here first.
+ALTER TABLE public.agent_runtime DROP COLUMN IF EXISTS timezone;

@@ -1,0 +1,83 @@
+"""Session advisory locks, taken by polling.
+
+pg_advisory_lock() has no deadline, names nobody, and deadlocks with CREATE INDEX CONCURRENTLY while
+it waits; pg_try_advisory_lock() asked again and again does none of that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import sqlalchemy as sa
+
+from .errors import LockBusy
+
+# Held for a whole migration run, by the product's Go runner (since v0.3.15) and by ours.
+MIGRATION_RUN = 7244554146635925501
+
+# Held by every writer of task_usage_hourly.
+HOURLY_ROLLUP = 4246
+
+NAMES = {MIGRATION_RUN: "migration run", HOURLY_ROLLUP: "hourly rollup"}
+
+# A healthy migration run or tick is over long before; a crash loop's supervisor is still patient.
+DEFAULT_DEADLINE_S = 600.0
+
+_POLL_INTERVAL_S = 0.1
+
+
+def acquire(connection: sa.Connection, key: int, deadline_s: float = DEFAULT_DEADLINE_S) -> None:
+    """Take the session lock `key`, waiting up to `deadline_s` seconds, and commit.
+
+    The lock is held by the session until it ends or calls release(); taking it again nests. Commits
+    between attempts, so no snapshot is held while waiting. Raises LockBusy, naming the holder.
+    """
+    give_up = time.monotonic() + deadline_s
+    while not connection.scalar(sa.text("SELECT pg_try_advisory_lock(:key)"), {"key": key}):
+        holders = describe_holders(connection, key)
+        connection.commit()
+        if time.monotonic() >= give_up:
+            raise LockBusy(
+                f"advisory lock {key} ({NAMES[key]}) was not free within {deadline_s:.0f} s;"
+                f" held by {holders}",
+                hint="wait for that session, or end it: SELECT pg_terminate_backend(<pid>)",
+            )
+        time.sleep(_POLL_INTERVAL_S)
+    connection.commit()
+
+
+def release(connection: sa.Connection, key: int) -> None:
+    """Give the session lock `key` back once, and commit."""
+    connection.execute(sa.text("SELECT pg_advisory_unlock(:key)"), {"key": key})
+    connection.commit()
+
+
+def describe_holders(connection: sa.Connection, key: int) -> str:
+    """Say who holds advisory lock `key` in this database: pid, application, state, since when."""
+    # A bigint key is split into classid and objid; objsubid 1 marks that form.
+    pids = connection.scalars(
+        sa.text(
+            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            " AND (classid::bigint << 32 | objid::bigint) = :key"
+        ),
+        {"key": key},
+    ).all()
+    return describe_sessions(connection, pids)
+
+
+def describe_sessions(connection: sa.Connection, pids: Iterable[int]) -> str:
+    """Describe the sessions `pids` for an operator: pid, role, application, state, since when."""
+    described = connection.scalars(
+        sa.text(
+            "SELECT format('pid %s (%s, %s, %s%s)', pid, COALESCE(usename, 'no role'),"
+            " COALESCE(NULLIF(application_name, ''), 'no application name'),"
+            " COALESCE(state, 'state not visible to this role'),"
+            " COALESCE(' since ' || to_char(COALESCE(xact_start, state_change, backend_start),"
+            " 'YYYY-MM-DD HH24:MI:SS TZ'), ''))"
+            " FROM pg_stat_activity WHERE pid = ANY(CAST(:pids AS int[])) ORDER BY pid"
+        ),
+        {"pids": list(pids)},
+    ).all()
+    return ", ".join(described) or "a session that has just ended"

@@ -1,0 +1,271 @@
+"""Bring the hourly rollup up to date and prove it: the hook before 103.
+
+The SQL functions of 102 do the work and keep the truth (plan, cursor, watermark) in the database;
+this module decides, loops and reports. Every statement here runs on the migration connection, whose
+session also holds advisory lock 4246 from the first look at the state until 103 has committed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+
+from . import advisory_lock
+from .errors import BackfillRefused
+from .progress import Slice, slice_progress
+
+log = logging.getLogger(__name__)
+
+# The guard of 103 refuses a watermark that trails the newest event by more (CONTRACT: one hour).
+LAG_THRESHOLD = timedelta(hours=1)
+
+# Bounds what a kill can undo and how long a slice holds its snapshot: a second or two of work.
+SLICE_ROWS = 200_000
+
+# The watermark that says nothing has been rolled up, and the command that restores it.
+RESET_WATERMARK = "UPDATE public.task_usage_hourly_rollup_state SET watermark_at = 'epoch' WHERE id = 1"
+
+# Reasons for not walking.
+ROLLUP_STATE_MISSING = "rollup_state_missing"
+TASK_USAGE_EMPTY = "task_usage_empty"
+WATERMARK_WITHIN_THRESHOLD = "watermark_within_threshold"
+
+
+@dataclass(frozen=True)
+class Backfill:
+    """What the hook did: why it did not walk, or what it walked; and what its proof repaired."""
+
+    skipped: str | None = None
+    slices: int = 0
+    rows: int = 0
+    from_: datetime | None = None
+    to: datetime | None = None
+    repaired_hours: int = 0
+
+
+def backfill_before_103(connection: sa.Connection) -> Backfill:
+    """Make the guard of 103 pass by making it true; return what was done.
+
+    1. No state table: nothing to do here, the guard decides (`rollup_state_missing`).
+    2. Take advisory lock 4246, by polling; only then read the state. It stays held for 103.
+    3. No usage: move the watermark to the horizon (`task_usage_empty`).
+    4. Lag at most an hour and no unfinished walk: write nothing (`watermark_within_threshold`).
+    5. Otherwise walk, slice by slice, each one transaction; a killed walk resumes at its cursor.
+    6. Walk or no walk: drain the queues, compare rollup and raw usage in one snapshot, recompute
+       what differs, compare again. Only a clean comparison lets 103 pass without its own.
+
+    Entered and left outside a transaction, as owner of nothing but the session lock. Raises LockBusy
+    and BackfillRefused; whatever was committed until then is kept and true.
+    """
+    if connection.scalar(sa.text("SELECT to_regclass('public.task_usage_hourly_rollup_state') IS NULL")):
+        connection.commit()
+        return _skip(ROLLUP_STATE_MISSING)
+    advisory_lock.acquire(connection, advisory_lock.HOURLY_ROLLUP)
+    state = _read_state(connection)
+    if state.empty:
+        _plan(connection, empty=True)
+        result = _skip(TASK_USAGE_EMPTY)
+    elif state.lag <= LAG_THRESHOLD and not state.unfinished:
+        result = _skip(WATERMARK_WITHIN_THRESHOLD)
+    else:
+        result = _walk_history(connection, state)
+    return _prove(connection, result)
+
+
+@dataclass(frozen=True)
+class _State:
+    empty: bool
+    lag: timedelta
+    unfinished: bool
+
+
+def _read_state(connection: sa.Connection) -> _State:
+    """Read what decides, in one snapshot, after putting back a state row deleted by hand."""
+    connection.execute(
+        sa.text(
+            "INSERT INTO public.task_usage_hourly_rollup_state (id) VALUES (1) ON CONFLICT (id) DO NOTHING"
+        )
+    )
+    row = (
+        connection.execute(
+            sa.text(
+                "SELECT NOT EXISTS (SELECT FROM public.task_usage) AS empty,"
+                " EXISTS (SELECT FROM public.task_usage_hourly_backfill) AS unfinished,"
+                " public.task_usage_hourly_rollup_lag_seconds() AS lag_s,"
+                " watermark_at > clock_timestamp() AS future, watermark_at::text AS watermark"
+                " FROM public.task_usage_hourly_rollup_state WHERE id = 1"
+            )
+        )
+        .mappings()
+        .one()
+    )
+    connection.commit()
+    if row["future"]:
+        raise BackfillRefused(
+            f"the watermark of the hourly rollup lies in the future: {row['watermark']}",
+            hint=f'psql "$DATABASE_URL" -c "{RESET_WATERMARK}" and run `alembic upgrade head`'
+            " again: it walks the whole history",
+        )
+    return _State(row["empty"], timedelta(seconds=row["lag_s"]), row["unfinished"])
+
+
+def _walk_history(connection: sa.Connection, state: _State) -> Backfill:
+    """Walk until the watermark trails by an hour at most; refuse when open transactions prevent it."""
+    walked: list[Slice] = []
+    if state.unfinished:
+        log.info("resuming the backfill where it stopped")
+        walked += _walk(connection)
+        state = _read_state(connection)
+    if state.lag > LAG_THRESHOLD:
+        _plan(connection)
+        walked += _walk(connection)
+        state = _read_state(connection)
+    if state.lag > LAG_THRESHOLD:
+        raise BackfillRefused(
+            f"the history is rolled up, but the watermark cannot follow: it trails by {state.lag},"
+            f" held back by {_oldest_transactions(connection)}",
+            hint="end that transaction and run `alembic upgrade head` again; finished slices stay",
+        )
+    return Backfill(
+        slices=len(walked),
+        rows=sum(done.rows for done in walked),
+        from_=min((done.from_ for done in walked), default=None),
+        to=max((done.to for done in walked), default=None),
+    )
+
+
+def _plan(connection: sa.Connection, *, empty: bool = False) -> None:
+    """Fix the horizon, in a statement of its own before any snapshot that relies on it, and plan.
+
+    Without a horizon a walk would end where it began, so it is not begun; an empty table can wait for
+    its first tick.
+    """
+    horizon = connection.scalar(sa.text("SELECT public.task_usage_hourly_horizon('10 seconds')::text"))
+    connection.commit()
+    if horizon == "-infinity" and not empty:
+        raise BackfillRefused(
+            "no safe horizon: transactions are open whose start this role cannot see, or that were"
+            f" prepared and left: {_oldest_transactions(connection)}",
+            hint="end them (COMMIT PREPARED, ROLLBACK PREPARED), or GRANT pg_read_all_stats to the"
+            " migrating role, and run `alembic upgrade head` again",
+        )
+    rows = connection.scalar(
+        sa.text("SELECT public.rollup_task_usage_hourly_plan(CAST(:horizon AS timestamptz))"),
+        {"horizon": horizon},
+    )
+    connection.commit()
+    log.info("backfill planned: %d usage rows", rows)
+
+
+def _walk(connection: sa.Connection) -> list[Slice]:
+    """Walk what is planned to its end; each slice commits, then lets waiters for 4246 pass."""
+    total_rows = connection.scalar(
+        sa.text(
+            "SELECT COUNT(*) FROM public.task_usage_hourly_backfill b JOIN public.task_usage tu"
+            " ON tu.created_at >= b.next_hour AND tu.created_at < b.to_hour"
+        )
+    )
+    connection.commit()
+    walked = []
+    with slice_progress(total_rows or 0) as progress:
+        for done in _slices(connection):
+            walked.append(done)
+            progress.advance(done)
+            _let_waiters_pass(connection)
+    connection.execute(sa.text("SELECT public.rollup_task_usage_hourly_finish()"))
+    connection.commit()
+    # The proof and the dashboards plan their queries minutes before autovacuum would come by.
+    connection.execute(sa.text("ANALYZE public.task_usage_hourly"))
+    connection.commit()
+    return walked
+
+
+def _slices(connection: sa.Connection) -> Iterator[Slice]:
+    while True:
+        started = time.monotonic()
+        row = connection.execute(
+            sa.text("SELECT * FROM public.rollup_task_usage_hourly_slice(:rows)"),
+            {"rows": SLICE_ROWS},
+        ).one_or_none()
+        connection.commit()
+        if row is None:
+            return
+        yield Slice(row[0], row[1], row[2], row[3], seconds=time.monotonic() - started)
+
+
+def _let_waiters_pass(connection: sa.Connection) -> None:
+    """Give 4246 up for a moment when a session is blocked on it: workspace deletion waits 10 s."""
+    waiting = connection.scalar(
+        sa.text(
+            "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            " AND objsubid = 1 AND (classid::bigint << 32 | objid::bigint) = :key"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))"
+        ),
+        {"key": advisory_lock.HOURLY_ROLLUP},
+    )
+    connection.commit()
+    if waiting:
+        advisory_lock.release(connection, advisory_lock.HOURLY_ROLLUP)
+        advisory_lock.acquire(connection, advisory_lock.HOURLY_ROLLUP)
+
+
+def _prove(connection: sa.Connection, result: Backfill) -> Backfill:
+    """Drain, compare, repair, compare again; leave the proof for 103 in this session's settings."""
+    connection.execute(sa.text("SELECT public.rollup_task_usage_hourly_window('-infinity', '-infinity')"))
+    connection.commit()
+    repaired = 0
+    for _ in range(3):
+        differing = connection.scalar(sa.text("SELECT public.rollup_task_usage_hourly_plan_repair()"))
+        connection.commit()
+        if not differing:
+            break
+        log.warning("%d hours of the rollup differ from raw usage; recomputing them", differing)
+        repaired += differing
+        _walk(connection)
+    else:
+        raise BackfillRefused(
+            f"{differing} hours of the hourly rollup still differ from raw usage after"
+            " they were recomputed; 103 was not run",
+            hint="SELECT public.task_usage_hourly_differences() names them",
+        )
+    connection.execute(
+        sa.text(
+            "SELECT set_config('usage_rollup.proof', watermark_at::text, false)"
+            " FROM public.task_usage_hourly_rollup_state WHERE id = 1"
+        )
+    )
+    connection.commit()
+    log.info("the hourly rollup matches raw usage")
+    return dataclasses.replace(result, repaired_hours=repaired)
+
+
+def _oldest_transactions(connection: sa.Connection) -> str:
+    """Name what holds the horizon back: open transactions, oldest first, and prepared ones."""
+    pids = connection.scalars(
+        sa.text(
+            "SELECT s.pid FROM pg_stat_activity s JOIN pg_locks l ON l.pid = s.pid"
+            " AND l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock'"
+            " WHERE s.datname = current_database() AND s.pid <> pg_backend_pid()"
+            " AND s.usesysid IS NOT NULL ORDER BY s.xact_start NULLS FIRST LIMIT 3"
+        )
+    ).all()
+    prepared = connection.scalars(
+        sa.text(
+            "SELECT format('prepared transaction %L (%s, since %s)', gid, owner, prepared)"
+            " FROM pg_prepared_xacts WHERE database = current_database() ORDER BY prepared LIMIT 3"
+        )
+    ).all()
+    sessions = [advisory_lock.describe_sessions(connection, pids)] if pids else []
+    connection.commit()
+    return ", ".join([*sessions, *prepared]) or "a transaction that has just ended"
+
+
+def _skip(reason: str) -> Backfill:
+    log.info("no backfill: %s", reason)
+    return Backfill(skipped=reason)
