@@ -132,6 +132,9 @@ def _walk_history(connection: sa.Connection, state: _State) -> Backfill:
             f" held back by {_oldest_transactions(connection)}",
             hint="end that transaction and run `alembic upgrade head` again; finished slices stay",
         )
+    # The proof and the dashboards plan their queries minutes before autovacuum would come by.
+    connection.execute(sa.text("ANALYZE public.task_usage_hourly"))
+    connection.commit()
     return Backfill(
         slices=len(walked),
         rows=sum(done.rows for done in walked),
@@ -155,12 +158,11 @@ def _plan(connection: sa.Connection, *, empty: bool = False) -> None:
             hint="end them (COMMIT PREPARED, ROLLBACK PREPARED), or GRANT pg_read_all_stats to the"
             " migrating role, and run `alembic upgrade head` again",
         )
-    rows = connection.scalar(
+    connection.execute(
         sa.text("SELECT public.rollup_task_usage_hourly_plan(CAST(:horizon AS timestamptz))"),
         {"horizon": horizon},
     )
     connection.commit()
-    log.info("backfill planned: %d usage rows", rows)
 
 
 def _walk(connection: sa.Connection) -> list[Slice]:
@@ -172,6 +174,7 @@ def _walk(connection: sa.Connection) -> list[Slice]:
         )
     )
     connection.commit()
+    log.info("backfill: %d usage rows to walk", total_rows)
     walked = []
     with slice_progress(total_rows or 0) as progress:
         for done in _slices(connection):
@@ -179,9 +182,6 @@ def _walk(connection: sa.Connection) -> list[Slice]:
             progress.advance(done)
             _let_waiters_pass(connection)
     connection.execute(sa.text("SELECT public.rollup_task_usage_hourly_finish()"))
-    connection.commit()
-    # The proof and the dashboards plan their queries minutes before autovacuum would come by.
-    connection.execute(sa.text("ANALYZE public.task_usage_hourly"))
     connection.commit()
     return walked
 

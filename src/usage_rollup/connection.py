@@ -56,6 +56,8 @@ SESSION_SETTINGS = {
     "default_transaction_isolation": "read committed",
     "default_transaction_deferrable": "off",
     "jit": "off",
+    # A slice's hash tables fit; a server of 1 GB can spare it for one session.
+    "work_mem": "64MB",
 }
 
 
@@ -154,7 +156,8 @@ def _connect_once(conninfo: str) -> psycopg.Connection[Any]:
 def require_suitable(connection: sa.Connection) -> None:
     """Refuse a server or session the upgrade cannot run on, in one sentence, before any change.
 
-    One round trip that only reads, in a transaction of its own. Raises UnsuitableDatabase.
+    One round trip that only reads, in a transaction of its own; a few more behind a pooler. Raises
+    UnsuitableDatabase.
     """
     raw = connection.connection.dbapi_connection
     assert isinstance(raw, psycopg.Connection)
@@ -166,6 +169,8 @@ def require_suitable(connection: sa.Connection) -> None:
         )
     row = connection.execute(sa.text(_SUITABILITY)).mappings().one()
     connection.commit()
+    if row["backend_pid"] != raw.info.backend_pid:
+        _require_session_pooling(raw, row["backend_pid"])
     if row["standby"]:
         raise UnsuitableDatabase(
             "this server is a standby: it replays a primary and cannot be changed",
@@ -193,6 +198,24 @@ def require_suitable(connection: sa.Connection) -> None:
         )
 
 
+def _require_session_pooling(raw: psycopg.Connection[Any], backend_pid: int) -> None:
+    """Refuse a pooler that gives one server session to several clients: advisory locks would be shared.
+
+    The handshake named another backend than answers now, so there is a pooler. In transaction mode it
+    hands this idle client's backend to the next one.
+    """
+    conninfo = make_conninfo(raw.info.dsn, password=raw.info.password)
+    for _ in range(3):
+        with psycopg.connect(conninfo, prepare_threshold=None) as other:
+            seen = other.execute("SELECT pg_backend_pid()").fetchone()
+        if seen == (backend_pid,):
+            raise UnsuitableDatabase(
+                "this connection goes through a pooler in transaction mode, which shares sessions and"
+                " with them advisory locks",
+                hint="set MIGRATION_DATABASE_URL to a direct connection to the server",
+            )
+
+
 # New objects belong to the owner of task_usage, who must therefore be able to alter its neighbours.
 _SUITABILITY = """
 WITH owner AS (
@@ -201,6 +224,7 @@ WITH owner AS (
         (SELECT oid FROM pg_roles WHERE rolname = current_user)) AS oid
 )
 SELECT
+    pg_backend_pid() AS backend_pid,
     current_user AS role,
     pg_get_userbyid(owner.oid) AS owner,
     pg_is_in_recovery() AS standby,
