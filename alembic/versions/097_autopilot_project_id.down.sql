@@ -2,7 +2,7 @@
 --
 -- What      Drops the 14 relations, 12 functions and 6 triggers of the up file.
 -- Why now   A chain that builds a database from nothing must be able to take it back to nothing.
--- Assumes   The eight product tables are empty, and nothing else was built on them: no CASCADE, so that a table of the
+-- Assumes   No ledger: a database the product's own runner made is not this chain's to take down. The eight product tables are empty, and nothing else was built on them: no CASCADE, so that a table of the
 --           product this file does not know stops it instead of going with it.
 -- Locks     ACCESS EXCLUSIVE on all 14 relations, taken together before the first look.
 -- Undone    By 097_autopilot_project_id.up.sql, which brings back the schema; there was no data.
@@ -30,6 +30,15 @@ BEGIN
                  (7, 'agent_task_queue', EXISTS (SELECT FROM public.agent_task_queue)),
                  (8, 'task_usage', EXISTS (SELECT FROM public.task_usage))) AS t (ord, name, filled)
     WHERE t.filled;
+
+    IF to_regclass('public.schema_migrations') IS NOT NULL THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'object_not_in_prerequisite_state',
+            MESSAGE = 'refusing to remove the v0.3.4 baseline: the product''s own runner made this database',
+            DETAIL = 'Its ledger, public.schema_migrations, exists.',
+            HINT = 'To keep the data, stay on the chain: alembic upgrade head. '
+                || 'To discard it, drop the whole database instead.';
+    END IF;
 
     IF v_filled IS NOT NULL THEN
         RAISE EXCEPTION USING

@@ -4,4 +4,4 @@
 ALTER TABLE public.agent_runtime ADD COLUMN IF NOT EXISTS timezone text NOT NULL DEFAULT 'UTC';
 
 COMMENT ON COLUMN public.agent_runtime.timezone IS
-    'IANA time zone in which this runtime''s daily usage buckets are cut.';
+    'IANA zone that the daemon registered with. task_usage_daily takes its calendar days from it.';

@@ -94,7 +94,13 @@ def decide(found: Found) -> Adoption | None:
             " so nothing says which product release made it",
             hint="start the product's release v0.3.4 on it once, or point DATABASE_URL at the right database",
         )
-    position = _position(found.stems, found.objects)
+    try:
+        position = _position(found.stems, found.objects)
+    except AdoptionRefused:
+        if found.current is None:
+            raise
+        # Nothing to skip: the chain's own steps and 103's guard say what is wrong.
+        return None
     if found.current is None:
         _require_objects(found.objects, position)
     elif position <= found.current:
@@ -134,6 +140,12 @@ def with_adoption(work: Work, adoption: Adoption | None, connection: sa.Connecti
 def _position(stems: frozenset[str], objects: frozenset[str]) -> str:
     """Return the revision to go on from, by ledger and catalog; refuse what contradicts itself."""
     recorded = [revision for revision, stem in STEMS.items() if stem in stems]
+    if not BASELINE.tables() & objects:
+        raise AdoptionRefused(
+            "this is not the product's database: it holds a schema_migrations table and none of the"
+            " product's tables",
+            hint="point DATABASE_URL at the right database",
+        )
     if "097" not in recorded:
         _refuse_older(objects)
     newest = max(stems)
@@ -161,8 +173,8 @@ def _position(stems: frozenset[str], objects: frozenset[str]) -> str:
             hint="restore what is named above, or, if the step was undone on purpose, delete its"
             " row from schema_migrations",
         )
-    # A crash of the Go runner leaves one step unrecorded, never two.
-    _refuse_gap([r for r in STEMS if r <= position and r not in recorded][:-1], STEMS[position])
+    # A crash of the Go runner leaves its last step unrecorded, and no other.
+    _refuse_gap([r for r in STEMS if r < position and r not in recorded], STEMS[position])
     # The functions of the Go release's 102 count for nothing: ours replace them.
     return "101" if position == "102" else position
 
@@ -206,6 +218,11 @@ def _evidence(revision: str, objects: frozenset[str]) -> str:
 
 
 def _some(names: list[str], limit: int = 8) -> str:
+    # A missing table says enough about its columns.
+    tables = [name for name in names if name.startswith("table ")]
+    columns = tuple(f"column {name.removeprefix('table ')}." for name in tables)
+    rest = [n for n in names if n not in tables and not (columns and n.startswith(columns))]
+    names = tables + rest
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
