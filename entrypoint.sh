@@ -4,10 +4,9 @@
 # cancels its running statement in the server before it exits (143, 130).
 set -u
 
-cd "$(dirname "$0")" || exit 1
-
-# In the background, because a shell runs its traps only between commands or while it waits.
-alembic upgrade "${MIGRATE_TARGET:-head}" &
+# In the background, because a shell runs its traps only between commands or while it waits; in a
+# subshell, because the command belongs in the caller's directory.
+(CDPATH='' cd "$(dirname "$0")" && exec alembic upgrade "${MIGRATE_TARGET:-head}") &
 migration=$!
 trap 'kill -TERM "$migration" 2>/dev/null' TERM
 trap 'kill -INT "$migration" 2>/dev/null' INT

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import make_conninfo
@@ -33,6 +33,13 @@ GO_POOL_PARAMETERS = frozenset(
 )
 
 
+# Not urlsplit: it rejects, and quotes, passwords that libpq and the product accept.
+_URL = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?]*)(?P<path>[^?]*)(?:\?(?P<query>.*))?",
+    re.DOTALL,
+)
+
+
 def conninfo_from_environment(environ: Mapping[str, str] = os.environ) -> str:
     """Return the libpq connection string of the database to migrate.
 
@@ -55,30 +62,39 @@ def conninfo_from_environment(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def _conninfo(variable: str, value: str) -> str:
-    if "://" in value:
-        scheme, rest = value.split("://", 1)
+    if url := _URL.match(value):
+        scheme, authority, path, query = url.group("scheme", "authority", "path", "query")
         if scheme not in {"postgres", "postgresql", "postgresql+psycopg"}:
             raise ConfigurationError(
                 f"{variable} is not a PostgreSQL URL: its scheme is {scheme!r}",
                 hint="use postgres://user:password@host:5432/database",
             )
-        value = _without_pool_parameters(variable, f"postgresql://{rest}")
+        # The product takes the last @ for the end of the password, libpq the first: it would take the
+        # rest for a host, and name it in its errors. With a / or ? in it, it would become a port.
+        user, at, host = authority.rpartition("@")
+        if "@" in path or (not path and "@" in (query or "")):
+            raise _unreadable(variable)
+        value = f"postgresql://{user.replace('@', '%40')}{at}{host}{path}"
+        if query := _without_pool_parameters(variable, query or ""):
+            value += f"?{query}"
     try:
         return make_conninfo(value)
     except ProgrammingError:
         # libpq quotes the whole string, password included, in its message.
-        raise ConfigurationError(
-            f"{variable} cannot be parsed as a PostgreSQL connection string",
-            hint="percent-encode special characters in user and password (@ is %40, / is %2F)",
-        ) from None
+        raise _unreadable(variable) from None
 
 
-def _without_pool_parameters(variable: str, url: str) -> str:
-    parts = urlsplit(url)
-    query = parse_qsl(parts.query, keep_blank_values=True)
-    dropped = sorted({name for name, _ in query if name in GO_POOL_PARAMETERS})
-    if not dropped:
-        return url
-    log.warning("%s: ignoring parameters of the Go pool: %s", variable, ", ".join(dropped))
-    kept = [(name, value) for name, value in query if name not in GO_POOL_PARAMETERS]
-    return urlunsplit(parts._replace(query=urlencode(kept)))
+def _unreadable(variable: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{variable} cannot be parsed as a PostgreSQL connection string",
+        hint="percent-encode special characters in user and password (@ is %40, / is %2F)",
+    )
+
+
+def _without_pool_parameters(variable: str, query: str) -> str:
+    """Drop the Go pool's parameters; the others stay as they are written (libpq's + is no space)."""
+    parameters = query.split("&")
+    dropped = {name for name, _, _ in (p.partition("=") for p in parameters)} & GO_POOL_PARAMETERS
+    if dropped:
+        log.warning("%s: ignoring parameters of the Go pool: %s", variable, ", ".join(sorted(dropped)))
+    return "&".join(p for p in parameters if p.partition("=")[0] not in dropped)
