@@ -3,12 +3,12 @@
 from logging.config import fileConfig
 
 from alembic import context
-from usage_rollup import adoption, advisory_lock, connection, hooks, ledger
+from usage_rollup import adoption, advisory_lock, connection, hooks, ledger, options
 
 # What an Alembic command does is known only by the name of its work function; all others read.
 context.configure(dialect_name="postgresql")
 work = context.get_context().opts["fn"]
-mutating = work.__name__ in {"upgrade", "downgrade", "do_stamp"}
+mutating = work.__name__ in {"upgrade", "downgrade", "do_stamp", "do_ensure_version"}
 
 if context.config.config_file_name is not None:
     fileConfig(context.config.config_file_name, disable_existing_loggers=False)
@@ -26,6 +26,7 @@ else:
         # What is read here is read in transactions that are over before context.configure: Alembic
         # takes an open one for somebody else's, and would commit nothing.
         if mutating:
+            options.apply(session, context.get_x_argument(as_dictionary=True))
             connection.require_suitable(session)
             advisory_lock.acquire(session, advisory_lock.MIGRATION_RUN)
         if work.__name__ == "upgrade":

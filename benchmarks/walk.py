@@ -65,7 +65,7 @@ def main() -> int:
                 walk.append(
                     _timed(lambda: backfill._walk_history(session, backfill._read_state(session)), session)
                 )
-                proof.append(_timed(lambda: backfill._prove(session, backfill.Backfill()), session))
+                proof.append(_timed(lambda: backfill.repair(session), session))
                 advisory_lock.release(session, advisory_lock.HOURLY_ROLLUP)
             buckets = session.scalar(sa.text("SELECT COUNT(*) FROM task_usage_hourly"))
         print(

@@ -47,18 +47,24 @@ DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly();
 DROP FUNCTION IF EXISTS public.prune_task_usage_hourly_dirty(interval);
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_window(timestamptz, timestamptz);
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_drain();
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_touch();
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_range(timestamptz, timestamptz);
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_recompute(timestamptz, timestamptz);
 DROP FUNCTION IF EXISTS public.task_usage_hourly_rollup_lag_seconds();
 DROP FUNCTION IF EXISTS public.task_usage_hourly_latest_event();
 DROP FUNCTION IF EXISTS public.task_usage_hourly_horizon(interval);
+DROP FUNCTION IF EXISTS public.task_usage_hourly_legacy_excess();
+DROP FUNCTION IF EXISTS public.task_usage_hourly_undated();
 DROP FUNCTION IF EXISTS public.task_usage_hourly_differences(timestamptz, timestamptz);
 DROP FUNCTION IF EXISTS public.task_usage_hourly_pending_hours();
 DROP FUNCTION IF EXISTS public.task_usage_hourly_invalidated_hours(public.task_usage_hourly_invalidation []);
 DROP FUNCTION IF EXISTS public.task_usage_hourly_expected(timestamptz, timestamptz);
+DROP FUNCTION IF EXISTS public.task_usage_hourly_dated(timestamptz);
 DROP FUNCTION IF EXISTS public.task_usage_hour_bucket(timestamptz);
 
+DROP TABLE IF EXISTS public.task_usage_hourly_set_aside;
 DROP TABLE IF EXISTS public.task_usage_hourly_backfill;
 DROP TABLE IF EXISTS public.task_usage_hourly_invalidation;
 
-ALTER TABLE public.task_usage_hourly REPLICA IDENTITY DEFAULT;
-ALTER TABLE public.task_usage_hourly_dirty REPLICA IDENTITY DEFAULT;
+ALTER TABLE IF EXISTS public.task_usage_hourly REPLICA IDENTITY DEFAULT;
+ALTER TABLE IF EXISTS public.task_usage_hourly_dirty REPLICA IDENTITY DEFAULT;

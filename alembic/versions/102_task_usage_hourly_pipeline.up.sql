@@ -50,11 +50,33 @@ CREATE TABLE IF NOT EXISTS public.task_usage_hourly_backfill (
 COMMENT ON TABLE public.task_usage_hourly_backfill IS
     'Ranges an unfinished backfill has still to walk; horizon_at is where the watermark goes when all are done.';
 
+-- Buckets that could not be written, so that one absurd row stops nobody else: the bucket's key (model
+-- and provider by digest, since their length may be the reason), and why. Recomputing an hour begins
+-- with taking its rows out, so that a bucket leaves when it is mended.
+CREATE TABLE IF NOT EXISTS public.task_usage_hourly_set_aside (
+    bucket_hour timestamptz NOT NULL,
+    workspace_id uuid NOT NULL,
+    runtime_id uuid NOT NULL,
+    agent_id uuid NOT NULL,
+    project_id uuid,
+    label_digest text NOT NULL,
+    label_start text NOT NULL,
+    sqlstate text NOT NULL,
+    error text NOT NULL,
+    set_aside_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT uq_task_usage_hourly_set_aside_key UNIQUE NULLS NOT DISTINCT
+    (bucket_hour, workspace_id, runtime_id, agent_id, project_id, label_digest)
+);
+
+COMMENT ON TABLE public.task_usage_hourly_set_aside IS
+    'Buckets of task_usage_hourly that PostgreSQL refused, and why; label is provider and model.';
+
 -- A table without replica identity refuses UPDATE and DELETE as soon as a publication FOR ALL TABLES
 -- exists; the hourly key has a nullable column, so only FULL serves. It costs nothing unpublished.
 ALTER TABLE public.task_usage_hourly REPLICA IDENTITY FULL;
 ALTER TABLE public.task_usage_hourly_dirty REPLICA IDENTITY FULL;
 ALTER TABLE public.task_usage_hourly_invalidation REPLICA IDENTITY FULL;
+ALTER TABLE public.task_usage_hourly_set_aside REPLICA IDENTITY FULL;
 
 -- 101's row may be missing where it was deleted by hand; without it the pipeline is dead.
 INSERT INTO public.task_usage_hourly_rollup_state (id) VALUES (1) ON CONFLICT (id) DO NOTHING;
@@ -73,9 +95,20 @@ $$;
 COMMENT ON FUNCTION public.task_usage_hour_bucket(timestamptz) IS
     'The UTC hour that contains ts.';
 
+-- Hours that the rollup stores: those that clients can read and arithmetic on timestamps can leave. An
+-- infinite created_at, or one in the year 20250, belongs to none.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_dated(ts timestamptz)
+RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT ts OPERATOR(pg_catalog.>=) '0001-01-01 00:00:00+00'::pg_catalog.timestamptz
+        AND ts OPERATOR(pg_catalog.<) '9999-01-01 00:00:00+00'::pg_catalog.timestamptz
+$$;
+
+COMMENT ON FUNCTION public.task_usage_hourly_dated(timestamptz) IS
+    'Whether ts lies in an hour that task_usage_hourly stores: years 1 to 9998.';
+
 -- The only place that says what raw usage is. No SET clause, so that the planner inlines it and
 -- sees the range. Sums that do not fit bigint saturate: one absurd report must not stop the rest.
--- Infinite created_at belongs to no hour. A task counts once a bucket without COUNT(DISTINCT), and so
+-- A task counts once a bucket without COUNT(DISTINCT), and so
 -- without a sort: the server's upsert keeps task_usage unique by (task_id, provider, model).
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_expected(p_from timestamptz, p_to timestamptz)
 RETURNS TABLE (
@@ -97,8 +130,7 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
     JOIN public.agent a ON a.id = q.agent_id
     LEFT JOIN public.issue i ON i.id = q.issue_id
     WHERE tu.created_at >= p_from AND tu.created_at < p_to
-        -- p_to leaves out infinity; isfinite() would mislead the planner by a factor of three.
-        AND tu.created_at > '-infinity' AND q.runtime_id IS NOT NULL
+        AND public.task_usage_hourly_dated(tu.created_at) AND q.runtime_id IS NOT NULL
     GROUP BY 1, 2, 3, 4, 5, 6, 7
 $$;
 
@@ -111,7 +143,7 @@ CREATE OR REPLACE FUNCTION public.task_usage_hourly_invalidated_hours(
     p_queued public.task_usage_hourly_invalidation[]
 )
 RETURNS SETOF timestamptz LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT v.bucket_hour FROM unnest(p_queued) AS v WHERE isfinite(v.bucket_hour)
+    SELECT v.bucket_hour FROM unnest(p_queued) AS v WHERE v.bucket_hour IS NOT NULL
     UNION
     SELECT public.task_usage_hour_bucket(tu.created_at)
     FROM unnest(p_queued) AS v
@@ -144,6 +176,12 @@ BEGIN
     RETURN QUERY
     WITH both_sides AS (
         SELECT 1 AS side, e.* FROM public.task_usage_hourly_expected(p_from, p_to) e
+        WHERE NOT EXISTS (
+            SELECT FROM public.task_usage_hourly_set_aside s
+            WHERE (s.bucket_hour, s.workspace_id, s.runtime_id, s.agent_id)
+                = (e.bucket_hour, e.workspace_id, e.runtime_id, e.agent_id)
+                AND s.project_id IS NOT DISTINCT FROM e.project_id
+                AND s.label_digest = md5(e.provider || '/' || e.model))
         UNION ALL
         SELECT
             -1, h.bucket_hour, h.workspace_id, h.runtime_id, h.agent_id, h.project_id, h.provider,
@@ -179,7 +217,7 @@ BEGIN
     SELECT public.task_usage_hourly_invalidated_hours(
         (SELECT array_agg(v) FROM public.task_usage_hourly_invalidation v))
     UNION
-    SELECT d.bucket_hour FROM public.task_usage_hourly_dirty d
+    SELECT public.task_usage_hour_bucket(d.bucket_hour) FROM public.task_usage_hourly_dirty d
     UNION
     SELECT public.task_usage_hour_bucket(tu.created_at) FROM public.task_usage tu
     WHERE tu.updated_at >= v_watermark
@@ -188,6 +226,91 @@ BEGIN
     WHERE tu.updated_at IS NULL AND tu.created_at >= v_watermark;
 END
 $$;
+
+-- Two look-ups by index, at the ends of time.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_undated()
+RETURNS TABLE (usage_id uuid, created_at timestamptz)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT tu.id, tu.created_at FROM public.task_usage tu WHERE tu.created_at < '0001-01-01 00:00:00+00'
+    UNION ALL
+    SELECT tu.id, tu.created_at FROM public.task_usage tu WHERE tu.created_at >= '9999-01-01 00:00:00+00'
+$$;
+
+COMMENT ON FUNCTION public.task_usage_hourly_undated() IS
+    'Usage rows that belong to no hour of the rollup, to be mended by hand.';
+
+-- Totals by day that only the legacy rollups hold, because their raw rows are gone. Compared by
+-- workspace and model, not by agent, runtime or project, whose moves the legacy rollups follow late. A
+-- day of the daily rollup is the runtime's, or UTC's in rows older than migration 082: whichever raw
+-- total is the larger counts.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_legacy_excess()
+RETURNS TABLE (
+    rollup text, bucket_date date, workspace_id uuid, model text,
+    legacy_tokens numeric, raw_tokens numeric, legacy_events numeric, raw_events numeric
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
+BEGIN
+    IF to_regclass('public.task_usage_daily') IS NULL
+        OR to_regclass('public.task_usage_dashboard_daily') IS NULL
+    THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH legacy (rollup, day, workspace_id, model, tokens, events) AS (
+        SELECT
+            'task_usage_daily', d.bucket_date, d.workspace_id, d.model,
+            SUM(d.input_tokens::numeric + d.output_tokens + d.cache_read_tokens + d.cache_write_tokens),
+            SUM(d.event_count)
+        FROM public.task_usage_daily d GROUP BY 2, 3, 4
+        UNION ALL
+        SELECT
+            'task_usage_dashboard_daily', d.bucket_date, d.workspace_id, d.model,
+            SUM(d.input_tokens::numeric + d.output_tokens + d.cache_read_tokens + d.cache_write_tokens),
+            SUM(d.event_count)
+        FROM public.task_usage_dashboard_daily d GROUP BY 2, 3, 4
+    ), zones AS MATERIALIZED (
+        -- A zone that PostgreSQL does not know must not stop the comparison.
+        SELECT z.name FROM pg_timezone_names z
+        WHERE EXISTS (SELECT FROM legacy l WHERE l.rollup = 'task_usage_daily')
+            AND z.name IN (SELECT r.timezone FROM public.agent_runtime r)
+    ), raw AS (
+        SELECT
+            (tu.created_at AT TIME ZONE 'UTC')::date AS utc_day,
+            (tu.created_at AT TIME ZONE COALESCE(z.name, 'UTC'))::date AS runtime_day,
+            a.workspace_id, tu.model,
+            tu.input_tokens::numeric + tu.output_tokens + tu.cache_read_tokens + tu.cache_write_tokens AS tokens
+        FROM public.task_usage tu
+        JOIN public.agent_task_queue q ON q.id = tu.task_id
+        JOIN public.agent a ON a.id = q.agent_id
+        LEFT JOIN public.agent_runtime r ON r.id = q.runtime_id
+        LEFT JOIN zones z ON z.name = r.timezone
+        WHERE public.task_usage_hourly_dated(tu.created_at) AND EXISTS (SELECT FROM legacy)
+    ), days AS (
+        SELECT
+            COALESCE(u.day, t.day) AS day, COALESCE(u.workspace_id, t.workspace_id) AS workspace_id,
+            COALESCE(u.model, t.model) AS model, u.tokens AS utc_tokens, u.events AS utc_events,
+            t.tokens AS runtime_tokens, t.events AS runtime_events
+        FROM (SELECT r.utc_day AS day, r.workspace_id, r.model, SUM(r.tokens) AS tokens, COUNT(*) AS events
+              FROM raw r GROUP BY 1, 2, 3) u
+        FULL JOIN (SELECT r.runtime_day AS day, r.workspace_id, r.model, SUM(r.tokens) AS tokens, COUNT(*) AS events
+              FROM raw r GROUP BY 1, 2, 3) t USING (day, workspace_id, model)
+    ), compared AS (
+        SELECT l.*,
+            COALESCE(CASE WHEN l.rollup = 'task_usage_daily' THEN GREATEST(d.utc_tokens, d.runtime_tokens)
+                          ELSE d.utc_tokens END, 0) AS raw_tokens,
+            COALESCE(CASE WHEN l.rollup = 'task_usage_daily' THEN GREATEST(d.utc_events, d.runtime_events)
+                          ELSE d.utc_events END, 0)::numeric AS raw_events
+        FROM legacy l LEFT JOIN days d USING (day, workspace_id, model)
+    )
+    SELECT c.rollup, c.day, c.workspace_id, c.model, c.tokens, c.raw_tokens, c.events, c.raw_events
+    FROM compared c WHERE c.tokens > c.raw_tokens OR c.events > c.raw_events
+    ORDER BY 2, 1, 3, 4;
+END
+$$;
+
+COMMENT ON FUNCTION public.task_usage_hourly_legacy_excess() IS
+    'Daily totals of the legacy rollups that exceed raw usage: what dropping them would lose.';
 
 -- ---------------------------------------------------------------------------------------------
 -- Clocks
@@ -250,8 +373,8 @@ RETURNS timestamptz LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS
     FROM (SELECT GREATEST(
         (SELECT MAX(updated_at) FROM public.task_usage),
         (SELECT MAX(created_at) FROM public.task_usage WHERE updated_at IS NULL)) AS latest) AS e
-    -- LEAST would pass over the NULL of an empty table.
-    WHERE e.latest IS NOT NULL
+    -- Without usage NULL, which LEAST would pass over; usage dated before time itself is no newer.
+    WHERE e.latest > '-infinity'
 $$;
 
 -- Lag of the data, not of the last run: a tick that ran a minute ago and stands at 1970 is behind.
@@ -259,7 +382,8 @@ CREATE OR REPLACE FUNCTION public.task_usage_hourly_rollup_lag_seconds()
 RETURNS double precision LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT GREATEST(0, COALESCE(EXTRACT(EPOCH FROM
         public.task_usage_hourly_latest_event() - COALESCE(
-            (SELECT watermark_at FROM public.task_usage_hourly_rollup_state WHERE id = 1),
+            (SELECT watermark_at FROM public.task_usage_hourly_rollup_state
+             WHERE id = 1 AND isfinite(watermark_at)),
             '1970-01-01 00:00:00+00')
     ), 0))::double precision
 $$;
@@ -271,9 +395,9 @@ COMMENT ON FUNCTION public.task_usage_hourly_rollup_lag_seconds() IS
 -- Recompute
 -- ---------------------------------------------------------------------------------------------
 
--- The one writer of task_usage_hourly. Either branch works in one snapshot. An empty range needs no
--- comparison and takes the plain INSERT, which is what makes a first backfill fast.
-CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_range(p_from timestamptz, p_to timestamptz)
+-- Either branch works in one snapshot. An empty range needs no comparison and takes the plain INSERT,
+-- which is what makes a first backfill fast.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_recompute(p_from timestamptz, p_to timestamptz)
 RETURNS bigint LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
@@ -321,8 +445,67 @@ BEGIN
 END
 $$;
 
+-- The one writer of task_usage_hourly. What PostgreSQL refuses is looked for by halves, down to the
+-- hour and then the bucket; that bucket is set aside and the rest goes on. Only errors that the data
+-- cause: a cancel, a deadlock or a full disk ends the transaction as it should.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_range(p_from timestamptz, p_to timestamptz)
+RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_middle timestamptz;
+    v_bucket record;
+    v_rows bigint := 0;
+BEGIN
+    DELETE FROM public.task_usage_hourly_set_aside s
+    WHERE s.bucket_hour >= p_from AND s.bucket_hour < p_to;
+    BEGIN
+        RETURN public.rollup_task_usage_hourly_recompute(p_from, p_to);
+    EXCEPTION WHEN data_exception OR program_limit_exceeded OR integrity_constraint_violation THEN
+        NULL;
+    END;
+
+    IF p_to - p_from > interval '1 hour' THEN
+        v_middle := public.task_usage_hour_bucket(p_from + (p_to - p_from) / 2);
+        RETURN public.rollup_task_usage_hourly_range(p_from, v_middle)
+            + public.rollup_task_usage_hourly_range(v_middle, p_to);
+    END IF;
+
+    DELETE FROM public.task_usage_hourly h WHERE h.bucket_hour = p_from;
+    FOR v_bucket IN SELECT * FROM public.task_usage_hourly_expected(p_from, p_to) LOOP
+        BEGIN
+            INSERT INTO public.task_usage_hourly (
+                bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model, input_tokens,
+                output_tokens, cache_read_tokens, cache_write_tokens, task_count, event_count)
+            VALUES (
+                v_bucket.bucket_hour, v_bucket.workspace_id, v_bucket.runtime_id, v_bucket.agent_id,
+                v_bucket.project_id, v_bucket.provider, v_bucket.model, v_bucket.input_tokens,
+                v_bucket.output_tokens, v_bucket.cache_read_tokens, v_bucket.cache_write_tokens,
+                v_bucket.task_count, v_bucket.event_count);
+            v_rows := v_rows + 1;
+        EXCEPTION WHEN data_exception OR program_limit_exceeded OR integrity_constraint_violation THEN
+            INSERT INTO public.task_usage_hourly_set_aside (
+                bucket_hour, workspace_id, runtime_id, agent_id, project_id, label_digest, label_start,
+                sqlstate, error)
+            VALUES (
+                v_bucket.bucket_hour, v_bucket.workspace_id, v_bucket.runtime_id, v_bucket.agent_id,
+                v_bucket.project_id, md5(v_bucket.provider || '/' || v_bucket.model),
+                left(v_bucket.provider || '/' || v_bucket.model, 80), SQLSTATE, SQLERRM);
+            RAISE WARNING 'usage of agent % in the hour % is set aside: %',
+                v_bucket.agent_id, v_bucket.bucket_hour, SQLERRM;
+        END;
+    END LOOP;
+    RETURN v_rows;
+END
+$$;
+
 COMMENT ON FUNCTION public.rollup_task_usage_hourly_range(timestamptz, timestamptz) IS
     'Make every hour in [p_from, p_to) equal to its raw usage; returns rows written and deleted. The caller holds advisory lock 4246.';
+
+-- Leaves a mark that a writer with an older snapshot runs into.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_touch()
+RETURNS void LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO public.task_usage_hourly_rollup_state AS s (id) VALUES (1)
+    ON CONFLICT (id) DO UPDATE SET last_run_rows = s.last_run_rows
+$$;
 
 -- Takes what is queued out of the private queue. Only for a caller that, in the same transaction and
 -- in a later statement, recomputes it or queues it elsewhere.
@@ -363,6 +546,12 @@ BEGIN
         PERFORM pg_sleep(0.05);
     END LOOP;
 
+    -- A snapshot of the whole transaction may be older than what the last writer left: then this fails
+    -- with a serialization error, to be tried again, because every writer touches the same row.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM public.rollup_task_usage_hourly_touch();
+    END IF;
+
     v_queued := public.rollup_task_usage_hourly_drain();
     WITH drained AS (
         DELETE FROM public.task_usage_hourly_dirty v
@@ -377,7 +566,7 @@ BEGIN
         WITH touched (hour) AS (
             SELECT public.task_usage_hourly_invalidated_hours(v_queued)
             UNION
-            SELECT unnest(v_dirty)
+            SELECT public.task_usage_hour_bucket(unnest(v_dirty))
             UNION
             SELECT public.task_usage_hour_bucket(tu.created_at) FROM public.task_usage tu
             WHERE tu.updated_at >= p_from AND tu.updated_at < p_to
@@ -386,10 +575,13 @@ BEGIN
             WHERE tu.updated_at IS NULL AND tu.created_at >= p_from AND tu.created_at < p_to
         )
         SELECT unnest(range_agg(tstzrange(t.hour, t.hour + interval '1 hour'))) FROM touched t
-        WHERE isfinite(t.hour)
+        WHERE public.task_usage_hourly_dated(t.hour)
     LOOP
         v_rows := v_rows + public.rollup_task_usage_hourly_range(lower(v_range), upper(v_range));
     END LOOP;
+    IF v_rows > 0 THEN
+        PERFORM public.rollup_task_usage_hourly_touch();
+    END IF;
     RETURN v_rows;
 END
 $$;
@@ -432,7 +624,8 @@ BEGIN
         (SELECT MIN(created_at) FROM public.task_usage WHERE updated_at IS NULL AND created_at >= v_from))
     INTO v_next;
     -- At most a day of events a tick; years without any cost one. LEAST passes over NULL.
-    v_to := LEAST(v_to, CASE WHEN v_next > v_from + v_day THEN v_next + v_day
+    v_to := LEAST(v_to, CASE WHEN v_next >= v_to THEN NULL
+                             WHEN v_next > v_from + v_day THEN v_next + v_day
                              WHEN v_next IS NOT NULL THEN v_from + v_day END);
     v_to := GREATEST(v_to, v_from);
 
@@ -465,7 +658,10 @@ BEGIN
     END IF;
 
     v_queued := public.rollup_task_usage_hourly_drain();
-    FOR v_hour IN SELECT public.task_usage_hourly_invalidated_hours(v_queued) LOOP
+    FOR v_hour IN
+        SELECT h FROM public.task_usage_hourly_invalidated_hours(v_queued) AS h
+        WHERE public.task_usage_hourly_dated(h)
+    LOOP
         -- Keys that are there and keys that should be: their window works key by key.
         INSERT INTO public.task_usage_hourly_dirty AS d
             (bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model)
@@ -500,6 +696,7 @@ DECLARE
     v_first_event timestamptz;
 BEGIN
     SELECT watermark_at INTO STRICT v_watermark FROM public.task_usage_hourly_rollup_state WHERE id = 1;
+    DELETE FROM public.task_usage_hourly_backfill;
     SELECT LEAST(
         (SELECT MIN(updated_at) FROM public.task_usage),
         (SELECT MIN(created_at) FROM public.task_usage WHERE updated_at IS NULL))
@@ -510,8 +707,10 @@ BEGIN
         SELECT date_trunc('day', first), date_trunc('day', last) + interval '1 day',
             date_trunc('day', first), p_horizon
         FROM (SELECT
-            (SELECT MIN(created_at) FROM public.task_usage WHERE created_at > '-infinity') AS first,
-            (SELECT MAX(created_at) FROM public.task_usage WHERE created_at < 'infinity') AS last
+            (SELECT MIN(created_at) FROM public.task_usage
+             WHERE public.task_usage_hourly_dated(created_at)) AS first,
+            (SELECT MAX(created_at) FROM public.task_usage
+             WHERE public.task_usage_hourly_dated(created_at)) AS last
         ) AS bounds WHERE first IS NOT NULL;
     ELSE
         INSERT INTO public.task_usage_hourly_backfill (from_hour, to_hour, next_hour, horizon_at)
@@ -520,11 +719,11 @@ BEGIN
             SELECT unnest(range_agg(tstzrange(t.day, t.day + interval '1 day'))) AS r
             FROM (
                 SELECT date_trunc('day', created_at) AS day FROM public.task_usage
-                WHERE updated_at >= v_watermark AND isfinite(created_at)
+                WHERE updated_at >= v_watermark
                 UNION
                 SELECT date_trunc('day', created_at) FROM public.task_usage
-                WHERE updated_at IS NULL AND created_at >= v_watermark AND isfinite(created_at)
-            ) AS t
+                WHERE updated_at IS NULL AND created_at >= v_watermark
+            ) AS t WHERE public.task_usage_hourly_dated(t.day)
         ) AS ranges;
     END IF;
 
@@ -592,6 +791,7 @@ BEGIN
 
     -- From the cursor, not from the first event: what the rollup holds in between has no raw rows.
     buckets := public.rollup_task_usage_hourly_range(v_plan.next_hour, slice_to);
+    PERFORM public.rollup_task_usage_hourly_touch();
     SELECT COALESCE(SUM(h.event_count), 0)::bigint INTO usage_rows FROM public.task_usage_hourly h
     WHERE h.bucket_hour >= slice_from AND h.bucket_hour < slice_to;
     UPDATE public.task_usage_hourly_backfill b SET next_hour = slice_to
@@ -643,7 +843,7 @@ $$;
 CREATE OR REPLACE FUNCTION public.enqueue_task_usage_hourly_dirty_for_tu_write()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
-    v_now CONSTANT timestamptz := pg_catalog.now();
+    v_now CONSTANT pg_catalog.timestamptz := pg_catalog.now();
 BEGIN
     IF NOT COALESCE(NEW.updated_at, NEW.created_at) OPERATOR(pg_catalog.=) v_now
         OR v_now OPERATOR(pg_catalog.<) (

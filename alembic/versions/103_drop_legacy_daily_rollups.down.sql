@@ -516,8 +516,13 @@ CREATE TRIGGER trg_issue_project_dirty_dashboard
 
 -- What a v0.3.4 server expects to find: every day from raw rows, and watermarks that say so.
 
+-- Under a publication FOR ALL TABLES the windows may delete only from tables with a replica identity.
+ALTER TABLE public.task_usage_dashboard_daily REPLICA IDENTITY FULL;
+ALTER TABLE public.task_usage_dashboard_dirty REPLICA IDENTITY FULL;
 SELECT public.rollup_task_usage_daily_window('-infinity', 'infinity');
 SELECT public.rollup_task_usage_dashboard_daily_window('-infinity', 'infinity');
+ALTER TABLE public.task_usage_dashboard_daily REPLICA IDENTITY DEFAULT;
+ALTER TABLE public.task_usage_dashboard_dirty REPLICA IDENTITY DEFAULT;
 
 UPDATE public.task_usage_rollup_state SET watermark_at = now() - interval '5 minutes' WHERE id = 1;
 UPDATE public.task_usage_dashboard_rollup_state SET watermark_at = now() - interval '5 minutes' WHERE id = 1;

@@ -41,12 +41,13 @@ BEGIN
     END IF;
 
     IF to_regclass('public.task_usage_hourly_rollup_state') IS NULL
+        OR to_regclass('public.task_usage_hourly') IS NULL
         OR to_regprocedure('public.task_usage_hourly_differences(timestamptz,timestamptz)') IS NULL
     THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = v_refusal || 'the hourly pipeline is not installed',
-            DETAIL = 'public.task_usage_hourly_rollup_state or public.task_usage_hourly_differences() is missing.',
-            HINT = 'Put 101 and 102 back: `alembic stamp 100`, drop what is left of the hourly tables, `alembic upgrade head`.';
+            DETAIL = 'One of task_usage_hourly, task_usage_hourly_rollup_state and task_usage_hourly_differences() is missing.',
+            HINT = 'Put 101 and 102 back: `alembic downgrade 100`, then `alembic upgrade head`.';
     END IF;
 
     -- By lag.
@@ -62,11 +63,10 @@ BEGIN
                 MESSAGE = v_refusal || 'the watermark of the hourly rollup lies in the future',
                 DETAIL = format('Watermark: %s; now: %s.', v_watermark, clock_timestamp()),
                 HINT = 'UPDATE public.task_usage_hourly_rollup_state SET watermark_at = ''epoch'' WHERE id = 1; then run `alembic upgrade head` again.';
-        ELSIF v_latest - v_watermark > interval '1 hour' THEN
+        ELSIF v_watermark < v_latest - interval '1 hour' THEN
             RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
                 MESSAGE = v_refusal || 'the hourly rollup trails usage by more than one hour',
-                DETAIL = format('Watermark: %s; latest usage event: %s; lag: %s.',
-                    v_watermark, v_latest, v_latest - v_watermark),
+                DETAIL = format('Watermark: %s; latest usage event: %s.', v_watermark, v_latest),
                 HINT = v_again;
         END IF;
     END IF;
@@ -127,9 +127,57 @@ DROP FUNCTION IF EXISTS public.enqueue_task_usage_dashboard_dirty_for_tu();
 DROP FUNCTION IF EXISTS public.enqueue_task_usage_dashboard_dirty_for_issue_delete();
 DROP FUNCTION IF EXISTS public.enqueue_task_usage_dashboard_dirty_for_issue_project();
 
-DROP TABLE IF EXISTS public.task_usage_daily;
-DROP TABLE IF EXISTS public.task_usage_daily_dirty;
-DROP TABLE IF EXISTS public.task_usage_rollup_state;
-DROP TABLE IF EXISTS public.task_usage_dashboard_daily;
-DROP TABLE IF EXISTS public.task_usage_dashboard_dirty;
-DROP TABLE IF EXISTS public.task_usage_dashboard_rollup_state;
+-- The tables go, or move to schema legacy_usage: when the operator says so (-x keep-legacy), and, unless
+-- the operator says otherwise, when they hold totals that raw usage cannot reproduce, or usage is set
+-- aside that the hourly rollup does not show.
+DO $legacy$
+DECLARE
+    v_role CONSTANT text := current_user;
+    v_choice CONSTANT text := COALESCE(current_setting('usage_rollup.keep_legacy', true), '');
+    v_tables text[] := ARRAY(
+        SELECT t FROM unnest(ARRAY[
+            'task_usage_daily', 'task_usage_daily_dirty', 'task_usage_rollup_state',
+            'task_usage_dashboard_daily', 'task_usage_dashboard_dirty', 'task_usage_dashboard_rollup_state']) AS t
+        WHERE to_regclass('public.' || t) IS NOT NULL);
+    v_reason text;
+    v_table text;
+BEGIN
+    IF v_choice = 'true' THEN
+        v_reason := 'as asked for';
+    ELSIF v_choice <> 'false' AND to_regclass('public.task_usage_hourly_set_aside') IS NOT NULL THEN
+        -- The hook compares before the locks are taken, and leaves what it found in this session.
+        v_reason := COALESCE(
+            NULLIF(current_setting('usage_rollup.legacy_excess', true), ''),
+            (SELECT COUNT(*)::text FROM public.task_usage_hourly_legacy_excess()));
+        v_reason := CASE WHEN v_reason <> '0' THEN v_reason || ' daily totals exist only there' END;
+        IF EXISTS (SELECT FROM public.task_usage_hourly_set_aside)
+            OR EXISTS (SELECT FROM public.task_usage_hourly_undated())
+        THEN
+            v_reason := concat_ws(', and ', v_reason, 'some usage is set aside');
+        END IF;
+    END IF;
+
+    IF v_reason IS NULL THEN
+        FOREACH v_table IN ARRAY v_tables LOOP
+            EXECUTE format('DROP TABLE public.%I', v_table);
+        END LOOP;
+    ELSIF cardinality(v_tables) > 0 THEN
+        IF to_regnamespace('legacy_usage') IS NULL THEN
+            -- As the session's own role: only the owner of the database may make a schema.
+            PERFORM set_config('role', 'none', true);
+            IF NOT has_database_privilege(current_database(), 'CREATE') THEN
+                RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+                    MESSAGE = format('role %s may not create schema legacy_usage to keep the legacy rollups in', current_user),
+                    DETAIL = format('They are to be kept: %s.', v_reason),
+                    HINT = format('GRANT CREATE ON DATABASE %I TO %I, or drop them: alembic -x keep-legacy=false upgrade head', current_database(), current_user);
+            END IF;
+            EXECUTE format('CREATE SCHEMA legacy_usage AUTHORIZATION %I', v_role);
+            PERFORM set_config('role', v_role, true);
+        END IF;
+        FOREACH v_table IN ARRAY v_tables LOOP
+            EXECUTE format('ALTER TABLE public.%I SET SCHEMA legacy_usage', v_table);
+        END LOOP;
+        RAISE WARNING 'the legacy rollups are kept in schema legacy_usage: %', v_reason;
+    END IF;
+END
+$legacy$;

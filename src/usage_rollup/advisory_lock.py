@@ -7,10 +7,10 @@ it waits; pg_try_advisory_lock() asked again and again does none of that.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 
 import sqlalchemy as sa
 
+from . import sessions
 from .errors import LockBusy
 
 # Held for a whole migration run, by the product's Go runner (since v0.3.15) and by ours.
@@ -41,7 +41,7 @@ def acquire(connection: sa.Connection, key: int, deadline_s: float = DEFAULT_DEA
             raise LockBusy(
                 f"advisory lock {key} ({NAMES[key]}) was not free within {deadline_s:.0f} s;"
                 f" held by {holders}",
-                hint="wait for that session, or end it: SELECT pg_terminate_backend(<pid>)",
+                hint=sessions.END_THEM,
             )
         time.sleep(_POLL_INTERVAL_S)
     connection.commit()
@@ -56,28 +56,13 @@ def release(connection: sa.Connection, key: int) -> None:
 def describe_holders(connection: sa.Connection, key: int) -> str:
     """Say who holds advisory lock `key` in this database: pid, application, state, since when."""
     # A bigint key is split into classid and objid; objsubid 1 marks that form.
-    pids = connection.scalars(
+    holders = connection.execute(
         sa.text(
-            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
+            "SELECT pid, virtualtransaction FROM pg_locks"
+            " WHERE locktype = 'advisory' AND granted AND objsubid = 1"
             " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
             " AND (classid::bigint << 32 | objid::bigint) = :key"
         ),
         {"key": key},
     ).all()
-    return describe_sessions(connection, pids)
-
-
-def describe_sessions(connection: sa.Connection, pids: Iterable[int]) -> str:
-    """Describe the sessions `pids` for an operator: pid, role, application, state, since when."""
-    described = connection.scalars(
-        sa.text(
-            "SELECT format('pid %s (%s, %s, %s%s)', pid, COALESCE(usename, 'no role'),"
-            " COALESCE(NULLIF(application_name, ''), 'no application name'),"
-            " COALESCE(state, 'state not visible to this role'),"
-            " COALESCE(' since ' || to_char(COALESCE(xact_start, state_change, backend_start),"
-            " 'YYYY-MM-DD HH24:MI:SS TZ'), ''))"
-            " FROM pg_stat_activity WHERE pid = ANY(CAST(:pids AS int[])) ORDER BY pid"
-        ),
-        {"pids": list(pids)},
-    ).all()
-    return ", ".join(described) or "a session that has just ended"
+    return sessions.describe(connection, holders)

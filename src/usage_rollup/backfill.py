@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from . import advisory_lock
+from . import advisory_lock, sessions
 from .errors import BackfillRefused
 from .progress import Slice, slice_progress
 
@@ -52,18 +52,24 @@ class Backfill:
 def backfill_before_103(connection: sa.Connection) -> Backfill:
     """Make the guard of 103 pass by making it true; return what was done.
 
-    1. No state table: nothing to do here, the guard decides (`rollup_state_missing`).
+    1. No hourly tables: nothing to do here, the guard decides (`rollup_state_missing`).
     2. Take advisory lock 4246, by polling; only then read the state. It stays held for 103.
     3. No usage: move the watermark to the horizon (`task_usage_empty`).
     4. Lag at most an hour and no unfinished walk: write nothing (`watermark_within_threshold`).
     5. Otherwise walk, slice by slice, each one transaction; a killed walk resumes at its cursor.
     6. Walk or no walk: drain the queues, compare rollup and raw usage in one snapshot, recompute
        what differs, compare again. Only a clean comparison lets 103 pass without its own.
+    7. Compare the legacy rollups with raw usage: 103 keeps what exists only there.
 
     Entered and left outside a transaction, as owner of nothing but the session lock. Raises LockBusy
     and BackfillRefused; whatever was committed until then is kept and true.
     """
-    if connection.scalar(sa.text("SELECT to_regclass('public.task_usage_hourly_rollup_state') IS NULL")):
+    if connection.scalar(
+        sa.text(
+            "SELECT to_regclass('public.task_usage_hourly_rollup_state') IS NULL"
+            " OR to_regclass('public.task_usage_hourly') IS NULL"
+        )
+    ):
         connection.commit()
         return _skip(ROLLUP_STATE_MISSING)
     advisory_lock.acquire(connection, advisory_lock.HOURLY_ROLLUP)
@@ -75,7 +81,9 @@ def backfill_before_103(connection: sa.Connection) -> Backfill:
         result = _skip(WATERMARK_WITHIN_THRESHOLD)
     else:
         result = _walk_history(connection, state)
-    return _prove(connection, result)
+    result = dataclasses.replace(result, repaired_hours=repair(connection))
+    _look_for_losses(connection)
+    return result
 
 
 @dataclass(frozen=True)
@@ -109,8 +117,7 @@ def _read_state(connection: sa.Connection) -> _State:
     if row["future"]:
         raise BackfillRefused(
             f"the watermark of the hourly rollup lies in the future: {row['watermark']}",
-            hint=f'psql "$DATABASE_URL" -c "{RESET_WATERMARK}" and run `alembic upgrade head`'
-            " again: it walks the whole history",
+            hint=f"{RESET_WATERMARK}; then run `alembic upgrade head` again: it walks the whole history",
         )
     return _State(row["empty"], timedelta(seconds=row["lag_s"]), row["unfinished"])
 
@@ -215,8 +222,12 @@ def _let_waiters_pass(connection: sa.Connection) -> None:
         advisory_lock.acquire(connection, advisory_lock.HOURLY_ROLLUP)
 
 
-def _prove(connection: sa.Connection, result: Backfill) -> Backfill:
-    """Drain, compare, repair, compare again; leave the proof for 103 in this session's settings."""
+def repair(connection: sa.Connection) -> int:
+    """Drain, compare, recompute what differs, compare again; return the hours that were recomputed.
+
+    Entered and left outside a transaction, holding 4246. Leaves the proof for 103 in the session's
+    settings. Raises BackfillRefused when hours still differ.
+    """
     connection.execute(sa.text("SELECT public.rollup_task_usage_hourly_window('-infinity', '-infinity')"))
     connection.commit()
     repaired = 0
@@ -230,8 +241,7 @@ def _prove(connection: sa.Connection, result: Backfill) -> Backfill:
         _walk(connection)
     else:
         raise BackfillRefused(
-            f"{differing} hours of the hourly rollup still differ from raw usage after"
-            " they were recomputed; 103 was not run",
+            f"{differing} hours of the hourly rollup still differ from raw usage after they were recomputed",
             hint="SELECT public.task_usage_hourly_differences() names them",
         )
     connection.execute(
@@ -242,28 +252,45 @@ def _prove(connection: sa.Connection, result: Backfill) -> Backfill:
     )
     connection.commit()
     log.info("the hourly rollup matches raw usage")
-    return dataclasses.replace(result, repaired_hours=repaired)
+    return repaired
+
+
+def _look_for_losses(connection: sa.Connection) -> None:
+    """Report usage the rollup cannot show and totals only the legacy rollups hold; tell 103 of these."""
+    set_aside, undated, excess = connection.execute(
+        sa.text(
+            "SELECT (SELECT COUNT(*) FROM public.task_usage_hourly_set_aside),"
+            " (SELECT COUNT(*) FROM public.task_usage_hourly_undated()),"
+            " set_config('usage_rollup.legacy_excess',"
+            " (SELECT COUNT(*)::text FROM public.task_usage_hourly_legacy_excess()), false)::bigint"
+        )
+    ).one()
+    connection.commit()
+    if set_aside:
+        log.warning("%d buckets are set aside, see task_usage_hourly_set_aside", set_aside)
+    if undated:
+        log.warning("%d usage rows are dated outside years 1-9998: task_usage_hourly_undated()", undated)
+    if excess:
+        log.warning("%d daily totals exist only in the legacy rollups", excess)
 
 
 def _oldest_transactions(connection: sa.Connection) -> str:
-    """Name what holds the horizon back: open transactions, oldest first, and prepared ones."""
-    pids = connection.scalars(
+    """Name what holds the horizon back: the oldest open transactions, and prepared ones."""
+    holders = connection.execute(
         sa.text(
-            "SELECT s.pid FROM pg_stat_activity s JOIN pg_locks l ON l.pid = s.pid"
+            "(SELECT s.pid, l.virtualtransaction FROM pg_stat_activity s JOIN pg_locks l ON l.pid = s.pid"
             " AND l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock'"
             " WHERE s.datname = current_database() AND s.pid <> pg_backend_pid()"
-            " AND s.usesysid IS NOT NULL ORDER BY s.xact_start NULLS FIRST LIMIT 3"
+            " AND s.usesysid IS NOT NULL ORDER BY s.xact_start NULLS FIRST LIMIT 3)"
+            " UNION ALL"
+            " SELECT NULL, l.virtualtransaction FROM pg_prepared_xacts p JOIN pg_locks l"
+            " ON l.locktype = 'transactionid' AND l.pid IS NULL AND l.transactionid = p.transaction"
+            " WHERE p.database = current_database()"
         )
     ).all()
-    prepared = connection.scalars(
-        sa.text(
-            "SELECT format('prepared transaction %L (%s, since %s)', gid, owner, prepared)"
-            " FROM pg_prepared_xacts WHERE database = current_database() ORDER BY prepared LIMIT 3"
-        )
-    ).all()
-    sessions = [advisory_lock.describe_sessions(connection, pids)] if pids else []
+    described = sessions.describe(connection, holders)
     connection.commit()
-    return ", ".join([*sessions, *prepared]) or "a transaction that has just ended"
+    return described
 
 
 def _skip(reason: str) -> Backfill:

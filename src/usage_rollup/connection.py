@@ -53,6 +53,7 @@ SESSION_SETTINGS = {
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
+    "transaction_timeout": "0",
     "default_transaction_isolation": "read committed",
     "default_transaction_deferrable": "off",
     "jit": "off",
@@ -82,7 +83,10 @@ def migration_session() -> Iterator[sa.Connection]:
     except DBAPIError as error:
         if not isinstance(error.orig, psycopg.Error):
             raise
-        raise StatementFailed(explain(error.orig)) from error
+        again = (
+            "run the same command again; what was committed stays" if error.connection_invalidated else None
+        )
+        raise StatementFailed(explain(error.orig), hint=again) from error
 
 
 def startup_timeout_s() -> float:
@@ -110,7 +114,9 @@ def connect(conninfo: str, timeout_s: float) -> psycopg.Connection[Any]:
     def not_accepting(error: BaseException) -> bool:
         if not isinstance(error, psycopg.OperationalError):
             return False
-        return pq.PGconn.ping(conninfo.encode()) in (pq.Ping.REJECT, pq.Ping.NO_RESPONSE)
+        # Without encryption, because a ping that insists on what the server lacks sees no response.
+        plain = make_conninfo(conninfo, sslmode="disable", gssencmode="disable")
+        return pq.PGconn.ping(plain.encode()) in (pq.Ping.REJECT, pq.Ping.NO_RESPONSE)
 
     started = time.monotonic()
     retrying = Retrying(
@@ -135,14 +141,14 @@ def connect(conninfo: str, timeout_s: float) -> psycopg.Connection[Any]:
             " DATABASE_STARTUP_TIMEOUT says how long to wait for it",
         ) from error
     names = list(SESSION_SETTINGS)
-    # Settings a server does not know (idle_session_timeout is new in 14) must not matter before the
-    # version is checked.
+    # By way of pg_settings, because not every server knows every one (transaction_timeout is new in 17).
     connection.execute(
         "SELECT set_config(s.name, p.value, false) FROM pg_settings s"
         " JOIN unnest(%s::text[], %s::text[]) AS p (name, value) USING (name)",
         (names, [SESSION_SETTINGS[name] for name in names]),
     )
-    connection.commit()
+    connection.add_notice_handler(_log_warning)
+    connection.autocommit = False
     return connection
 
 
@@ -150,7 +156,13 @@ def _connect_once(conninfo: str) -> psycopg.Connection[Any]:
     if "connect_timeout" not in conninfo_to_dict(conninfo):
         conninfo = make_conninfo(conninfo, connect_timeout=CONNECT_TIMEOUT_S)
     # A prepared statement lives on a server session that a pooler may hand to somebody else.
-    return psycopg.connect(conninfo, prepare_threshold=None)
+    # Autocommit, until a timeout for idle transactions that the role may carry is off.
+    return psycopg.connect(conninfo, prepare_threshold=None, autocommit=True)
+
+
+def _log_warning(diagnostic: psycopg.errors.Diagnostic) -> None:
+    if diagnostic.severity_nonlocalized == "WARNING":
+        log.warning("%s", diagnostic.message_primary)
 
 
 def require_suitable(connection: sa.Connection) -> None:
@@ -189,7 +201,8 @@ def require_suitable(connection: sa.Connection) -> None:
     if row["not_ours"]:
         raise UnsuitableDatabase(
             f"role {row['role']} may not act for the owner of: {row['not_ours']}",
-            hint=f"connect as their owner, or: GRANT <owner> TO {row['role']}",
+            hint=f"connect as their owner, or: GRANT {row['owner']} TO {row['role']};"
+            f" ALTER ROLE {row['role']} INHERIT (from PostgreSQL 16: GRANT ... WITH INHERIT TRUE, SET TRUE)",
         )
     if not row["may_create"]:
         raise UnsuitableDatabase(
@@ -236,7 +249,10 @@ SELECT
         AND c.relname IN ('user', 'agent_runtime', 'agent', 'issue', 'agent_task_queue',
             'task_usage', 'schema_migrations', 'alembic_version')
         AND NOT (
-            pg_has_role(current_user, owner.oid, 'MEMBER')
+            pg_has_role(current_user, owner.oid, 'USAGE')
+            -- SET is a privilege of its own since 16.
+            AND CASE WHEN current_setting('server_version_num')::int >= 160000
+                     THEN pg_has_role(current_user, owner.oid, 'SET') ELSE true END
             AND (pg_has_role(owner.oid, c.relowner, 'USAGE')
                 -- The two ledgers are written by the session's own role.
                 OR c.relname IN ('schema_migrations', 'alembic_version')

@@ -19,7 +19,7 @@ from tenacity import (
 
 from alembic import op
 
-from .advisory_lock import describe_sessions
+from . import sessions
 from .errors import LockBusy, StatementFailed, explain
 
 log = logging.getLogger(__name__)
@@ -112,8 +112,7 @@ def lock_tables(connection: sa.Connection, lock: Locks) -> None:
         raise LockBusy(
             f"could not lock {', '.join(tables)} within {LOCK_DEADLINE_S:.0f} s;"
             f" in the way: {_blockers(connection, tables)}",
-            hint="wait for that session, or end it: SELECT pg_terminate_backend(<pid>);"
-            " then run `alembic upgrade head` again",
+            hint=f"{sessions.END_THEM}; then run `alembic upgrade head` again",
         ) from error
 
 
@@ -150,14 +149,15 @@ def _lock_was_busy(error: BaseException) -> bool:
 
 
 def _blockers(connection: sa.Connection, tables: Sequence[str]) -> str:
-    pids = connection.scalars(
+    holders = connection.execute(
         sa.text(
-            "SELECT DISTINCT l.pid FROM pg_locks l JOIN unnest(CAST(:tables AS text[])) AS t"
-            " ON l.relation = to_regclass(t) WHERE l.granted AND l.pid <> pg_backend_pid()"
+            "SELECT DISTINCT l.pid, l.virtualtransaction FROM pg_locks l"
+            " JOIN unnest(CAST(:tables AS text[])) AS t ON l.relation = to_regclass(t)"
+            " WHERE l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()"
         ),
         {"tables": list(tables)},
     ).all()
-    return describe_sessions(connection, pids)
+    return sessions.describe(connection, holders)
 
 
 def _qualified(table: str) -> str:
