@@ -8,7 +8,8 @@ import psycopg
 
 # (oracle EXCEPT hourly) and (hourly EXCEPT oracle), by the contract's definition. An hour is judged
 # unless an event in it has not been passed by the watermark, or something is queued: any queued row
-# here excuses its hour, and a queued task, issue or agent the hours of its usage.
+# here excuses its hour, and a queued task, issue or agent the hours of its usage; so does a bucket that
+# is set aside, which tests of that look at themselves.
 _DIFFERING = """
 WITH raw AS (
     SELECT date_trunc('hour', tu.created_at AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' AS bucket_hour,
@@ -17,13 +18,15 @@ WITH raw AS (
         tu.cache_read_tokens, tu.cache_write_tokens, tu.task_id, q.issue_id
     FROM task_usage tu JOIN agent_task_queue q ON q.id = tu.task_id
     JOIN agent a ON a.id = q.agent_id LEFT JOIN issue i ON i.id = q.issue_id
-    WHERE tu.created_at NOT IN ('infinity', '-infinity')
+    -- Hours that clients can read; anything else is reported, not rolled up.
+    WHERE tu.created_at >= '0001-01-01 00:00+00' AND tu.created_at < '9999-01-01 00:00+00'
+        AND q.runtime_id IS NOT NULL
 ), oracle AS (
     SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model,
-        LEAST(SUM(input_tokens), 9223372036854775807) AS i,
-        LEAST(SUM(output_tokens), 9223372036854775807) AS o,
-        LEAST(SUM(cache_read_tokens), 9223372036854775807) AS r,
-        LEAST(SUM(cache_write_tokens), 9223372036854775807) AS w,
+        GREATEST(LEAST(SUM(input_tokens), 9223372036854775807), -9223372036854775808) AS i,
+        GREATEST(LEAST(SUM(output_tokens), 9223372036854775807), -9223372036854775808) AS o,
+        GREATEST(LEAST(SUM(cache_read_tokens), 9223372036854775807), -9223372036854775808) AS r,
+        GREATEST(LEAST(SUM(cache_write_tokens), 9223372036854775807), -9223372036854775808) AS w,
         COUNT(DISTINCT task_id) AS tasks, COUNT(*) AS events
     FROM raw GROUP BY 1, 2, 3, 4, 5, 6, 7
 ), hourly AS (
@@ -32,7 +35,7 @@ WITH raw AS (
         cache_write_tokens::numeric AS w, task_count AS tasks, event_count AS events
     FROM task_usage_hourly
 ), differing AS (
-    (TABLE oracle EXCEPT TABLE hourly) UNION (TABLE hourly EXCEPT TABLE oracle)
+    ((TABLE oracle EXCEPT TABLE hourly) UNION (TABLE hourly EXCEPT TABLE oracle))
 )
 SELECT DISTINCT bucket_hour FROM differing
 WHERE bucket_hour NOT IN (
@@ -42,6 +45,7 @@ WHERE bucket_hour NOT IN (
     UNION SELECT raw.bucket_hour FROM raw JOIN task_usage_hourly_invalidation v
         ON v.task_id = raw.task_id OR v.issue_id = raw.issue_id OR v.agent_id = raw.agent_id
     UNION SELECT bucket_hour FROM task_usage_hourly_invalidation WHERE bucket_hour IS NOT NULL
+    UNION SELECT bucket_hour FROM task_usage_hourly_set_aside
     UNION SELECT bucket_hour FROM task_usage_hourly WHERE EXISTS (
         SELECT FROM task_usage_hourly_invalidation
         WHERE num_nonnulls(bucket_hour, task_id, issue_id, agent_id) = 0))

@@ -1,0 +1,90 @@
+"""Stop an upgrade at a chosen slice of its walk, on purpose and without sleeping.
+
+A slice inserts whole months into an hourly table that is empty there. A test's open transaction that
+has inserted one of the same keys makes that insert wait, visibly, until the test lets go.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from tests.conftest import Database
+from tests.support.product import wait_until
+from tests.support.v034 import generate_history
+
+_BLOCKED = """
+SELECT pid FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = 'usage-rollup' AND wait_event_type = 'Lock'
+"""
+
+_MONTHS = """
+SELECT DISTINCT date_trunc('month', {column} AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' FROM {table} ORDER BY 1
+"""
+
+
+def write_history(database: Database, rows: int = 400, months: int = 6) -> list[datetime]:
+    """Write a history and return its months in UTC: a walk takes one slice for each."""
+    with psycopg.connect(database.url) as connection:
+        generate_history(connection, rows, months=months, agents=6)
+    return [row[0] for row in database.execute(_MONTHS.format(column="created_at", table="task_usage"))]
+
+
+def committed_months(database: Database) -> list[datetime]:
+    """Return the months that are rolled up, as any other session sees them."""
+    query = _MONTHS.format(column="bucket_hour", table="task_usage_hourly")
+    return [row[0] for row in database.execute(query)]
+
+
+@contextmanager
+def blocked_at(database: Database, month: datetime) -> Iterator[psycopg.Connection[Any]]:
+    """Make the slice that rolls up `month` wait as long as the block lasts; needs the schema of 102."""
+    with psycopg.connect(database.url, application_name="in the way") as connection:
+        connection.execute(
+            """
+            INSERT INTO task_usage_hourly
+                (bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model)
+            SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model
+            FROM task_usage_hourly_expected(%(month)s, %(month)s + interval '1 month') LIMIT 1
+            """,
+            {"month": month},
+        )
+        yield connection
+        connection.rollback()
+
+
+def wait_until_blocked(database: Database) -> int:
+    """Wait until the upgrade waits for a lock; return the pid of its backend."""
+    wait_until(lambda: database.execute(_BLOCKED), "the upgrade waits for a lock")
+    pid: int = database.value(_BLOCKED)
+    return pid
+
+
+def runners(database: Database) -> int:
+    """Count the sessions of upgrades."""
+    count: int = database.value(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'usage-rollup'"
+    )
+    return count
+
+
+def advisory_locks(database: Database) -> list[int]:
+    """Return the keys of the advisory locks that any session holds or waits for."""
+    return [
+        row[0]
+        for row in database.execute(
+            "SELECT classid::bigint << 32 | objid::bigint FROM pg_locks WHERE locktype = 'advisory'"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
+    ]
+
+
+def slices(output: str) -> int:
+    """Count the slices that an upgrade reported."""
+    return len(re.findall(r"\] slice \d+: ", output))

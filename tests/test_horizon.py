@@ -1,0 +1,468 @@
+"""task_usage_hourly_horizon(): a time that no transaction which may still write began before."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+from psycopg import IsolationLevel
+
+from tests.conftest import Connection, Database
+from tests.support.oracle import differing_hours
+from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
+from tests.support.server import start_server
+from tests.support.v034 import build_v034
+
+TICK = "SELECT rollup_task_usage_hourly()"
+WATERMARK = "SELECT watermark_at FROM task_usage_hourly_rollup_state"
+CLOCK = "SELECT clock_timestamp()"
+FIVE_MINUTES = timedelta(minutes=5)
+
+# Text, because psycopg's datetime knows no infinity.
+HORIZON = "SELECT task_usage_hourly_horizon(%s)::text"
+AT_ONCE = "0 seconds"
+LONG = "20 seconds"
+BOUNDED = "-c statement_timeout=30s"
+
+
+def horizon(connection: Connection, wait: str = AT_ONCE) -> datetime | None:
+    """Return the horizon, None for -infinity."""
+    row = connection.execute(HORIZON, [wait]).fetchone()
+    assert row is not None
+    return None if row[0] == "-infinity" else datetime.fromisoformat(row[0])
+
+
+def horizon_of(db: Database, wait: str = AT_ONCE) -> datetime | None:
+    """Return the horizon as a session of its own sees it."""
+    with psycopg.connect(db.url, autocommit=True, options="-c TimeZone=UTC") as connection:
+        return horizon(connection, wait)
+
+
+def at_horizon(db: Database, **conninfo: str) -> Connection:
+    return db.connect(autocommit=True, options=f"{BOUNDED} -c TimeZone=UTC", **conninfo)
+
+
+def old_after_no_time(db: Database) -> None:
+    """Take the five minutes out of the horizon.
+
+    They would hide every transaction that is younger, and a test cannot wait until one is older.
+    """
+    definition = db.value("SELECT pg_get_functiondef('task_usage_hourly_horizon(interval)'::regprocedure)")
+    assert definition.count("interval '5 minutes'") == 1
+    db.execute(definition.replace("interval '5 minutes'", "interval '0'"))
+
+
+def begin(db: Database, *statements: str, **conninfo: str) -> tuple[Connection, datetime]:
+    """Open a transaction that stays open; return it and when it began."""
+    connection = db.connect(autocommit=True, **conninfo)
+    connection.execute("BEGIN")
+    for statement in statements:
+        connection.execute(statement)
+    began: datetime = db.value(
+        "SELECT xact_start FROM pg_stat_activity WHERE pid = %s", connection.info.backend_pid
+    )
+    return connection, began
+
+
+def is_polling(db: Database, connection: Connection) -> bool:
+    polling: bool = db.value(
+        "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = %s",
+        connection.info.backend_pid,
+    )
+    return polling
+
+
+def wrong_hours(db: Database) -> list[datetime]:
+    """Ask the oracle as if the watermark had passed every event, so that time excuses nothing."""
+    watermark = db.value(WATERMARK)
+    db.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'infinity'")
+    try:
+        return differing_hours(db.url)
+    finally:
+        db.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = %s", watermark)
+
+
+@pytest.fixture
+def make_role(at_102: Database) -> Iterator[Callable[..., str]]:
+    """Return a function that makes a login role, which ends with the test."""
+    made: list[str] = []
+
+    def make(*also: str) -> str:
+        role = f"runner_{uuid.uuid4().hex[:12]}"
+        at_102.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{role}'")
+        made.append(role)
+        for statement in also:
+            at_102.execute(statement.format(role=role))
+        return role
+
+    yield make
+    for connection in at_102.opened:
+        connection.close()
+    for role in made:
+        at_102.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
+
+
+def login(db: Database, role: str) -> Connection:
+    connection = psycopg.connect(
+        db.server.url(db.name, user=role, password=role),
+        autocommit=True,
+        options=f"{BOUNDED} -c TimeZone=UTC",
+    )
+    db.opened.append(connection)
+    return connection
+
+
+# The clock
+
+
+def test_horizon_of_a_quiet_database_is_five_minutes_ago(at_102: Database) -> None:
+    before = at_102.value(CLOCK)
+    found = horizon_of(at_102)
+    assert found is not None
+    assert before - FIVE_MINUTES <= found <= at_102.value(CLOCK) - FIVE_MINUTES
+
+
+@pytest.mark.parametrize("open_transactions", [0, 1, 3])
+def test_horizon_is_never_later_than_five_minutes_ago(at_102: Database, open_transactions: int) -> None:
+    for _ in range(open_transactions):
+        begin(at_102, "SELECT FROM workspace")
+    found = horizon_of(at_102)
+    assert found is not None
+    assert found <= at_102.value(CLOCK) - FIVE_MINUTES
+
+
+# Transactions this role may see
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        pytest.param((), id="only_begun"),
+        pytest.param(("SELECT FROM workspace",), id="has_read"),
+        pytest.param(("UPDATE issue SET title = title",), id="has_written_elsewhere"),
+        pytest.param(("LOCK TABLE task_usage IN ROW EXCLUSIVE MODE",), id="is_about_to_write"),
+    ],
+)
+def test_open_transaction_bounds_the_horizon_by_its_start(
+    at_102: Database, statements: tuple[str, ...]
+) -> None:
+    old_after_no_time(at_102)
+    writer, began = begin(at_102, *statements)
+    if not statements:
+        # Neither a lock nor a transaction id gives this one away.
+        assert at_102.execute(
+            "SELECT backend_xid, backend_xmin, state, (SELECT count(*) FROM pg_locks l"
+            " WHERE l.pid = a.pid AND l.locktype = 'relation')"
+            " FROM pg_stat_activity a WHERE pid = %s",
+            writer.info.backend_pid,
+        ) == [(None, None, "idle in transaction", 0)]
+    assert horizon_of(at_102) == began
+    assert horizon_of(at_102, LONG) == began
+    writer.execute("COMMIT")
+    found = horizon_of(at_102)
+    assert found is not None
+    assert found > began
+
+
+def test_oldest_of_several_open_transactions_bounds_the_horizon(at_102: Database) -> None:
+    old_after_no_time(at_102)
+    oldest, first = begin(at_102)
+    _, second = begin(at_102)
+    assert horizon_of(at_102) == first
+    oldest.execute("ROLLBACK")
+    assert horizon_of(at_102) == second
+
+
+def test_transaction_of_another_database_is_ignored(
+    at_102: Database, make_database: Callable[[str], Database]
+) -> None:
+    old_after_no_time(at_102)
+    elsewhere = make_database("empty")
+    _, began = begin(elsewhere)
+    before = at_102.value(CLOCK)
+    found = horizon_of(at_102)
+    assert found is not None
+    assert found >= before > began
+
+
+def test_caller_s_own_transaction_is_ignored(at_102: Database) -> None:
+    old_after_no_time(at_102)
+    caller = at_102.connect(options="-c TimeZone=UTC")
+    caller.execute("SELECT FROM workspace")
+    before = at_102.value(CLOCK)
+    found = horizon(caller)
+    assert found is not None
+    assert found >= before
+    caller.rollback()
+
+
+@pytest.mark.parametrize("level", [IsolationLevel.READ_COMMITTED, IsolationLevel.REPEATABLE_READ])
+def test_horizon_sees_what_began_since_it_was_last_asked_in_the_same_transaction(
+    at_102: Database, level: IsolationLevel
+) -> None:
+    old_after_no_time(at_102)
+    seen = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
+    caller = at_102.connect(options="-c TimeZone=UTC")
+    caller.isolation_level = level
+    assert horizon(caller) is not None
+    caller.execute(seen, [0])
+    writer, began = begin(at_102)
+    # The trap: the transaction keeps the first report of the sessions that it has read.
+    assert caller.execute(seen, [writer.info.backend_pid]).fetchone() == (0,)
+    assert horizon(caller) == began
+    caller.rollback()
+
+
+def test_session_that_does_not_report_is_waited_for(at_102: Database) -> None:
+    silent, began = begin(at_102, options="-c track_activities=off")
+    assert began is None
+    assert horizon_of(at_102) is None
+    silent.execute("COMMIT")
+    assert horizon_of(at_102) is not None
+
+
+# Transactions this role may not see
+
+
+def test_invisible_open_transaction_leaves_no_horizon_after_the_wait(
+    at_102: Database, make_role: Callable[..., str]
+) -> None:
+    caller = login(at_102, make_role())
+    assert horizon(caller) is not None
+    writer, began = begin(at_102)
+    assert began is not None
+    assert caller.execute(
+        "SELECT xact_start, state FROM pg_stat_activity WHERE pid = %s", [writer.info.backend_pid]
+    ).fetchone() == (None, None)
+    assert horizon(caller, AT_ONCE) is None
+    assert horizon(caller, "50 milliseconds") is None
+    writer.execute("COMMIT")
+    assert horizon(caller) is not None
+
+
+def test_invisible_transaction_that_ends_during_the_wait_leaves_a_horizon_before_the_wait(
+    at_102: Database, make_role: Callable[..., str]
+) -> None:
+    old_after_no_time(at_102)
+    caller = login(at_102, make_role())
+    writer, _ = begin(at_102)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(horizon, caller, LONG)
+        wait_until(lambda: is_polling(at_102, caller), "the horizon waits for the transaction")
+        # One that began since is no reason to wait: whatever it writes is dated later.
+        _, later = begin(at_102)
+        writer.execute("COMMIT")
+        found = waiting.result()
+    assert found is not None
+    assert found < later
+
+
+def test_role_that_may_read_all_statistics_need_not_wait(
+    at_102: Database, make_role: Callable[..., str]
+) -> None:
+    old_after_no_time(at_102)
+    caller = login(at_102, make_role("GRANT pg_read_all_stats TO {role}"))
+    _, began = begin(at_102)
+    assert horizon(caller) == began
+
+
+def test_role_sees_its_own_transactions_without_any_grant(
+    at_102: Database, make_role: Callable[..., str]
+) -> None:
+    old_after_no_time(at_102)
+    role = make_role()
+    caller, writer = login(at_102, role), login(at_102, role)
+    writer.execute("BEGIN")
+    (began,) = at_102.execute(
+        "SELECT xact_start FROM pg_stat_activity WHERE pid = %s", writer.info.backend_pid
+    )[0]
+    assert horizon(caller) == began
+
+
+def test_tick_without_a_horizon_drains_the_queue_and_leaves_the_watermark(
+    at_102: Database, make_role: Callable[..., str]
+) -> None:
+    role = make_role("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+    caller = login(at_102, role)
+    world = small_world(at_102.url)
+    event(at_102.url, world, "2025-03-01 10:15+00")
+    begin(at_102)
+    before = at_102.value(WATERMARK)
+    assert caller.execute(TICK).fetchone() == (1,)
+    assert at_102.value(WATERMARK) == before
+    assert wrong_hours(at_102) == []
+
+
+# Prepared transactions
+
+
+@pytest.mark.parametrize("end", ["COMMIT PREPARED", "ROLLBACK PREPARED"])
+def test_prepared_transaction_that_wrote_usage_leaves_no_horizon_until_it_is_resolved(
+    at_102: Database, end: str
+) -> None:
+    world = small_world(at_102.url)
+    reported = task(at_102.url, world.agents[0])
+    gid = uuid.uuid4().hex
+    with psycopg.connect(at_102.url) as writer:
+        upsert_usage(writer, reported)
+        writer.execute(f"PREPARE TRANSACTION '{gid}'")
+    try:
+        # Nobody has it open any more.
+        writers = "SELECT count(*) FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND datname = %s"
+        assert at_102.value(writers, at_102.name) == 0
+        assert horizon_of(at_102) is None
+        at_102.execute(TICK)
+        assert at_102.value(WATERMARK) == datetime(1970, 1, 1, tzinfo=UTC)
+    finally:
+        at_102.execute(f"{end} '{gid}'")
+    assert horizon_of(at_102) is not None
+    at_102.execute(TICK)
+    assert at_102.value(WATERMARK) > datetime(1971, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["UPDATE issue SET title = title", "SELECT FROM task_usage", "SELECT FROM task_usage FOR SHARE"],
+)
+def test_prepared_transaction_that_did_not_write_usage_is_ignored(at_102: Database, statement: str) -> None:
+    event(at_102.url, small_world(at_102.url), "2025-03-01 10:15+00")
+    gid = uuid.uuid4().hex
+    with psycopg.connect(at_102.url) as writer:
+        writer.execute(statement)
+        writer.execute("UPDATE workspace SET name = name")
+        writer.execute(f"PREPARE TRANSACTION '{gid}'")
+    try:
+        assert horizon_of(at_102) is not None
+    finally:
+        at_102.execute(f"ROLLBACK PREPARED '{gid}'")
+
+
+def test_prepared_transaction_of_another_database_is_ignored(
+    at_102: Database, make_database: Callable[[str], Database]
+) -> None:
+    elsewhere = make_database("102")
+    world = small_world(elsewhere.url)
+    gid = uuid.uuid4().hex
+    with psycopg.connect(elsewhere.url) as writer:
+        event(writer, world)
+        writer.execute(f"PREPARE TRANSACTION '{gid}'")
+    try:
+        assert horizon_of(elsewhere) is None
+        assert horizon_of(at_102) is not None
+    finally:
+        elsewhere.execute(f"ROLLBACK PREPARED '{gid}'")
+
+
+def test_move_prepared_before_a_tick_is_right_after_it_commits(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    moved = task(at_102.url, world.agents[0])
+    usage(at_102.url, moved, "2025-03-01 10:15+00")
+    gid = uuid.uuid4().hex
+    with psycopg.connect(at_102.url) as writer:
+        writer.execute("UPDATE agent_task_queue SET agent_id = %s", [world.agents[1]])
+        writer.execute(f"PREPARE TRANSACTION '{gid}'")
+    try:
+        at_102.execute(TICK)
+        at_102.execute(TICK)
+        assert at_102.value(f"SELECT ({WATERMARK}) > now() - interval '1 hour'")
+    finally:
+        at_102.execute(f"COMMIT PREPARED '{gid}'")
+    assert at_102.value(TICK) == 2
+    assert differing_hours(at_102.url) == []
+
+
+# A writer that stays open
+
+
+def test_watermark_that_passes_an_open_writer_loses_its_row(at_102: Database) -> None:
+    # "Five minutes ago" is to a writer open for longer what the clock is to this one.
+    at_102.execute(
+        "CREATE OR REPLACE FUNCTION task_usage_hourly_horizon(p_wait interval DEFAULT '2 seconds')"
+        " RETURNS timestamptz LANGUAGE sql AS $$ SELECT clock_timestamp() $$"
+    )
+    world = small_world(at_102.url)
+    reported = task(at_102.url, world.agents[0])
+    writer, _ = begin(at_102)
+    upsert_usage(writer, reported)
+    at_102.execute(TICK)
+    writer.execute("COMMIT")
+    at_102.execute(TICK)
+    assert len(differing_hours(at_102.url)) == 1
+    at_102.execute("INSERT INTO task_usage_hourly_invalidation (task_id) VALUES (%s)", reported)
+    assert at_102.value(TICK) == 1
+
+
+@pytest.mark.parametrize("writes", ["before_the_tick", "after_the_tick"])
+def test_no_tick_passes_an_open_writer_and_its_row_is_rolled_up_when_it_commits(
+    at_102: Database, writes: str
+) -> None:
+    old_after_no_time(at_102)
+    world = small_world(at_102.url)
+    reported = task(at_102.url, world.agents[0])
+    event(at_102.url, world, "2025-03-01 10:15+00")
+    writer, began = begin(at_102)
+    if writes == "before_the_tick":
+        upsert_usage(writer, reported)
+    for _ in range(3):
+        at_102.execute(TICK)
+        assert at_102.value(WATERMARK) <= began
+    assert at_102.value(WATERMARK) == began
+    if writes == "after_the_tick":
+        upsert_usage(writer, reported)
+    writer.execute("COMMIT")
+    assert at_102.value("SELECT count(*) FROM task_usage_hourly_invalidation") == 0
+
+    assert at_102.value(TICK) == 1
+    assert at_102.value(WATERMARK) > began
+    assert differing_hours(at_102.url) == []
+    assert at_102.value("SELECT sum(event_count) FROM task_usage_hourly") == 2
+
+
+# Processes that are nobody's session
+
+
+def test_autovacuum_is_neither_waited_for_nor_a_bound() -> None:
+    settings = {"autovacuum_naptime": "1s", "autovacuum_max_workers": "1"}
+    with start_server(settings) as server:
+        server.create_database("multica")
+        db = Database(server, "multica")
+        with psycopg.connect(db.url) as connection:
+            build_v034(connection)
+        db.upgrade("102")
+        old_after_no_time(db)
+        db.execute("CREATE ROLE runner LOGIN PASSWORD 'runner'")
+        # As slow as it can be, so that it is at work for as long as this test looks.
+        db.execute(
+            "CREATE TABLE swollen (filler text) WITH (fillfactor = 10, autovacuum_vacuum_threshold = 1,"
+            " autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_insert_threshold = -1,"
+            " autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1)"
+        )
+        db.execute("INSERT INTO swollen SELECT repeat('x', 700) FROM generate_series(1, 2000)")
+        db.execute("DELETE FROM swollen")
+        at_work = (
+            "SELECT xact_start FROM pg_stat_activity WHERE backend_type = 'autovacuum worker'"
+            " AND query LIKE 'autovacuum: VACUUM%swollen%' AND xact_start IS NOT NULL"
+        )
+        wait_until(lambda: db.execute(at_work), "autovacuum is at work")
+        before = db.value(CLOCK)
+        began = db.value(at_work)
+        runner = psycopg.connect(
+            server.url("multica", user="runner", password="runner"),
+            autocommit=True,
+            options="-c TimeZone=UTC",
+        )
+        with runner:
+            for found in (horizon_of(db), horizon(runner)):
+                assert found is not None
+                assert found >= before > began
+            # The trap: to this role it is a transaction like any other it may not see.
+            assert runner.execute(
+                "SELECT count(*) FROM pg_stat_activity s JOIN pg_locks l ON l.pid = s.pid"
+                " AND l.locktype = 'virtualxid' WHERE s.datname = current_database()"
+                " AND s.pid <> pg_backend_pid() AND s.xact_start IS NULL"
+            ).fetchone() == (1,)
+        assert db.value(at_work) == began

@@ -1,0 +1,655 @@
+"""rollup_task_usage_hourly_window(): whole hours, from raw usage, whoever calls it and from where."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import IsolationLevel, errors, sql
+
+from tests.conftest import Connection, Database
+from tests.support.oracle import differing_hours
+from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
+from tests.support.v034 import generate_history
+
+WINDOW = "SELECT rollup_task_usage_hourly_window('-infinity', 'infinity')"
+QUEUED_ONLY = "SELECT rollup_task_usage_hourly_window('-infinity', '-infinity')"
+EVERY_HOUR = "INSERT INTO task_usage_hourly_invalidation DEFAULT VALUES"
+
+# A statement that must not wait fails when it does.
+DOES_NOT_WAIT = "-c lock_timeout=2s -c statement_timeout=20s"
+
+LEVELS = [
+    pytest.param(level, id=level.name.lower())
+    for level in (
+        IsolationLevel.READ_COMMITTED,
+        IsolationLevel.REPEATABLE_READ,
+        IsolationLevel.SERIALIZABLE,
+    )
+]
+
+
+def wrong_hours(db: Database) -> list[datetime]:
+    """Ask the oracle as if the watermark had passed every event, so that time excuses nothing."""
+    watermark = db.value("SELECT watermark_at FROM task_usage_hourly_rollup_state")
+    db.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'infinity'")
+    try:
+        return differing_hours(db.url)
+    finally:
+        db.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = %s", watermark)
+
+
+def queued(db: Database) -> int:
+    count: int = db.value(
+        "SELECT (SELECT count(*) FROM task_usage_hourly_invalidation)"
+        " + (SELECT count(*) FROM task_usage_hourly_dirty)"
+    )
+    return count
+
+
+def rollup(db: Database, *extra: str) -> set[tuple[Any, ...]]:
+    columns = (
+        *("bucket_hour", "workspace_id", "runtime_id", "agent_id", "project_id", "provider", "model"),
+        *("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"),
+        *("task_count", "event_count", *extra),
+    )
+    return set(db.execute(f"SELECT {', '.join(columns)} FROM task_usage_hourly"))
+
+
+def dirty(db: Database, where: str = "true") -> None:
+    """Queue the keys of the rollup in the public queue, as the product would."""
+    db.execute(
+        "INSERT INTO task_usage_hourly_dirty"
+        " (bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model)"
+        " SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model"
+        f" FROM task_usage_hourly WHERE {where}"
+    )
+
+
+def is_blocked(db: Database, connection: Connection) -> bool:
+    blocked: bool = db.value("SELECT cardinality(pg_blocking_pids(%s)) > 0", connection.info.backend_pid)
+    return blocked
+
+
+def is_polling(db: Database, connection: Connection) -> bool:
+    polling: bool = db.value(
+        "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = %s",
+        connection.info.backend_pid,
+    )
+    return polling
+
+
+# What it writes
+
+
+def test_window_makes_the_rollup_equal_to_raw_usage_and_counts_written_and_deleted(
+    at_102: Database,
+) -> None:
+    with psycopg.connect(at_102.url) as connection:
+        generate_history(connection, 600, months=2, agents=6, analyze=False)
+    # A history has no queue: time alone must find it.
+    at_102.execute("DELETE FROM task_usage_hourly_invalidation")
+    assert wrong_hours(at_102) != []
+    assert at_102.value(WINDOW) == at_102.value("SELECT count(*) FROM task_usage_hourly") > 0
+    assert wrong_hours(at_102) == []
+
+    before = rollup(at_102)
+    at_102.execute("DELETE FROM task_usage WHERE input_tokens % 5 = 0")
+    at_102.execute("UPDATE task_usage SET output_tokens = 1, updated_at = now() WHERE input_tokens % 7 = 0")
+    at_102.execute(
+        "UPDATE agent_task_queue SET runtime_id = (SELECT min(id::text)::uuid FROM agent_runtime)"
+        " WHERE created_at < (SELECT percentile_disc(0.3) WITHIN GROUP (ORDER BY created_at)"
+        " FROM agent_task_queue)"
+    )
+    written_and_deleted = at_102.value(WINDOW)
+    after = rollup(at_102)
+    keys_gone = {row[:7] for row in before} - {row[:7] for row in after}
+    assert keys_gone
+    assert written_and_deleted == len(keys_gone) + len(after - before)
+    assert wrong_hours(at_102) == []
+
+
+def test_second_window_returns_zero_and_rewrites_nothing(at_102: Database) -> None:
+    with psycopg.connect(at_102.url) as connection:
+        generate_history(connection, 300, months=1, agents=3, analyze=False)
+    at_102.execute(WINDOW)
+    before = rollup(at_102, "xmin::text", "ctid::text", "updated_at")
+    dirty(at_102)
+    at_102.execute(EVERY_HOUR)
+    assert at_102.value(WINDOW) == 0
+    assert rollup(at_102, "xmin::text", "ctid::text", "updated_at") == before
+    assert queued(at_102) == 0
+
+
+def test_window_rewrites_only_the_keys_that_changed_in_their_hour(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    event(at_102.url, world, "2025-03-01 10:15+00")
+    changed = event(at_102.url, world, "2025-03-01 10:45+00", model="other")
+    at_102.execute(WINDOW)
+    before = rollup(at_102, "xmin::text")
+    at_102.execute("UPDATE task_usage SET input_tokens = 7 WHERE id = %s", changed)
+    assert at_102.value(WINDOW) == 1
+    assert len(rollup(at_102, "xmin::text") & before) == 1
+    assert wrong_hours(at_102) == []
+
+
+def test_window_deletes_what_has_no_raw_rows_wherever_the_hour_is_queued(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    event(at_102.url, world, "2025-03-01 10:15+00")
+    event(at_102.url, world, "2025-03-02 11:15+00", agent=2, issue=3)
+    at_102.execute(WINDOW)
+    at_102.execute(
+        "ALTER TABLE task_usage DISABLE TRIGGER USER; DELETE FROM task_usage;"
+        " ALTER TABLE task_usage ENABLE TRIGGER USER"
+    )
+    # Without raw rows no range of time leads to these hours any more.
+    assert at_102.value(WINDOW) == 0
+    assert len(wrong_hours(at_102)) == 2
+    dirty(at_102)
+    assert at_102.value(WINDOW) == 2
+    assert rollup(at_102) == set()
+
+
+def test_orphan_in_a_touched_hour_heals_though_nobody_queued_its_key(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    event(at_102.url, world, "2025-03-01 10:15+00", agent=2, issue=3)
+    at_102.execute(WINDOW)
+    at_102.execute(
+        "ALTER TABLE task_usage DISABLE TRIGGER USER; DELETE FROM task_usage;"
+        " ALTER TABLE task_usage ENABLE TRIGGER USER"
+    )
+    event(at_102.url, world, "2025-03-01 10:59:59.999999+00")
+    assert at_102.value(WINDOW) == 2
+    assert wrong_hours(at_102) == []
+
+
+@pytest.mark.parametrize(
+    "column", ["input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"]
+)
+def test_sums_beyond_bigint_saturate_in_their_own_column_and_stop_nobody_else(
+    at_102: Database, column: str
+) -> None:
+    world = small_world(at_102.url)
+    for _ in range(3):
+        event(at_102.url, world, "2025-03-01 10:15+00", tokens=1)
+    event(at_102.url, world, "2025-03-01 10:15+00", agent=1, tokens=5)
+    at_102.execute(f"UPDATE task_usage SET {column} = 9000000000000000000 WHERE input_tokens = 1")
+    with pytest.raises(errors.NumericValueOutOfRange):
+        at_102.execute(f"SELECT sum({column})::bigint FROM task_usage")
+
+    assert at_102.value(WINDOW) == 2
+    others = "input_tokens::numeric + output_tokens + cache_read_tokens + cache_write_tokens"
+    assert at_102.execute(
+        f"SELECT {column}, {others} - {column}, event_count FROM task_usage_hourly ORDER BY event_count"
+    ) == [(5, 15, 1), (2**63 - 1, 9, 3)]
+    assert at_102.value(WINDOW) == 0
+    assert wrong_hours(at_102) == []
+
+
+def test_window_leaves_hours_alone_that_no_event_in_its_range_touches(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    # By updated_at, and by created_at only where that is NULL; the range is half open.
+    for created_at, updated_at in (
+        ("2025-03-01 10:15+00", "2025-05-01 00:00+00"),
+        ("2025-05-01 12:15+00", None),
+        ("2025-05-01 14:15+00", "2025-05-02 00:00+00"),
+        ("2025-05-02 00:00+00", None),
+    ):
+        event(at_102.url, world, created_at, updated_at)
+    at_102.execute("DELETE FROM task_usage_hourly_invalidation")
+    at_102.execute("SELECT rollup_task_usage_hourly_window('2025-05-01 00:00+00', '2025-05-02 00:00+00')")
+    assert {row[0] for row in rollup(at_102)} == {
+        datetime(2025, 3, 1, 10, tzinfo=UTC),
+        datetime(2025, 5, 1, 12, tzinfo=UTC),
+    }
+    at_102.execute(WINDOW)
+    assert wrong_hours(at_102) == []
+
+
+# Invalidations that arrive meanwhile
+
+
+def test_recomputing_first_and_deleting_by_time_would_eat_an_invalidation(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    victim = event(at_102.url, world, "2025-03-01 10:15+00")
+    naive = at_102.connect()
+    naive.execute("SELECT rollup_task_usage_hourly_range('2025-03-01', '2025-03-02')")
+    at_102.execute("DELETE FROM task_usage WHERE id = %s", victim)
+    naive.execute("DELETE FROM task_usage_hourly_invalidation WHERE enqueued_at < 'infinity'")
+    naive.commit()
+    assert at_102.value(WINDOW) == 0
+    assert len(wrong_hours(at_102)) == 1
+    at_102.execute(EVERY_HOUR)
+    assert at_102.value(WINDOW) == 1
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_invalidation_committed_between_drain_and_recompute_survives(
+    at_102: Database, level: IsolationLevel
+) -> None:
+    world = small_world(at_102.url)
+    victim = event(at_102.url, world, "2025-03-01 10:15+00")
+    moved = task(at_102.url, world.agents[0])
+    usage(at_102.url, moved, "2025-03-01 11:15+00")
+    at_102.execute(WINDOW)
+    dirty(at_102)
+    at_102.execute(EVERY_HOUR)
+
+    blocker = at_102.connect()
+    blocker.execute("LOCK TABLE task_usage_hourly")
+    caller = at_102.connect(options="-c statement_timeout=20s")
+    caller.isolation_level = level
+    with ThreadPoolExecutor(1) as pool:
+        window = pool.submit(caller.execute, WINDOW)
+        wait_until(lambda: is_blocked(at_102, caller), "the window waits behind its drain")
+        at_102.execute("DELETE FROM task_usage WHERE id = %s", victim)
+        at_102.execute("UPDATE agent_task_queue SET agent_id = %s WHERE id = %s", world.agents[1], moved)
+        blocker.rollback()
+        window.result()
+    caller.commit()
+    assert at_102.value("SELECT count(*) FROM task_usage_hourly_invalidation") > 0
+    assert at_102.value("SELECT count(*) FROM task_usage_hourly_dirty") == 0
+
+    at_102.execute(WINDOW)
+    assert queued(at_102) == 0
+    assert wrong_hours(at_102) == []
+
+
+@pytest.mark.parametrize("level", LEVELS[1:])
+def test_window_with_an_old_snapshot_does_not_overwrite_a_newer_result(
+    at_102: Database, level: IsolationLevel
+) -> None:
+    world = small_world(at_102.url)
+    moved = task(at_102.url, world.agents[0])
+    usage(at_102.url, moved, "2025-03-01 10:15+00")
+    at_102.execute(WINDOW)
+    move = "UPDATE agent_task_queue SET agent_id = %s WHERE id = %s"
+
+    def old_snapshot() -> Connection:
+        connection = at_102.connect()
+        connection.isolation_level = level
+        connection.execute("SELECT FROM workspace")
+        return connection
+
+    naive = old_snapshot()
+    at_102.execute(move, world.agents[1], moved)
+    at_102.execute(WINDOW)
+    assert wrong_hours(at_102) == []
+    naive.execute("SELECT rollup_task_usage_hourly_range('2025-03-01', '2025-03-02')")
+    naive.commit()
+    assert len(wrong_hours(at_102)) == 1
+    at_102.execute(WINDOW)
+
+    caller = old_snapshot()
+    at_102.execute(move, world.agents[0], moved)
+    at_102.execute(WINDOW)
+    # To fail, for the caller to try again, is right; to bring the old key back is not.
+    with suppress(errors.SerializationFailure):
+        caller.execute(WINDOW)
+        caller.commit()
+    caller.rollback()
+    assert wrong_hours(at_102) == []
+
+
+# One writer
+
+
+def test_window_refuses_after_its_deadline_while_another_session_holds_the_lock(
+    at_102: Database,
+) -> None:
+    world = small_world(at_102.url)
+    event(at_102.url, world, "2025-03-01 10:15+00")
+    holder = at_102.connect()
+    holder.execute("SELECT pg_advisory_lock(4246)")
+    holder.commit()
+    with pytest.raises(errors.LockNotAvailable) as refusal:
+        at_102.execute(WINDOW)
+    assert "another session" in str(refusal.value.diag.message_primary)
+    assert "4246" in str(refusal.value.diag.message_primary)
+    assert refusal.value.diag.message_hint
+    assert rollup(at_102) == set()
+    assert queued(at_102) == 1
+
+    assert holder.execute(WINDOW).fetchone() == (1,)
+    holder.commit()
+    assert wrong_hours(at_102) == []
+
+
+def test_window_waits_for_another_one_and_sees_what_that_one_could_not(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    victim = event(at_102.url, world, "2025-03-01 10:15+00")
+    event(at_102.url, world, "2025-03-01 10:45+00")
+    first, second = at_102.connect(), at_102.connect(options="-c statement_timeout=20s")
+    first.execute(WINDOW)
+    at_102.execute("DELETE FROM task_usage WHERE id = %s", victim)
+    with ThreadPoolExecutor(1) as pool:
+        window = pool.submit(second.execute, WINDOW)
+        wait_until(lambda: is_polling(at_102, second), "the second window waits for the first")
+        first.commit()
+        assert window.result().fetchone() == (1,)
+    second.commit()
+    assert wrong_hours(at_102) == []
+
+
+def test_window_holds_the_lock_until_its_transaction_ends_and_no_longer(at_102: Database) -> None:
+    caller = at_102.connect()
+    caller.execute(WINDOW)
+    assert at_102.value("SELECT pg_try_advisory_lock(4246)") is False
+    caller.rollback()
+    assert at_102.value("SELECT pg_try_advisory_lock(4246)") is True
+
+
+# The queues
+
+
+@pytest.mark.parametrize("queue", ["task_usage_hourly_dirty", "task_usage_hourly_invalidation"])
+def test_queued_row_locked_by_another_session_is_left_and_not_waited_for(
+    at_102: Database, queue: str
+) -> None:
+    world = small_world(at_102.url)
+    for hour in (10, 11):
+        event(at_102.url, world, f"2025-03-01 {hour}:15+00")
+    at_102.execute(WINDOW)
+    at_102.execute(
+        "ALTER TABLE task_usage DISABLE TRIGGER USER; DELETE FROM task_usage;"
+        " ALTER TABLE task_usage ENABLE TRIGGER USER"
+    )
+    if queue == "task_usage_hourly_dirty":
+        dirty(at_102)
+    else:
+        at_102.execute(f"INSERT INTO {queue} (bucket_hour) SELECT bucket_hour FROM task_usage_hourly")
+
+    other = at_102.connect()
+    other.execute(f"SELECT FROM {queue} WHERE bucket_hour = '2025-03-01 10:00+00' FOR UPDATE")
+    caller = at_102.connect(autocommit=True, options=DOES_NOT_WAIT)
+    assert caller.execute(WINDOW).fetchone() == (1,)
+    assert at_102.execute(f"SELECT bucket_hour FROM {queue}") == [(datetime(2025, 3, 1, 10, tzinfo=UTC),)]
+    assert {row[0] for row in rollup(at_102)} == {datetime(2025, 3, 1, 10, tzinfo=UTC)}
+    other.rollback()
+    assert caller.execute(WINDOW).fetchone() == (1,)
+    assert queued(at_102) == 0
+    assert rollup(at_102) == set()
+
+
+def test_public_row_requeued_while_the_window_waits_for_nobody_is_not_lost(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    victim = event(at_102.url, world, "2025-03-01 10:15+00")
+    at_102.execute(WINDOW)
+    dirty(at_102)
+    # The product's later triggers upsert the key they see; this one has not committed yet.
+    product = at_102.connect()
+    product.execute("DELETE FROM task_usage WHERE id = %s", [victim])
+    product.execute("DELETE FROM task_usage_hourly_invalidation")
+    product.execute("UPDATE task_usage_hourly_dirty SET enqueued_at = now()")
+    caller = at_102.connect(autocommit=True, options=DOES_NOT_WAIT)
+    assert caller.execute(WINDOW).fetchone() == (0,)
+    product.commit()
+    assert queued(at_102) == 1
+    assert caller.execute(WINDOW).fetchone() == (1,)
+    assert rollup(at_102) == set()
+
+
+def test_public_row_that_is_not_a_whole_hour_recomputes_its_whole_hour(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    for minute in (15, 45):
+        event(at_102.url, world, f"2025-03-01 10:{minute}+00")
+    at_102.execute(WINDOW)
+    dirty(at_102)
+    at_102.execute("UPDATE task_usage_hourly_dirty SET bucket_hour = bucket_hour + interval '30 minutes'")
+    assert at_102.value(QUEUED_ONLY) == 0
+    assert wrong_hours(at_102) == []
+
+
+# Time
+
+
+# Offsets of 30 and 45 minutes, a DST change of half an hour, and one at midnight.
+ZONES = ["Asia/Kathmandu", "Australia/Lord_Howe", "America/Havana"]
+INSTANTS = [
+    start + timedelta(minutes=step)
+    for start in (
+        datetime(2025, 4, 5, 13, 10, tzinfo=UTC),  # Lord Howe turns back at 15:00 UTC
+        datetime(2025, 10, 4, 14, 10, tzinfo=UTC),  # and forward at 15:30 UTC
+        datetime(2025, 11, 2, 3, 10, tzinfo=UTC),  # Havana turns back at 05:00 UTC
+        datetime(2025, 3, 9, 4, 10, tzinfo=UTC),  # and forward at 05:00 UTC
+    )
+    for step in range(0, 180, 25)
+]
+
+
+@pytest.mark.parametrize("zone", ZONES)
+def test_usage_is_filed_under_the_utc_hour_whatever_the_time_zone_of_the_session(
+    at_102: Database, zone: str
+) -> None:
+    expected = {instant.replace(minute=0) for instant in INSTANTS}
+    caller = at_102.connect()
+    caller.execute("SELECT set_config('TimeZone', %s, false)", [zone])
+    local = (
+        "SELECT count(*) FROM unnest(%s::timestamptz[]) AS t WHERE task_usage_hour_bucket(t)"
+        " <> date_trunc('hour', t AT TIME ZONE %s) AT TIME ZONE %s"
+    )
+    assert caller.execute(local, [INSTANTS, zone, zone]).fetchone() != (0,)
+
+    world = small_world(caller)
+    task_id = task(caller, world.agents[0])
+    for number, instant in enumerate(INSTANTS):
+        usage(caller, task_id, instant, model=str(number))
+    assert caller.execute(WINDOW).fetchone() == (len(INSTANTS),)
+    caller.commit()
+    assert {row[0] for row in rollup(at_102)} == expected
+    assert wrong_hours(at_102) == []
+    # A session in UTC has nothing to mend.
+    dirty(at_102)
+    assert at_102.value(WINDOW) == 0
+
+
+def test_hour_bucket_is_immutable_enough_for_an_index(at_102: Database) -> None:
+    with pytest.raises(errors.InvalidObjectDefinition):
+        at_102.execute("CREATE INDEX ON task_usage (date_trunc('hour', created_at))")
+    at_102.execute("CREATE INDEX ON task_usage (task_usage_hour_bucket(created_at))")
+    assert at_102.value(
+        "SELECT provolatile FROM pg_proc WHERE oid = 'task_usage_hour_bucket(timestamptz)'::regprocedure"
+    ) in ("i", b"i")
+
+
+@pytest.mark.parametrize(
+    ("instant", "hour"),
+    [
+        ("infinity", "infinity"),
+        ("-infinity", "-infinity"),
+        ("0044-03-15 12:34:56.789 BC", "0044-03-15 12:00:00 BC"),
+        ("4713-11-24 00:30:00+00 BC", "4713-11-24 00:00:00 BC"),
+        ("1969-12-31 23:59:59.999999+00", "1969-12-31 23:00:00"),
+        ("294276-12-31 23:59:59.999999+00", "294276-12-31 23:00:00"),
+    ],
+)
+def test_hour_bucket_is_right_at_the_ends_of_time(at_102: Database, instant: str, hour: str) -> None:
+    for zone in ("UTC", *ZONES):
+        with psycopg.connect(at_102.url) as connection:
+            # Text, because Python's datetime ends at the year 9999.
+            row = connection.execute(
+                "SELECT set_config('TimeZone', %s, true), (task_usage_hour_bucket"
+                "((%s::timestamp AT TIME ZONE 'UTC')) AT TIME ZONE 'UTC')::text = %s::timestamp::text",
+                [zone, instant, hour],
+            ).fetchone()
+        assert row is not None
+        assert row[1], zone
+
+
+@pytest.mark.parametrize("instant", ["infinity", "-infinity", "0044-03-15 12:00 BC", "294276-12-31 23:30+00"])
+def test_usage_at_the_ends_of_time_stops_nobody_else(at_102: Database, instant: str) -> None:
+    world = small_world(at_102.url)
+    event(at_102.url, world, instant)
+    ordinary = event(at_102.url, world, "2025-03-01 10:15+00")
+    at_102.execute(WINDOW)
+    assert (
+        at_102.value("SELECT event_count FROM task_usage_hourly WHERE bucket_hour = '2025-03-01 10:00+00'")
+        == 1
+    )
+    assert queued(at_102) == 0
+    at_102.execute("DELETE FROM task_usage WHERE id <> %s", ordinary)
+    at_102.execute(WINDOW)
+    assert len(rollup(at_102)) == 1
+    assert wrong_hours(at_102) == []
+
+
+# Who calls, and with what search_path
+
+SHADOWS = """
+CREATE SCHEMA hostile;
+CREATE FUNCTION hostile.date_trunc(text, timestamp) RETURNS timestamp LANGUAGE sql IMMUTABLE
+    AS $$SELECT timestamp '1970-01-01'$$;
+CREATE FUNCTION hostile.date_trunc(text, timestamptz) RETURNS timestamptz LANGUAGE sql IMMUTABLE
+    AS $$SELECT timestamptz '1970-01-01 00:00+00'$$;
+CREATE FUNCTION hostile.timezone(text, timestamptz) RETURNS timestamp LANGUAGE sql IMMUTABLE
+    AS $$SELECT timestamp '1970-01-01'$$;
+CREATE FUNCTION hostile.task_usage_hour_bucket(timestamptz) RETURNS timestamptz LANGUAGE sql IMMUTABLE
+    AS $$SELECT timestamptz '1970-01-01 00:00+00'$$;
+CREATE FUNCTION hostile.now() RETURNS timestamptz LANGUAGE sql IMMUTABLE
+    AS $$SELECT timestamptz '1970-01-01 00:00+00'$$;
+CREATE FUNCTION hostile.isfinite(timestamptz) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$SELECT false$$;
+CREATE FUNCTION hostile.rollup_task_usage_hourly_drain()
+    RETURNS public.task_usage_hourly_invalidation[] LANGUAGE sql
+    AS $$SELECT NULL::public.task_usage_hourly_invalidation[]$$;
+CREATE FUNCTION hostile.rollup_task_usage_hourly_range(timestamptz, timestamptz) RETURNS bigint
+    LANGUAGE sql AS $$SELECT 0::bigint$$;
+CREATE FUNCTION hostile.pg_try_advisory_xact_lock(integer) RETURNS boolean LANGUAGE sql
+    AS $$SELECT true$$;
+CREATE FUNCTION hostile.never(timestamptz, timestamptz) RETURNS boolean LANGUAGE sql IMMUTABLE
+    AS $$SELECT false$$;
+CREATE FUNCTION hostile.always(timestamptz, timestamptz) RETURNS boolean LANGUAGE sql IMMUTABLE
+    AS $$SELECT true$$;
+CREATE FUNCTION hostile.never(uuid, uuid) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$SELECT false$$;
+CREATE FUNCTION hostile.never(text, text) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$SELECT false$$;
+CREATE OPERATOR hostile.= (LEFTARG = timestamptz, RIGHTARG = timestamptz, FUNCTION = hostile.always);
+CREATE OPERATOR hostile.< (LEFTARG = timestamptz, RIGHTARG = timestamptz, FUNCTION = hostile.never);
+CREATE OPERATOR hostile.>= (LEFTARG = timestamptz, RIGHTARG = timestamptz, FUNCTION = hostile.never);
+CREATE OPERATOR hostile.= (LEFTARG = uuid, RIGHTARG = uuid, FUNCTION = hostile.never);
+CREATE OPERATOR hostile.= (LEFTARG = text, RIGHTARG = text, FUNCTION = hostile.never);
+CREATE TABLE hostile.task_usage (LIKE public.task_usage);
+CREATE TABLE hostile.agent_task_queue (LIKE public.agent_task_queue);
+CREATE TABLE hostile.agent (LIKE public.agent);
+CREATE TABLE hostile.issue (LIKE public.issue);
+CREATE TABLE hostile.task_usage_hourly (LIKE public.task_usage_hourly);
+CREATE TABLE hostile.task_usage_hourly_dirty (LIKE public.task_usage_hourly_dirty);
+CREATE TABLE hostile.task_usage_hourly_invalidation (LIKE public.task_usage_hourly_invalidation);
+CREATE TABLE hostile.task_usage_hourly_rollup_state (LIKE public.task_usage_hourly_rollup_state);
+"""
+
+
+def shadowed(db: Database) -> Connection:
+    """Open a session in which everything named like the product's is somebody else's."""
+    db.execute(SHADOWS)
+    connection = db.connect(autocommit=True)
+    connection.execute("SET search_path = hostile, pg_catalog, public")
+    for table in ("task_usage", "task_usage_hourly", "task_usage_hourly_invalidation"):
+        connection.execute(sql.SQL("CREATE TEMP TABLE {0} (LIKE public.{0})").format(sql.Identifier(table)))
+    # The trap: what is not qualified means something else here.
+    row = connection.execute(
+        "SELECT date_trunc('hour', timestamptz '2025-03-01 10:15+00') = '2025-01-01',"
+        " (SELECT count(*) FROM task_usage)"
+    ).fetchone()
+    assert row == (True, 0)
+    return connection
+
+
+def test_shadowing_names_mislead_neither_the_triggers_nor_the_window(head: Database) -> None:
+    world = small_world(head.url)
+    reported, moved = task(head.url, world.agents[0]), task(head.url, world.agents[0])
+    usage(head.url, moved, "2025-03-01 11:15+00")
+    head.execute(WINDOW)
+    caller = shadowed(head)
+
+    # As the server writes, but with old timestamps: the trigger must see that they are old.
+    caller.execute(
+        "INSERT INTO public.task_usage (task_id, model, created_at, updated_at)"
+        " VALUES (%s, 'm', '2025-03-01 10:15+00', '2025-03-01 10:15+00')",
+        [reported],
+    )
+    assert head.execute("SELECT bucket_hour FROM task_usage_hourly_invalidation") == [
+        (datetime(2025, 3, 1, 10, tzinfo=UTC),)
+    ]
+    caller.execute("UPDATE public.task_usage SET created_at = created_at - interval '1 day'")
+    caller.execute("UPDATE public.agent_task_queue SET agent_id = %s", [world.agents[1]])
+    caller.execute("UPDATE public.issue SET project_id = NULL")
+    caller.execute("UPDATE public.agent SET workspace_id = %s", [world.workspaces[1]])
+    caller.execute("SELECT public.rollup_task_usage_hourly_window('-infinity', 'infinity')")
+    assert queued(head) == 0
+    assert len(rollup(head)) == 2
+    assert wrong_hours(head) == []
+    caller.execute("DELETE FROM public.issue")
+    caller.execute("DELETE FROM public.agent_task_queue")
+    caller.execute("SELECT public.rollup_task_usage_hourly_window('-infinity', 'infinity')")
+    assert rollup(head) == set()
+    assert head.value("SELECT count(*) FROM hostile.task_usage_hourly_invalidation") == 0
+
+
+def test_shadowing_type_name_does_not_fail_the_server_s_writes(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    task_id = task(at_102.url, world.agents[0])
+    at_102.execute("CREATE SCHEMA hostile; CREATE DOMAIN hostile.timestamptz AS integer")
+    caller = at_102.connect(autocommit=True)
+    caller.execute("SET search_path = hostile, pg_catalog, public")
+    with pytest.raises(errors.InvalidTextRepresentation):
+        caller.execute("SELECT '2025-03-01 10:15+00'::timestamptz")
+    upsert_usage(caller, task_id)
+    upsert_usage(caller, task_id, tokens=7)
+    caller.execute(WINDOW)
+    assert wrong_hours(at_102) == []
+
+
+@pytest.fixture
+def dml_role(head: Database) -> Iterator[str]:
+    """Make a role with DML rights on the product's tables and none on the hourly family."""
+    role = f"server_{uuid.uuid4().hex[:12]}"
+    head.execute(
+        f"CREATE ROLE {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON workspace, agent_runtime, agent,"
+        f' project, issue, agent_task_queue, task_usage, "user" TO {role}'
+    )
+    yield role
+    for connection in head.opened:
+        connection.close()
+    head.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_server_without_rights_on_the_hourly_family_writes_with_an_empty_search_path(
+    head: Database, dml_role: str
+) -> None:
+    world = small_world(head.url)
+    reported, moved = task(head.url, world.agents[0]), task(head.url, world.agents[0])
+    usage(head.url, moved, "2025-03-01 11:15+00")
+    head.execute(WINDOW)
+
+    product = head.connect(autocommit=True)
+    product.execute(f"SET ROLE {dml_role}")
+    for table in ("invalidation", "dirty", "rollup_state"):
+        with pytest.raises(errors.InsufficientPrivilege):
+            product.execute(f"SELECT FROM task_usage_hourly_{table}")
+    with pytest.raises(errors.InsufficientPrivilege):
+        product.execute(EVERY_HOUR)
+
+    product.execute("SET search_path = ''")
+    upsert_usage(product, reported)
+    upsert_usage(product, reported, tokens=7)
+    usage(product, reported, "2025-03-01 10:15+00", model="restored")
+    product.execute("UPDATE public.task_usage SET created_at = created_at - interval '1 day'")
+    product.execute("UPDATE public.agent_task_queue SET agent_id = %s", [world.agents[1]])
+    product.execute("UPDATE public.agent_task_queue SET issue_id = %s", [world.issues[0]])
+    product.execute("UPDATE public.issue SET project_id = NULL WHERE id = %s", [world.issues[0]])
+    product.execute("UPDATE public.agent SET workspace_id = %s", [world.workspaces[1]])
+    head.execute(WINDOW)
+    assert head.value("SELECT sum(event_count) FROM task_usage_hourly") == 3
+    assert wrong_hours(head) == []
+
+    product.execute("DELETE FROM public.task_usage WHERE model = 'restored'")
+    product.execute("DELETE FROM public.agent_task_queue WHERE id = %s", [moved])
+    product.execute("DELETE FROM public.issue")
+    product.execute("DELETE FROM public.agent")
+    head.execute(WINDOW)
+    assert rollup(head) == set()
