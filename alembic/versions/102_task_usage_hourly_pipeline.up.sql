@@ -409,7 +409,9 @@ BEGIN
         INSERT INTO public.task_usage_hourly (
             bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model,
             input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, task_count, event_count)
-        SELECT * FROM public.task_usage_hourly_expected(p_from, p_to);
+        SELECT * FROM public.task_usage_hourly_expected(p_from, p_to)
+        -- In the order of the key's index, which then grows at its right end.
+        ORDER BY bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model;
         GET DIAGNOSTICS v_rows = ROW_COUNT;
         RETURN v_rows;
     END IF;
