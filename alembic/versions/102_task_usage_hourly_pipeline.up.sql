@@ -747,12 +747,15 @@ RETURNS bigint LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     WITH differing AS (
         SELECT public.task_usage_hourly_differences() AS hour
     ), planned AS (
-        INSERT INTO public.task_usage_hourly_backfill (from_hour, to_hour, next_hour, horizon_at)
+        INSERT INTO public.task_usage_hourly_backfill AS b (from_hour, to_hour, next_hour, horizon_at)
         SELECT lower(r), upper(r), lower(r),
             (SELECT watermark_at FROM public.task_usage_hourly_rollup_state WHERE id = 1)
         FROM (
             SELECT unnest(range_agg(tstzrange(hour, hour + interval '1 hour'))) AS r FROM differing
         ) AS ranges
+        -- Where an unfinished walk began at the same hour, that range is walked again.
+        ON CONFLICT (from_hour) DO UPDATE
+        SET next_hour = EXCLUDED.next_hour, to_hour = GREATEST(b.to_hour, EXCLUDED.to_hour)
     )
     SELECT COUNT(*) FROM differing
 $$;
