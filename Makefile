@@ -31,8 +31,9 @@ lint: $(VENV)/installed  ## Run ruff, mypy and squawk
 	$(BIN)/mypy
 	$(BIN)/squawk alembic/versions/*.sql
 
-bench: $(VENV)/installed ## Measure the walk beside one bare aggregate: ROWS=200000
+bench: $(VENV)/installed ## Measure the walk beside a bare aggregate (ROWS=200000), and a report's triggers
 	@$(BIN)/python -m benchmarks.walk --rows $(ROWS)
+	@$(BIN)/python -m benchmarks.hot_path
 
 requirements: $(VENV)/installed  ## Pin the container's dependencies by hash
 	$(BIN)/pip install --quiet --disable-pip-version-check pip-tools

@@ -52,9 +52,8 @@ def verify(
 def _show(verdict: verification.Verdict) -> None:
     console = Console(soft_wrap=True)
     if verdict.differences:
-        table = Table(
-            "hour (UTC)", "events expected", "found", "tokens expected", "found", "first usage rows"
-        )
+        table = Table("hour (UTC)", "events expected", "found", "tokens expected", "found")
+        table.add_column("first usage rows", overflow="fold")
         for d in verdict.differences:
             table.add_row(
                 f"{d.hour:%Y-%m-%d %H:%M}",
@@ -62,13 +61,15 @@ def _show(verdict: verification.Verdict) -> None:
                 f"{d.found_events:,}",
                 f"{d.expected_tokens:,}",
                 f"{d.found_tokens:,}",
-                ", ".join(map(str, d.usage_ids)),
+                "\n".join(map(str, d.usage_ids)),
             )
         console.print(table)
-        console.print(f"{len(verdict.differences)} hours differ; mend them: usage-rollup backfill --repair")
+        console.print(
+            f"hours that differ: {len(verdict.differences)}; mend them: usage-rollup backfill --repair"
+        )
     else:
         console.print("the hourly rollup equals raw usage")
-    console.print(f"watermark {verdict.watermark}; {verdict.pending_hours} hours pending, not judged")
+    console.print(f"watermark: {verdict.watermark}; hours pending, not judged: {verdict.pending_hours}")
     for bucket in verdict.set_aside:
         console.print(f"set aside: {bucket.hour:%Y-%m-%d %H:%M} agent {bucket.agent_id}: {bucket.error}")
     if verdict.legacy_excess:
@@ -97,10 +98,10 @@ def backfill_command(
         connection.require_suitable(session)
         if repair:
             advisory_lock.acquire(session, advisory_lock.HOURLY_ROLLUP)
-            sys.stdout.write(f"{backfill.repair(session)} hours repaired\n")
+            sys.stdout.write(f"hours repaired: {backfill.repair(session)}\n")
         else:
             done = backfill.backfill_before_103(session)
-            sys.stdout.write(f"{done.rows} usage rows rolled up in {done.slices} slices\n")
+            sys.stdout.write(f"usage rows rolled up: {done.rows}, in slices: {done.slices}\n")
 
 
 def main() -> None:
