@@ -25,7 +25,7 @@ from tests.support.walks import (
     slices,
     wait_until_blocked,
 )
-from usage_rollup import advisory_lock, backfill
+from usage_rollup import advisory_lock, walk
 from usage_rollup.backfill import Backfill, backfill_before_103
 from usage_rollup.errors import BackfillRefused, LockBusy
 
@@ -250,7 +250,7 @@ def test_walk_takes_a_slice_a_month_and_skips_months_without_events(used: Databa
 def test_slice_ends_where_its_row_budget_does_but_never_inside_an_hour(
     used: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backfill, "SLICE_ROWS", 1)
+    monkeypatch.setattr(walk, "SLICE_ROWS", 1)
     done = run_hook(used)
     assert (done.slices, done.rows, done.repaired_hours) == (4, 5, 0)
 

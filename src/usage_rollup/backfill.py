@@ -1,32 +1,27 @@
 """Bring the hourly rollup up to date and prove it: the hook before 103.
 
-The SQL functions of 102 do the work and keep the truth (plan, cursor, watermark) in the database;
-this module decides, loops and reports. Every statement here runs on the migration connection, whose
-session also holds advisory lock 4246 from the first look at the state until 103 has committed.
+The SQL functions of 102 do the work and keep the truth (plan, cursor, watermark) in the database.
+Every statement here runs on the migration connection, whose session also holds advisory lock 4246
+from the first look at the state until 103 has committed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from . import advisory_lock, sessions
+from . import advisory_lock, walk
 from .errors import BackfillRefused
-from .progress import Slice, slice_progress
+from .progress import Slice
 
 log = logging.getLogger(__name__)
 
 # The guard of 103 refuses a watermark that trails the newest event by more (CONTRACT: one hour).
 LAG_THRESHOLD = timedelta(hours=1)
-
-# Bounds what a kill can undo and how long a slice holds its snapshot: a second or two of work.
-SLICE_ROWS = 200_000
 
 # The watermark that says nothing has been rolled up, and the command that restores it.
 RESET_WATERMARK = "UPDATE public.task_usage_hourly_rollup_state SET watermark_at = 'epoch' WHERE id = 1"
@@ -75,7 +70,7 @@ def backfill_before_103(connection: sa.Connection) -> Backfill:
     advisory_lock.acquire(connection, advisory_lock.HOURLY_ROLLUP)
     state = _read_state(connection)
     if state.empty:
-        _plan(connection, empty=True)
+        walk.plan(connection, empty=True)
         result = _skip(TASK_USAGE_EMPTY)
     elif state.lag <= LAG_THRESHOLD and not state.unfinished:
         result = _skip(WATERMARK_WITHIN_THRESHOLD)
@@ -127,16 +122,16 @@ def _walk_history(connection: sa.Connection, state: _State) -> Backfill:
     walked: list[Slice] = []
     if state.unfinished:
         log.info("resuming the backfill where it stopped")
-        walked += _walk(connection)
+        walked += walk.walk(connection)
         state = _read_state(connection)
     if state.lag > LAG_THRESHOLD:
-        _plan(connection)
-        walked += _walk(connection)
+        walk.plan(connection)
+        walked += walk.walk(connection)
         state = _read_state(connection)
     if state.lag > LAG_THRESHOLD:
         raise BackfillRefused(
             f"the history is rolled up, but the watermark cannot follow: it trails by {state.lag},"
-            f" held back by {_oldest_transactions(connection)}",
+            f" held back by {walk.oldest_transactions(connection)}",
             hint="end that transaction and run `alembic upgrade head` again; finished slices stay",
         )
     # The proof and the dashboards plan their queries minutes before autovacuum would come by.
@@ -148,78 +143,6 @@ def _walk_history(connection: sa.Connection, state: _State) -> Backfill:
         from_=min((done.from_ for done in walked), default=None),
         to=max((done.to for done in walked), default=None),
     )
-
-
-def _plan(connection: sa.Connection, *, empty: bool = False) -> None:
-    """Fix the horizon, in a statement of its own before any snapshot that relies on it, and plan.
-
-    Without a horizon a walk would end where it began, so it is not begun; an empty table can wait for
-    its first tick.
-    """
-    horizon = connection.scalar(sa.text("SELECT public.task_usage_hourly_horizon('10 seconds')::text"))
-    connection.commit()
-    if horizon == "-infinity" and not empty:
-        raise BackfillRefused(
-            "no safe horizon: transactions are open whose start this role cannot see, or that were"
-            f" prepared and left: {_oldest_transactions(connection)}",
-            hint="end them (COMMIT PREPARED, ROLLBACK PREPARED), or GRANT pg_read_all_stats to the"
-            " migrating role, and run `alembic upgrade head` again",
-        )
-    connection.execute(
-        sa.text("SELECT public.rollup_task_usage_hourly_plan(CAST(:horizon AS timestamptz))"),
-        {"horizon": horizon},
-    )
-    connection.commit()
-
-
-def _walk(connection: sa.Connection) -> list[Slice]:
-    """Walk what is planned to its end; each slice commits, then lets waiters for 4246 pass."""
-    total_rows = connection.scalar(
-        sa.text(
-            "SELECT COUNT(*) FROM public.task_usage_hourly_backfill b JOIN public.task_usage tu"
-            " ON tu.created_at >= b.next_hour AND tu.created_at < b.to_hour"
-        )
-    )
-    connection.commit()
-    log.info("backfill: %d usage rows to walk", total_rows)
-    walked = []
-    with slice_progress(total_rows or 0) as progress:
-        for done in _slices(connection):
-            walked.append(done)
-            progress.advance(done)
-            _let_waiters_pass(connection)
-    connection.execute(sa.text("SELECT public.rollup_task_usage_hourly_finish()"))
-    connection.commit()
-    return walked
-
-
-def _slices(connection: sa.Connection) -> Iterator[Slice]:
-    while True:
-        started = time.monotonic()
-        row = connection.execute(
-            sa.text("SELECT * FROM public.rollup_task_usage_hourly_slice(:rows)"),
-            {"rows": SLICE_ROWS},
-        ).one_or_none()
-        connection.commit()
-        if row is None:
-            return
-        yield Slice(row[0], row[1], row[2], row[3], seconds=time.monotonic() - started)
-
-
-def _let_waiters_pass(connection: sa.Connection) -> None:
-    """Give 4246 up for a moment when a session is blocked on it: workspace deletion waits 10 s."""
-    waiting = connection.scalar(
-        sa.text(
-            "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-            " AND objsubid = 1 AND (classid::bigint << 32 | objid::bigint) = :key"
-            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))"
-        ),
-        {"key": advisory_lock.HOURLY_ROLLUP},
-    )
-    connection.commit()
-    if waiting:
-        advisory_lock.release(connection, advisory_lock.HOURLY_ROLLUP)
-        advisory_lock.acquire(connection, advisory_lock.HOURLY_ROLLUP)
 
 
 def repair(connection: sa.Connection) -> int:
@@ -238,7 +161,7 @@ def repair(connection: sa.Connection) -> int:
             break
         log.warning("%d hours of the rollup differ from raw usage; recomputing them", differing)
         repaired += differing
-        _walk(connection)
+        walk.walk(connection)
     else:
         raise BackfillRefused(
             f"{differing} hours of the hourly rollup still differ from raw usage after they were recomputed",
@@ -272,25 +195,6 @@ def _look_for_losses(connection: sa.Connection) -> None:
         log.warning("%d usage rows are dated outside years 1-9998: task_usage_hourly_undated()", undated)
     if excess:
         log.warning("%d daily totals exist only in the legacy rollups", excess)
-
-
-def _oldest_transactions(connection: sa.Connection) -> str:
-    """Name what holds the horizon back: the oldest open transactions, and prepared ones."""
-    holders = connection.execute(
-        sa.text(
-            "(SELECT s.pid, l.virtualtransaction FROM pg_stat_activity s JOIN pg_locks l ON l.pid = s.pid"
-            " AND l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock'"
-            " WHERE s.datname = current_database() AND s.pid <> pg_backend_pid()"
-            " AND s.usesysid IS NOT NULL ORDER BY s.xact_start NULLS FIRST LIMIT 3)"
-            " UNION ALL"
-            " SELECT NULL, l.virtualtransaction FROM pg_prepared_xacts p JOIN pg_locks l"
-            " ON l.locktype = 'transactionid' AND l.pid IS NULL AND l.transactionid = p.transaction"
-            " WHERE p.database = current_database()"
-        )
-    ).all()
-    described = sessions.describe(connection, holders)
-    connection.commit()
-    return described
 
 
 def _skip(reason: str) -> Backfill:

@@ -1,0 +1,112 @@
+"""Walk the history: plan, slice by slice, finish. Each is one transaction; the truth is in the database.
+
+The caller's session holds advisory lock 4246 and is outside a transaction, before and after.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+
+import sqlalchemy as sa
+
+from . import advisory_lock, sessions
+from .errors import BackfillRefused
+from .progress import Slice, slice_progress
+
+log = logging.getLogger(__name__)
+
+# Bounds what a kill can undo and how long a slice holds its snapshot: a second or two of work.
+SLICE_ROWS = 200_000
+
+
+def plan(connection: sa.Connection, *, empty: bool = False) -> None:
+    """Fix the horizon, in a statement of its own before any snapshot that relies on it, and plan.
+
+    Without a horizon a walk would end where it began, so it is not begun; an empty table can wait for
+    its first tick.
+    """
+    horizon = connection.scalar(sa.text("SELECT public.task_usage_hourly_horizon('10 seconds')::text"))
+    connection.commit()
+    if horizon == "-infinity" and not empty:
+        raise BackfillRefused(
+            "no safe horizon: transactions are open whose start this role cannot see, or that were"
+            f" prepared and left: {oldest_transactions(connection)}",
+            hint="end them (COMMIT PREPARED, ROLLBACK PREPARED), or GRANT pg_read_all_stats to the"
+            " migrating role, and run `alembic upgrade head` again",
+        )
+    connection.execute(
+        sa.text("SELECT public.rollup_task_usage_hourly_plan(CAST(:horizon AS timestamptz))"),
+        {"horizon": horizon},
+    )
+    connection.commit()
+
+
+def walk(connection: sa.Connection) -> list[Slice]:
+    """Walk what is planned to its end; each slice commits, then lets waiters for 4246 pass."""
+    total_rows = connection.scalar(
+        sa.text(
+            "SELECT COUNT(*) FROM public.task_usage_hourly_backfill b JOIN public.task_usage tu"
+            " ON tu.created_at >= b.next_hour AND tu.created_at < b.to_hour"
+        )
+    )
+    connection.commit()
+    log.info("backfill: %d usage rows to walk", total_rows)
+    walked = []
+    with slice_progress(total_rows or 0) as progress:
+        for done in _slices(connection):
+            walked.append(done)
+            progress.advance(done)
+            _let_waiters_pass(connection)
+    connection.execute(sa.text("SELECT public.rollup_task_usage_hourly_finish()"))
+    connection.commit()
+    return walked
+
+
+def _slices(connection: sa.Connection) -> Iterator[Slice]:
+    while True:
+        started = time.monotonic()
+        row = connection.execute(
+            sa.text("SELECT * FROM public.rollup_task_usage_hourly_slice(:rows)"),
+            {"rows": SLICE_ROWS},
+        ).one_or_none()
+        connection.commit()
+        if row is None:
+            return
+        yield Slice(row[0], row[1], row[2], row[3], seconds=time.monotonic() - started)
+
+
+def _let_waiters_pass(connection: sa.Connection) -> None:
+    """Give 4246 up for a moment when a session is blocked on it: workspace deletion waits 10 s."""
+    waiting = connection.scalar(
+        sa.text(
+            "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            " AND objsubid = 1 AND (classid::bigint << 32 | objid::bigint) = :key"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))"
+        ),
+        {"key": advisory_lock.HOURLY_ROLLUP},
+    )
+    connection.commit()
+    if waiting:
+        advisory_lock.release(connection, advisory_lock.HOURLY_ROLLUP)
+        advisory_lock.acquire(connection, advisory_lock.HOURLY_ROLLUP)
+
+
+def oldest_transactions(connection: sa.Connection) -> str:
+    """Name what holds the horizon back: the oldest open transactions, and prepared ones."""
+    holders = connection.execute(
+        sa.text(
+            "(SELECT s.pid, l.virtualtransaction FROM pg_stat_activity s JOIN pg_locks l ON l.pid = s.pid"
+            " AND l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock'"
+            " WHERE s.datname = current_database() AND s.pid <> pg_backend_pid()"
+            " AND s.usesysid IS NOT NULL ORDER BY s.xact_start NULLS FIRST LIMIT 3)"
+            " UNION ALL"
+            " SELECT NULL, l.virtualtransaction FROM pg_prepared_xacts p JOIN pg_locks l"
+            " ON l.locktype = 'transactionid' AND l.pid IS NULL AND l.transactionid = p.transaction"
+            " WHERE p.database = current_database()"
+        )
+    ).all()
+    described = sessions.describe(connection, holders)
+    connection.commit()
+    return described
