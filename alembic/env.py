@@ -3,7 +3,7 @@
 from logging.config import fileConfig
 
 from alembic import context
-from usage_rollup import adoption, advisory_lock, connection, hooks, ledger, options
+from usage_rollup import adoption, advisory_lock, connection, hooks, ledger, options, suitability
 
 # What an Alembic command does is known only by the name of its work function; all others read.
 context.configure(dialect_name="postgresql")
@@ -27,7 +27,7 @@ else:
         # takes an open one for somebody else's, and would commit nothing.
         if mutating:
             options.apply(session, context.get_x_argument(as_dictionary=True))
-            connection.require_suitable(session)
+            suitability.require_suitable(session)
             advisory_lock.acquire(session, advisory_lock.MIGRATION_RUN)
         if work.__name__ == "upgrade":
             adopted = adoption.find(session)

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import advisory_lock, backfill, connection
+from . import advisory_lock, backfill, connection, suitability
 from . import verify as verification
 from .errors import ConfigurationError, DatabaseUnavailable, LockBusy, UsageRollupError
 
@@ -95,7 +95,7 @@ def backfill_command(
     """Bring the hourly rollup up to date under advisory lock 4246, and prove it."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with connection.migration_session() as session:
-        connection.require_suitable(session)
+        suitability.require_suitable(session)
         if repair:
             advisory_lock.acquire(session, advisory_lock.HOURLY_ROLLUP)
             sys.stdout.write(f"hours repaired: {backfill.repair(session)}\n")
