@@ -12,7 +12,8 @@ RUN pip install --no-cache-dir --require-hashes --requirement requirements.txt
 COPY pyproject.toml README.md LICENSE alembic.ini entrypoint.sh ./
 COPY src ./src
 COPY alembic ./alembic
-RUN pip install --no-cache-dir --no-deps --editable .
+# The build backend is among the pinned requirements: nothing is fetched here.
+RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable .
 
 USER migrate
 ENTRYPOINT ["/app/entrypoint.sh"]

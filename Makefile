@@ -39,7 +39,7 @@ requirements: $(VENV)/installed  ## Pin the container's dependencies by hash
 	$(BIN)/pip install --quiet --disable-pip-version-check pip-tools
 	echo '# The runner and its `cli` extra, pinned by hash. Written by `make requirements`.' > requirements.txt
 	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --extra cli --no-header --no-annotate \
-	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --output-file - pyproject.toml >> requirements.txt
+	    --build-deps-for editable --allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --output-file - pyproject.toml >> requirements.txt
 
 clean:           ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
