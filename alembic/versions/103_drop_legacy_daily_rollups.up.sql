@@ -139,6 +139,8 @@ DECLARE
             'task_usage_daily', 'task_usage_daily_dirty', 'task_usage_rollup_state',
             'task_usage_dashboard_daily', 'task_usage_dashboard_dirty', 'task_usage_dashboard_rollup_state']) AS t
         WHERE to_regclass('public.' || t) IS NOT NULL);
+    v_schema text := 'legacy_usage';
+    v_copies int := 1;
     v_reason text;
     v_table text;
 BEGIN
@@ -162,22 +164,31 @@ BEGIN
             EXECUTE format('DROP TABLE public.%I', v_table);
         END LOOP;
     ELSIF cardinality(v_tables) > 0 THEN
-        IF to_regnamespace('legacy_usage') IS NULL THEN
+        -- Kept before, and rebuilt by a downgrade since: the older copy may hold what this one does not.
+        WHILE EXISTS (
+            SELECT FROM unnest(v_tables) AS t WHERE to_regclass(format('%I.%I', v_schema, t)) IS NOT NULL
+        ) LOOP
+            v_copies := v_copies + 1;
+            v_schema := 'legacy_usage_' || v_copies;
+        END LOOP;
+        IF to_regnamespace(v_schema) IS NULL THEN
             -- As the session's own role: only the owner of the database may make a schema.
             PERFORM set_config('role', 'none', true);
             IF NOT has_database_privilege(current_database(), 'CREATE') THEN
                 RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
-                    MESSAGE = format('role %s may not create schema legacy_usage to keep the legacy rollups in', current_user),
+                    MESSAGE = format('role %s may not create schema %s to keep the legacy rollups in',
+                        current_user, v_schema),
                     DETAIL = format('They are to be kept: %s.', v_reason),
-                    HINT = format('GRANT CREATE ON DATABASE %I TO %I, or drop them: alembic -x keep-legacy=false upgrade head', current_database(), current_user);
+                    HINT = format('GRANT CREATE ON DATABASE %I TO %I, or drop them: alembic -x keep-legacy=false upgrade head',
+                        current_database(), current_user);
             END IF;
-            EXECUTE format('CREATE SCHEMA legacy_usage AUTHORIZATION %I', v_role);
+            EXECUTE format('CREATE SCHEMA %I AUTHORIZATION %I', v_schema, v_role);
             PERFORM set_config('role', v_role, true);
         END IF;
         FOREACH v_table IN ARRAY v_tables LOOP
-            EXECUTE format('ALTER TABLE public.%I SET SCHEMA legacy_usage', v_table);
+            EXECUTE format('ALTER TABLE public.%I SET SCHEMA %I', v_table, v_schema);
         END LOOP;
-        RAISE WARNING 'the legacy rollups are kept in schema legacy_usage: %', v_reason;
+        RAISE WARNING 'the legacy rollups are kept in schema %: %', v_schema, v_reason;
     END IF;
 END
 $legacy$;

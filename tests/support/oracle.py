@@ -10,7 +10,7 @@ import psycopg
 # unless an event in it has not been passed by the watermark, or something is queued: any queued row
 # here excuses its hour, and a queued task, issue or agent the hours of its usage; so does a bucket that
 # is set aside, which tests of that look at themselves.
-_DIFFERING = """
+DIFFERING = """
 WITH raw AS (
     SELECT date_trunc('hour', tu.created_at AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' AS bucket_hour,
         COALESCE(tu.updated_at, tu.created_at) AS event, a.workspace_id, q.runtime_id, q.agent_id,
@@ -63,4 +63,4 @@ def differing_hours(url: str) -> list[datetime]:
         if not ready or not ready[0]:
             return []
         connection.execute("SET search_path = public")
-        return [row[0] for row in connection.execute(_DIFFERING)]
+        return [row[0] for row in connection.execute(DIFFERING)]
