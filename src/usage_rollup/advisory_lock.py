@@ -53,16 +53,22 @@ def release(connection: sa.Connection, key: int) -> None:
     connection.commit()
 
 
+def is_waited_for(connection: sa.Connection, key: int) -> bool:
+    """Say whether a session is blocked on advisory lock `key`; those that poll cannot be seen."""
+    return bool(connection.scalar(sa.text(f"SELECT EXISTS (SELECT {_ON_KEY} AND NOT granted)"), {"key": key}))
+
+
 def describe_holders(connection: sa.Connection, key: int) -> str:
     """Say who holds advisory lock `key` in this database: pid, application, state, since when."""
-    # A bigint key is split into classid and objid; objsubid 1 marks that form.
     holders = connection.execute(
-        sa.text(
-            "SELECT pid, virtualtransaction FROM pg_locks"
-            " WHERE locktype = 'advisory' AND granted AND objsubid = 1"
-            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-            " AND (classid::bigint << 32 | objid::bigint) = :key"
-        ),
-        {"key": key},
+        sa.text(f"SELECT pid, virtualtransaction {_ON_KEY} AND granted"), {"key": key}
     ).all()
     return sessions.describe(connection, holders)
+
+
+# A bigint key is split into classid and objid; objsubid 1 marks that form.
+_ON_KEY = """
+FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1
+    AND (classid::bigint << 32 | objid::bigint) = :key
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""

@@ -56,8 +56,8 @@ def backfill_before_103(connection: sa.Connection) -> Backfill:
        what differs, compare again. Only a clean comparison lets 103 pass without its own.
     7. Compare the legacy rollups with raw usage: 103 keeps what exists only there.
 
-    Entered and left outside a transaction, as owner of nothing but the session lock. Raises LockBusy
-    and BackfillRefused; whatever was committed until then is kept and true.
+    Entered and left outside a transaction; left holding 4246, which the session's end frees. Raises
+    LockBusy and BackfillRefused; whatever was committed until then is kept and true.
     """
     if connection.scalar(
         sa.text(

@@ -79,14 +79,7 @@ def _slices(connection: sa.Connection) -> Iterator[Slice]:
 
 def _let_waiters_pass(connection: sa.Connection) -> None:
     """Give 4246 up for a moment when a session is blocked on it: workspace deletion waits 10 s."""
-    waiting = connection.scalar(
-        sa.text(
-            "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-            " AND objsubid = 1 AND (classid::bigint << 32 | objid::bigint) = :key"
-            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))"
-        ),
-        {"key": advisory_lock.HOURLY_ROLLUP},
-    )
+    waiting = advisory_lock.is_waited_for(connection, advisory_lock.HOURLY_ROLLUP)
     connection.commit()
     if waiting:
         advisory_lock.release(connection, advisory_lock.HOURLY_ROLLUP)
