@@ -134,8 +134,13 @@ def _walk_history(connection: sa.Connection, state: _State) -> Backfill:
             f" held back by {walk.oldest_transactions(connection)}",
             hint="end that transaction and run `alembic upgrade head` again; finished slices stay",
         )
-    # The proof and the dashboards plan their queries minutes before autovacuum would come by.
-    connection.execute(sa.text("ANALYZE public.task_usage_hourly"))
+    # The proof and the dashboards plan their queries minutes before autovacuum would come by; the
+    # columns they filter by are a third of the cost of all.
+    connection.execute(
+        sa.text(
+            "ANALYZE public.task_usage_hourly (bucket_hour, workspace_id, runtime_id, agent_id, project_id)"
+        )
+    )
     connection.commit()
     return Backfill(
         slices=len(walked),
