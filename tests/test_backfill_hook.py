@@ -194,8 +194,8 @@ def test_without_usage_the_watermark_does_not_pass_an_open_transaction(at_102: D
 
 
 def test_usage_emptied_after_a_killed_walk_leaves_no_plan_behind(used: Database) -> None:
-    used.execute("SELECT rollup_task_usage_hourly_plan(now() - interval '5 minutes')")
-    used.execute("SELECT rollup_task_usage_hourly_slice(1)")
+    used.execute("SELECT rollup_task_usage_hourly_plan(now() - interval '5 minutes', 1)")
+    used.execute("SELECT rollup_task_usage_hourly_slice()")
     used.execute("TRUNCATE task_usage")
     run_hook(used)
     assert events(used) == 0
@@ -235,7 +235,7 @@ def test_watermark_within_an_hour_is_left_alone_and_nothing_is_lost_below_it(use
 def test_walk_takes_a_slice_a_month_and_skips_months_without_events(used: Database) -> None:
     before = now(used)
     assert run_hook(used) == Backfill(
-        slices=3, rows=5, from_=utc(2025, 1, 10, 10), to=utc(2025, 4, 2), repaired_hours=0
+        slices=3, rows=5, from_=utc(2025, 1, 10), to=utc(2025, 4, 2), repaired_hours=0
     )
     assert buckets(used) == [
         (utc(2025, 1, 10, 10), 2),
@@ -261,7 +261,9 @@ def test_every_slice_is_committed_on_its_own(used: Database) -> None:
             hook = pool.submit(run_hook, used)
             wait_until_blocked(used)
             assert committed_months(used) == [JANUARY, MARCH]
-            assert used.value("SELECT next_hour FROM task_usage_hourly_backfill") == APRIL
+            assert used.execute(
+                "SELECT from_hour FROM task_usage_hourly_backfill WHERE walked_at IS NULL"
+            ) == [(APRIL,)]
             assert watermark(used) == utc(1970, 1, 1)
         assert hook.result().slices == 3
     assert committed_months(used) == [JANUARY, MARCH, APRIL]
@@ -423,8 +425,8 @@ def test_killed_repair_resumes(used: Database) -> None:
     run_hook(used)
     proven = watermark(used)
     used.execute("UPDATE task_usage_hourly SET input_tokens = 0 WHERE bucket_hour < '2025-04-01 00:00+00'")
-    assert used.value("SELECT rollup_task_usage_hourly_plan_repair()") == 3
-    used.execute("SELECT rollup_task_usage_hourly_slice(1)")
+    assert used.value("SELECT rollup_task_usage_hourly_plan_repair(1)") == 3
+    used.execute("SELECT rollup_task_usage_hourly_slice()")
     assert run_hook(used).repaired_hours == 0
     assert used.value("SELECT count(*) FROM task_usage_hourly WHERE input_tokens = 0") == 0
     assert watermark(used) == proven
@@ -491,7 +493,7 @@ def test_hook_waits_for_4246_and_reads_the_state_only_then(used: Database) -> No
             assert events(used) == 0
             # A month begins while it waits.
             event(used.url, small_world(used.url), "2025-05-01 00:00+00")
-        assert hook.result() == Backfill(slices=4, rows=6, from_=utc(2025, 1, 10, 10), to=utc(2025, 5, 2))
+        assert hook.result() == Backfill(slices=4, rows=6, from_=utc(2025, 1, 10), to=utc(2025, 5, 2))
 
 
 def test_4246_is_held_while_103_runs_and_free_afterwards(used: Database) -> None:
@@ -626,8 +628,8 @@ def upgrade_on_a_terminal(database: Database, **extra: str) -> str:
 def test_in_a_pipe_the_walk_prints_a_line_a_slice(used: Database) -> None:
     printed = used.upgrade()
     assert re.findall(r"slice \d+: (.* buckets), ", printed) == [
-        "2025-01-10 10:00 to 2025-02-01 00:00, 3 rows, 3 buckets",
-        "2025-03-31 23:00 to 2025-04-01 00:00, 1 rows, 1 buckets",
+        "2025-01-10 00:00 to 2025-03-01 00:00, 3 rows, 3 buckets",
+        "2025-03-01 00:00 to 2025-04-01 00:00, 1 rows, 1 buckets",
         "2025-04-01 00:00 to 2025-04-02 00:00, 1 rows, 1 buckets",
     ]
     assert "2 rows left" in printed

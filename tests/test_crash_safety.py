@@ -39,7 +39,7 @@ class Boundary:
 
 BOUNDARIES = {
     "before_the_commit_of_the_third_slice": Boundary(
-        "task_usage_hourly_backfill", "UPDATE", "NEW.next_hour = '2025-04-01 00:00+00'", months=2
+        "task_usage_hourly_backfill", "UPDATE", "NEW.from_hour = '2025-03-01 00:00+00'", months=2
     ),
     "after_the_commit_of_the_second_slice": Boundary(
         "task_usage_hourly", "INSERT", "NEW.bucket_hour >= '2025-03-01 00:00+00'", months=2

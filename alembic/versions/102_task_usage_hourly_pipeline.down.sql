@@ -22,6 +22,17 @@ BEGIN
 END
 $$;
 
+-- A walk that was killed has left the indexes of 101 to its last slice.
+DO $$
+BEGIN
+    IF to_regprocedure('public.rollup_task_usage_hourly_build_indexes()') IS NOT NULL
+        AND to_regclass('public.task_usage_hourly') IS NOT NULL
+    THEN
+        PERFORM public.rollup_task_usage_hourly_build_indexes();
+    END IF;
+END
+$$;
+
 DROP TRIGGER IF EXISTS trg_agent_dirty_hourly ON public.agent;
 DROP TRIGGER IF EXISTS trg_atq_dirty_hourly ON public.agent_task_queue;
 DROP TRIGGER IF EXISTS trg_atq_dirty_hourly_agent ON public.agent_task_queue;
@@ -40,9 +51,12 @@ DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_tu_truncate()
 DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_tu_write();
 
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_finish();
-DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_slice(bigint);
-DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_plan_repair();
-DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_plan(timestamptz);
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_slice();
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_plan_repair(bigint);
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_plan(timestamptz, bigint);
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_build_indexes();
+DROP FUNCTION IF EXISTS public.task_usage_hourly_slices(tstzmultirange, bigint);
+DROP FUNCTION IF EXISTS public.task_usage_hourly_unwalked();
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly();
 DROP FUNCTION IF EXISTS public.prune_task_usage_hourly_dirty(interval);
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_window(timestamptz, timestamptz);
@@ -50,6 +64,7 @@ DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_drain();
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_touch();
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_range(timestamptz, timestamptz);
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_recompute(timestamptz, timestamptz);
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_aggregate(timestamptz, timestamptz);
 DROP FUNCTION IF EXISTS public.task_usage_hourly_rollup_lag_seconds();
 DROP FUNCTION IF EXISTS public.task_usage_hourly_latest_event();
 DROP FUNCTION IF EXISTS public.task_usage_hourly_horizon(interval);
@@ -59,6 +74,7 @@ DROP FUNCTION IF EXISTS public.task_usage_hourly_differences(timestamptz, timest
 DROP FUNCTION IF EXISTS public.task_usage_hourly_pending_hours();
 DROP FUNCTION IF EXISTS public.task_usage_hourly_invalidated_hours(public.task_usage_hourly_invalidation []);
 DROP FUNCTION IF EXISTS public.task_usage_hourly_expected(timestamptz, timestamptz);
+DROP FUNCTION IF EXISTS public.task_usage_hourly_sum(numeric);
 DROP FUNCTION IF EXISTS public.task_usage_hourly_dated(timestamptz);
 DROP FUNCTION IF EXISTS public.task_usage_hour_bucket(timestamptz);
 

@@ -27,14 +27,18 @@ DEFAULT_DEADLINE_S = 600.0
 _POLL_INTERVAL_S = 0.1
 
 
-def acquire(connection: sa.Connection, key: int, deadline_s: float = DEFAULT_DEADLINE_S) -> None:
+def acquire(
+    connection: sa.Connection, key: int, deadline_s: float = DEFAULT_DEADLINE_S, *, shared: bool = False
+) -> None:
     """Take the session lock `key`, waiting up to `deadline_s` seconds, and commit.
 
-    The lock is held by the session until it ends or calls release(); taking it again nests. Commits
-    between attempts, so no snapshot is held while waiting. Raises LockBusy, naming the holder.
+    The lock is held by the session until it ends or calls release(); taking it again nests, shared and
+    exclusive apart. Commits between attempts, so no snapshot is held while waiting. Raises LockBusy,
+    naming the holder.
     """
     give_up = time.monotonic() + deadline_s
-    while not connection.scalar(sa.text("SELECT pg_try_advisory_lock(:key)"), {"key": key}):
+    attempt = sa.text(f"SELECT pg_try_advisory_lock{_SHARED[shared]}(:key)")
+    while not connection.scalar(attempt, {"key": key}):
         holders = describe_holders(connection, key)
         connection.commit()
         if time.monotonic() >= give_up:
@@ -47,9 +51,9 @@ def acquire(connection: sa.Connection, key: int, deadline_s: float = DEFAULT_DEA
     connection.commit()
 
 
-def release(connection: sa.Connection, key: int) -> None:
+def release(connection: sa.Connection, key: int, *, shared: bool = False) -> None:
     """Give the session lock `key` back once, and commit."""
-    connection.execute(sa.text("SELECT pg_advisory_unlock(:key)"), {"key": key})
+    connection.execute(sa.text(f"SELECT pg_advisory_unlock{_SHARED[shared]}(:key)"), {"key": key})
     connection.commit()
 
 
@@ -65,6 +69,8 @@ def describe_holders(connection: sa.Connection, key: int) -> str:
     ).all()
     return sessions.describe(connection, holders)
 
+
+_SHARED = {False: "", True: "_shared"}
 
 # A bigint key is split into classid and objid; objsubid 1 marks that form.
 _ON_KEY = """

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from . import advisory_lock, walk
+from . import advisory_lock, options, walk
 from .errors import BackfillRefused
 from .progress import Slice
 
@@ -119,14 +119,16 @@ def _read_state(connection: sa.Connection) -> _State:
 
 def _walk_history(connection: sa.Connection, state: _State) -> Backfill:
     """Walk until the watermark trails by an hour at most; refuse when open transactions prevent it."""
+    jobs = int(options.read(connection, "jobs") or 1)
+    _analyze(connection, "task_usage", "agent_task_queue", "agent", "issue")
     walked: list[Slice] = []
     if state.unfinished:
         log.info("resuming the backfill where it stopped")
-        walked += walk.walk(connection)
+        walked += walk.walk(connection, jobs)
         state = _read_state(connection)
     if state.lag > LAG_THRESHOLD:
         walk.plan(connection)
-        walked += walk.walk(connection)
+        walked += walk.walk(connection, jobs)
         state = _read_state(connection)
     if state.lag > LAG_THRESHOLD:
         raise BackfillRefused(
@@ -138,7 +140,8 @@ def _walk_history(connection: sa.Connection, state: _State) -> Backfill:
     # columns they filter by are a third of the cost of all.
     connection.execute(
         sa.text(
-            "ANALYZE public.task_usage_hourly (bucket_hour, workspace_id, runtime_id, agent_id, project_id)"
+            "ANALYZE (SKIP_LOCKED) public.task_usage_hourly"
+            " (bucket_hour, workspace_id, runtime_id, agent_id, project_id)"
         )
     )
     connection.commit()
@@ -148,6 +151,21 @@ def _walk_history(connection: sa.Connection, state: _State) -> Backfill:
         from_=min((done.from_ for done in walked), default=None),
         to=max((done.to for done in walked), default=None),
     )
+
+
+def _analyze(connection: sa.Connection, *tables: str) -> None:
+    """Give the planner statistics of those tables that have none, as after a restore."""
+    missing = connection.scalars(
+        sa.text(
+            "SELECT t FROM unnest(CAST(:tables AS text[])) AS t WHERE NOT EXISTS ("
+            " SELECT FROM pg_stats s WHERE s.schemaname = 'public' AND s.tablename = t)"
+        ),
+        {"tables": list(tables)},
+    ).all()
+    for table in missing:
+        # A table that something else is vacuuming or analysing is left to it, not waited for.
+        connection.exec_driver_sql(f"ANALYZE (SKIP_LOCKED) public.{table}")
+    connection.commit()
 
 
 def repair(connection: sa.Connection) -> int:
@@ -160,7 +178,9 @@ def repair(connection: sa.Connection) -> int:
     connection.commit()
     repaired = 0
     for _ in range(3):
-        differing = connection.scalar(sa.text("SELECT public.rollup_task_usage_hourly_plan_repair()"))
+        differing = connection.scalar(
+            sa.text("SELECT public.rollup_task_usage_hourly_plan_repair(:rows)"), {"rows": walk.SLICE_ROWS}
+        )
         connection.commit()
         if not differing:
             break

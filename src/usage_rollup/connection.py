@@ -53,6 +53,8 @@ SESSION_SETTINGS = {
     "default_transaction_isolation": "read committed",
     "default_transaction_deferrable": "off",
     "jit": "off",
+    # Its hash tables live in /dev/shm, of which a container has 64 MB.
+    "enable_parallel_hash": "off",
     # A slice's hash tables fit; a server of 1 GB can spare it for one session.
     "work_mem": "64MB",
 }

@@ -6,17 +6,29 @@ They travel as settings of the migrating session, where the SQL of a revision re
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from .errors import ConfigurationError
 
-# Option to the values it takes. Its variable is the name in capitals, its setting usage_rollup.<name>,
-# both with underscores.
+
+@dataclass(frozen=True)
+class Option:
+    """What an option may be: a pattern, and how a message shows it."""
+
+    pattern: str
+    shown: str
+
+
+# Its variable is the name in capitals, its setting usage_rollup.<name>, both with underscores.
 OPTIONS = {
     # 103: true keeps the legacy tables in schema legacy_usage, false drops them whatever they hold.
-    "keep-legacy": ("true", "false"),
+    "keep-legacy": Option("true|false", "true|false"),
+    # The hook before 103: sessions that walk the history at once.
+    "jobs": Option("[1-9][0-9]?", "1..99"),
 }
 
 
@@ -28,11 +40,22 @@ def apply(connection: sa.Connection, arguments: Mapping[str, object]) -> None:
     variables = {name: os.environ.get(name.upper().replace("-", "_"), "") for name in OPTIONS}
     given = {name: value for name, value in variables.items() if value} | dict(arguments)
     for name, value in given.items():
-        if name not in OPTIONS or value not in OPTIONS[name]:
-            known = "; ".join(f"-x {option}={'|'.join(values)}" for option, values in OPTIONS.items())
+        if name not in OPTIONS or not re.fullmatch(OPTIONS[name].pattern, str(value)):
+            known = "; ".join(f"-x {name}={option.shown}" for name, option in OPTIONS.items())
             raise ConfigurationError(f"no such option: -x {name}={value}", hint=f"there is: {known}")
         connection.execute(
             sa.text("SELECT set_config(:setting, :value, false)"),
-            {"setting": f"usage_rollup.{name.replace('-', '_')}", "value": value},
+            {"setting": _setting(name), "value": str(value)},
         )
     connection.commit()
+
+
+def read(connection: sa.Connection, name: str) -> str | None:
+    """Return what apply() put into this session, None when the option was not given; commits."""
+    value = connection.scalar(sa.text("SELECT current_setting(:setting, true)"), {"setting": _setting(name)})
+    connection.commit()
+    return value or None
+
+
+def _setting(name: str) -> str:
+    return f"usage_rollup.{name.replace('-', '_')}"

@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from itertools import chain
 
 import sqlalchemy as sa
 
-from . import advisory_lock, sessions
+from . import advisory_lock, sessions, workers
 from .errors import BackfillRefused
 from .progress import Slice, slice_progress
 
@@ -37,53 +38,52 @@ def plan(connection: sa.Connection, *, empty: bool = False) -> None:
             " migrating role, and run `alembic upgrade head` again",
         )
     connection.execute(
-        sa.text("SELECT public.rollup_task_usage_hourly_plan(CAST(:horizon AS timestamptz))"),
-        {"horizon": horizon},
+        sa.text("SELECT public.rollup_task_usage_hourly_plan(CAST(:horizon AS timestamptz), :rows)"),
+        {"horizon": horizon, "rows": SLICE_ROWS},
     )
     connection.commit()
 
 
-def walk(connection: sa.Connection) -> list[Slice]:
-    """Walk what is planned to its end; each slice commits, then lets waiters for 4246 pass."""
+def walk(connection: sa.Connection, jobs: int = 1) -> list[Slice]:
+    """Walk what is planned to its end, with `jobs` sessions at once; each slice commits."""
     total_rows = connection.scalar(
         sa.text(
-            "SELECT COUNT(*) FROM public.task_usage_hourly_backfill b JOIN public.task_usage tu"
-            " ON tu.created_at >= b.next_hour AND tu.created_at < b.to_hour"
+            "SELECT COALESCE(SUM(usage_rows), 0)::bigint FROM public.task_usage_hourly_backfill"
+            " WHERE walked_at IS NULL"
         )
     )
     connection.commit()
     log.info("backfill: %d usage rows to walk", total_rows)
     walked = []
     with slice_progress(total_rows or 0) as progress:
-        for done in _slices(connection):
+        # Whatever the workers leave, this session walks.
+        for done in chain(workers.slices(connection, jobs) if jobs > 1 else (), _slices(connection)):
             walked.append(done)
             progress.advance(done)
-            _let_waiters_pass(connection)
     connection.execute(sa.text("SELECT public.rollup_task_usage_hourly_finish()"))
     connection.commit()
     return walked
 
 
 def _slices(connection: sa.Connection) -> Iterator[Slice]:
-    while True:
-        started = time.monotonic()
-        row = connection.execute(
-            sa.text("SELECT * FROM public.rollup_task_usage_hourly_slice(:rows)"),
-            {"rows": SLICE_ROWS},
-        ).one_or_none()
+    """Yield slices as they are committed, letting waiters for 4246 pass between two."""
+    while (done := next_slice(connection)) is not None:
+        yield done
+        waiting = advisory_lock.is_waited_for(connection, advisory_lock.HOURLY_ROLLUP)
         connection.commit()
-        if row is None:
-            return
-        yield Slice(row[0], row[1], row[2], row[3], seconds=time.monotonic() - started)
+        if waiting:
+            advisory_lock.release(connection, advisory_lock.HOURLY_ROLLUP)
+            advisory_lock.acquire(connection, advisory_lock.HOURLY_ROLLUP)
 
 
-def _let_waiters_pass(connection: sa.Connection) -> None:
-    """Give 4246 up for a moment when a session is blocked on it: workspace deletion waits 10 s."""
-    waiting = advisory_lock.is_waited_for(connection, advisory_lock.HOURLY_ROLLUP)
+def next_slice(connection: sa.Connection) -> Slice | None:
+    """Walk the first slice that nobody else is walking and commit; None when there is none."""
+    started = time.monotonic()
+    row = connection.execute(sa.text("SELECT * FROM public.rollup_task_usage_hourly_slice()")).one_or_none()
     connection.commit()
-    if waiting:
-        advisory_lock.release(connection, advisory_lock.HOURLY_ROLLUP)
-        advisory_lock.acquire(connection, advisory_lock.HOURLY_ROLLUP)
+    if row is None:
+        return None
+    return Slice(row[0], row[1], row[2], row[3], seconds=time.monotonic() - started)
 
 
 def oldest_transactions(connection: sa.Connection) -> str:

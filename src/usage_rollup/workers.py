@@ -1,0 +1,72 @@
+"""Walk with several sessions at once: each takes the next slice that nobody else is walking.
+
+Slices are disjoint ranges of hours, and PostgreSQL hands them out (SKIP LOCKED), so no two sessions
+write the same bucket. Threads do nothing but wait for their own session's statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+
+import psycopg
+import sqlalchemy as sa
+
+from . import advisory_lock, walk
+from .advisory_lock import HOURLY_ROLLUP
+from .progress import Slice
+
+# A cancel is one round trip; a server that does not answer it is not waited for.
+_CANCEL_TIMEOUT_S = 10.0
+
+
+def slices(leader: sa.Connection, jobs: int) -> Iterator[Slice]:
+    """Yield slices as `jobs` sessions of their own commit them, until none is left.
+
+    Entered with the leader's session holding 4246 exclusively. Meanwhile it and every worker hold it
+    shared, each on its own session; afterwards the leader holds it exclusively again. Between slices all
+    give it up when a session is blocked on it. Left early, by an error or a signal, running statements
+    are cancelled in the server, finished slices stay, and the locks go with the sessions. Raises
+    DatabaseUnavailable and LockBusy.
+    """
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(leader.engine.connect()) for _ in range(jobs)]
+        everyone = [leader, *sessions]
+        advisory_lock.acquire(leader, HOURLY_ROLLUP, shared=True)
+        advisory_lock.release(leader, HOURLY_ROLLUP)
+        for session in sessions:
+            advisory_lock.acquire(session, HOURLY_ROLLUP, shared=True)
+        pool = stack.enter_context(ThreadPoolExecutor(jobs))
+        running: dict[Future[Slice | None], sa.Connection] = {}
+        stack.callback(_cancel, running)
+        idle = list(sessions)
+        while True:
+            waited_for = advisory_lock.is_waited_for(leader, HOURLY_ROLLUP)
+            leader.commit()
+            if waited_for and not running:
+                for session in everyone:
+                    advisory_lock.release(session, HOURLY_ROLLUP, shared=True)
+                for session in everyone:
+                    advisory_lock.acquire(session, HOURLY_ROLLUP, shared=True)
+            if not waited_for or not running:
+                running.update({pool.submit(walk.next_slice, session): session for session in idle})
+                idle.clear()
+            if not running:
+                break
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                session = running.pop(future)
+                done = future.result()
+                if done is not None:
+                    idle.append(session)
+                    yield done
+    advisory_lock.release(leader, HOURLY_ROLLUP, shared=True)
+    advisory_lock.acquire(leader, HOURLY_ROLLUP)
+
+
+def _cancel(running: dict[Future[Slice | None], sa.Connection]) -> None:
+    for session in running.values():
+        driver = session.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        driver.cancel_safe(timeout=_CANCEL_TIMEOUT_S)
