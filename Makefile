@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ROWS   ?= 200000
 KEEP   ?=
+MAX_ROWS ?= 10000000
+SAVE   ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint bench requirements clean
@@ -31,9 +33,9 @@ lint: $(VENV)/installed  ## Run ruff, mypy and squawk
 	$(BIN)/mypy
 	$(BIN)/squawk alembic/versions/*.sql
 
-bench: $(VENV)/installed ## Measure the walk beside a bare aggregate (ROWS=200000), and a report's triggers
-	@$(BIN)/python -m benchmarks.walk --rows $(ROWS)
-	@$(BIN)/python -m benchmarks.hot_path
+bench: $(VENV)/installed ## Measure everything in one run: MAX_ROWS=10000000; SAVE=1 writes docs/speed.{json,svg}
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	@$(BIN)/python -m benchmarks.run --max-rows $(MAX_ROWS) $(if $(SAVE),--save)
 
 requirements: $(VENV)/installed  ## Pin the container's dependencies by hash
 	$(BIN)/pip install --quiet --disable-pip-version-check pip-tools

@@ -1,0 +1,104 @@
+"""What was measured: a table on the terminal, JSON and a plot for the docs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Result:
+    """One case: seconds, or what `unit` says; `ratio` to its yardstick of the same run; what it may be."""
+
+    case: str
+    history: str
+    rows: int
+    value: float
+    ratio: float | None = None
+    target: float | None = None
+    unit: str = "s"
+
+    @property
+    def compared(self) -> float:
+        """Return what the target is for: the ratio, or the value where there is none."""
+        return self.value if self.ratio is None else self.ratio
+
+
+def machine(version: int, settings: dict[str, str]) -> str:
+    """Name the machine, the server and what it was told."""
+    cpu = platform.processor() or platform.machine()
+    for line in _lines("/proc/cpuinfo"):
+        if line.startswith("model name"):
+            cpu = line.split(":", 1)[1].strip()
+            break
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{cpu}, {os.cpu_count()} cores, {memory_gib:.0f} GiB; PostgreSQL {version // 10000}.{version % 100}"
+        f" with {', '.join(f'{name}={value}' for name, value in settings.items())};"
+        f" {datetime.now(UTC):%Y-%m-%d}"
+    )
+
+
+def show(results: Sequence[Result], where: str) -> None:
+    """Print the table; a ratio beyond its target is marked."""
+    console = Console(soft_wrap=True)
+    console.print(f"\n{where}\n")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("case", "history"):
+        table.add_column(name, no_wrap=True)
+    for name in ("rows", "measured", "ratio", "target"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for r in results:
+        beyond = r.target is not None and r.compared > r.target
+        table.add_row(
+            r.case,
+            r.history,
+            f"{r.rows:,}" if r.rows else "",
+            f"{r.value:,.0f} {r.unit}".strip() if r.value >= 1000 else f"{r.value:.3g} {r.unit}",
+            "" if r.ratio is None else f"{r.ratio:.2f} x",
+            "" if r.target is None else f"{'MISSED ' if beyond else ''}{r.target:g}",
+        )
+    console.print(table)
+
+
+def save(results: Sequence[Result], where: str, folder: Path) -> None:
+    """Write speed.json and speed.svg."""
+    cases = [dataclasses.asdict(r) for r in results]
+    document = {"machine": where, "results": cases}
+    (folder / "speed.json").write_text(json.dumps(document, indent=1) + "\n")
+    _plot(results, where, folder / "speed.svg")
+
+
+def _plot(results: Sequence[Result], where: str, path: Path) -> None:
+    import matplotlib as mpl
+    from matplotlib import pyplot as plt
+
+    mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "usage-rollup", "font.size": 9}
+    figure, axes = plt.subplots(figsize=(7.5, 4.5))
+    for case in ("bare aggregate", "walk", "walk, 2 jobs", "proof"):
+        points = sorted(
+            (r.rows, r.value) for r in results if r.case == case and r.history.startswith("usual")
+        )
+        axes.plot(*zip(*points, strict=True), marker="o", label=case)
+    axes.set(xscale="log", yscale="log", xlabel="usage rows", ylabel="seconds")
+    axes.set_title("\n".join(where.rsplit("; ", 2)), fontsize=7, loc="left")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
