@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from tests.conftest import Database
 from tests.support.stateful import (
     HORIZON,
+    PLANNED,
     PRUNE,
+    SLICE,
     STARTS,
     TICK,
     WINDOW,
@@ -80,12 +82,22 @@ TRANSACTIONS: Weights = {
 }
 ROLLUPS: Weights = {"tick": 5, "window_of_the_queue": 2, "window_of_everything": 3, "prune": 1}
 INTERRUPTIONS: Weights = {"cancel": 1, "terminate": 1}
-BACKFILL: Weights = {"plan": 3, "slice": 5, "finish": 2, "repair": 1, "let_go": 2}
+BACKFILL: Weights = {"plan": 2, "lead": 2, "slice": 5, "finish": 2, "repair": 1, "let_go": 2}
+WORKER: Weights = {"slice": 12, "let_go": 4, "resume": 2, "begin": 1, "commit": 2}
 
 EVERYTHING: dict[str, Weights] = {
     **{name: {**USAGE, **OWNERS, **TRANSACTIONS, "tick": 1, "window_of_everything": 1} for name in WRITERS},
     "ticker": {**{verb: 8 * n for verb, n in ROLLUPS.items()}, **TRANSACTIONS, **INTERRUPTIONS, "resume": 3},
     "backfill": {**{verb: 2 * n for verb, n in BACKFILL.items()}, "begin": 1, "commit": 2, **INTERRUPTIONS},
+    "worker": {**WORKER, **INTERRUPTIONS},
+}
+
+# Two sessions that walk at once, and what may come in between.
+WALKERS: dict[str, Weights] = {
+    "w1": {"report": 2, "import": 1, "correct_silently": 2, "delete_usage": 1, "begin": 1, "commit": 1},
+    "w2": {"move_task_to_agent": 2, "move_issue": 2, "tick": 2, "begin": 1, "commit": 2},
+    "backfill": {"lead": 10, "slice": 10, "finish": 3, "repair": 1, "let_go": 1, **INTERRUPTIONS},
+    "worker": {**WORKER, **INTERRUPTIONS},
 }
 
 
@@ -129,6 +141,19 @@ def test_no_schedule_of_several_sessions_breaks_an_invariant(machine: Machine, p
     assert count.schedules >= profile.max_examples // PARTS * 0.9
     assert count.gated > count.schedules / 2
     assert count.refused < count.operations / 4
+
+
+def test_no_schedule_of_sessions_that_walk_at_once_breaks_an_invariant(machine: Machine) -> None:
+    profile = settings.get_profile(PROFILE)
+
+    @settings(profile, max_examples=profile.max_examples // PARTS)
+    @given(scripts(WALKERS, starts=("history", PLANNED)))
+    def replay(script: tuple[str, Schedule]) -> None:
+        machine.replay(*script)
+
+    (seed(0)(replay) if PROFILE == "schedules" else replay)()
+    # Schedules in which one walks after the other would prove nothing.
+    assert machine.count.together > machine.count.schedules / 4
 
 
 # Mutants
@@ -241,6 +266,16 @@ MUTANTS = {
             "w2": {"move_task_to_agent": 3},
             "ticker": {"window_of_everything@locked": 2, "begin_with_a_snapshot": 3, "commit": 2},
         },
+    ),
+    # A cursor in the place of marks: right with one session, and with several until one is cancelled.
+    # (Slices handed out without a lock are found by no schedule: walked twice, they end the same.)
+    "walked_slice_marks_those_before_it_too": Mutant(
+        ((SLICE, "WHERE b.from_hour = slice_from", "WHERE b.from_hour <= slice_from"),),
+        {
+            "backfill": {"slice@slicing": 1, "cancel": 1, "finish": 2},
+            "worker": {"slice@slicing": 1, "slice": 1, "let_go": 1},
+        },
+        starts=(PLANNED,),
     ),
     "task_moves_unnoticed": Mutant(
         (("enqueue_task_usage_hourly_dirty_for_atq()", ENQUEUE.format("task_id"), ""),), MOVES

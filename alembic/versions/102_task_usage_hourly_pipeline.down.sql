@@ -53,7 +53,7 @@ DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_tu_write();
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_finish();
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_slice();
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_plan_repair(bigint);
-DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_plan(timestamptz, bigint);
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_plan(timestamptz, bigint, timestamptz);
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_build_indexes();
 DROP FUNCTION IF EXISTS public.task_usage_hourly_slices(tstzmultirange, bigint);
 DROP FUNCTION IF EXISTS public.task_usage_hourly_unwalked();
@@ -80,6 +80,7 @@ DROP FUNCTION IF EXISTS public.task_usage_hour_bucket(timestamptz);
 
 DROP TABLE IF EXISTS public.task_usage_hourly_set_aside;
 DROP TABLE IF EXISTS public.task_usage_hourly_backfill;
+DROP TABLE IF EXISTS public.task_usage_hourly_left_out;
 DROP TABLE IF EXISTS public.task_usage_hourly_invalidation;
 
 ALTER TABLE IF EXISTS public.task_usage_hourly REPLICA IDENTITY DEFAULT;

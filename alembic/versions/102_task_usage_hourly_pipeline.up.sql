@@ -50,6 +50,18 @@ CREATE TABLE IF NOT EXISTS public.task_usage_hourly_backfill (
 COMMENT ON TABLE public.task_usage_hourly_backfill IS
     'Slices of an unfinished backfill, walked and still to walk; horizon_at is where the watermark goes when all are walked.';
 
+-- What an operator left without buckets, knowing it: `usage-rollup backfill --months-back --force-partial`.
+-- The oracle and 103's guard do not look here; only a clean comparison empties it.
+CREATE TABLE IF NOT EXISTS public.task_usage_hourly_left_out (
+    before_hour timestamptz NOT NULL,
+    acknowledged_at timestamptz NOT NULL DEFAULT now(),
+    acknowledged_by text NOT NULL DEFAULT session_user,
+    id smallint PRIMARY KEY DEFAULT 1 CONSTRAINT ck_task_usage_hourly_left_out_one_row CHECK (id = 1)
+);
+
+COMMENT ON TABLE public.task_usage_hourly_left_out IS
+    'At most one row: usage created before before_hour was left out of the hourly rollup on purpose.';
+
 -- Buckets that could not be written, so that one absurd row stops nobody else: the bucket's key (model
 -- and provider by digest, since their length may be the reason), and why. Recomputing an hour begins
 -- with taking its rows out, so that a bucket leaves when it is mended.
@@ -183,7 +195,8 @@ CREATE OR REPLACE FUNCTION public.task_usage_hourly_differences(
 )
 RETURNS SETOF timestamptz LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
-SET enable_mergejoin = off SET enable_parallel_hash = off SET enable_bitmapscan = off AS $$
+SET enable_hashjoin = on SET enable_mergejoin = off
+SET enable_parallel_hash = off SET enable_bitmapscan = off AS $$
 BEGIN
     RETURN QUERY
     SELECT DISTINCT COALESCE(e.bucket_hour, h.bucket_hour)
@@ -417,7 +430,8 @@ RETURNS TABLE (
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off
 SET max_parallel_workers_per_gather = 0
-SET enable_nestloop = off SET enable_mergejoin = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+SET enable_hashjoin = on SET enable_nestloop = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 BEGIN
     RETURN QUERY
     WITH tasks AS MATERIALIZED (
@@ -453,7 +467,7 @@ $$;
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_recompute(p_from timestamptz, p_to timestamptz)
 RETURNS bigint LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
-SET enable_nestloop = off AS $$
+SET enable_hashjoin = on SET enable_nestloop = off AS $$
 DECLARE
     v_rows bigint;
 BEGIN
@@ -793,7 +807,7 @@ SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
         FROM hours h
     ), slices AS (
         SELECT c.range_from, c.range_to, SUM(c.events)::bigint AS events,
-            CASE WHEN MIN(c.before) = 0 THEN GREATEST(c.month, c.range_from) ELSE MIN(c.hour) END AS first_hour
+            CASE WHEN MIN(c.before) = 0 THEN c.month ELSE MIN(c.hour) END AS first_hour
         FROM counted c GROUP BY c.range_from, c.range_to, c.month, div(c.before, p_rows)
     )
     SELECT
@@ -804,9 +818,19 @@ SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
     ORDER BY 1
 $$;
 
--- Building these four at once over the finished rows costs a third of keeping them up row by row.
+-- Building these four at once over the finished rows costs a third of keeping them up row by row. When
+-- none is missing no lock is taken.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_build_indexes()
-RETURNS void LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1min' AS $$
+BEGIN
+    IF num_nonnulls(
+        to_regclass('public.idx_task_usage_hourly_workspace_time'),
+        to_regclass('public.idx_task_usage_hourly_runtime_time'),
+        to_regclass('public.idx_task_usage_hourly_workspace_agent_time'),
+        to_regclass('public.idx_task_usage_hourly_workspace_project_time')) = 4
+    THEN
+        RETURN;
+    END IF;
     CREATE INDEX IF NOT EXISTS idx_task_usage_hourly_workspace_time
     ON public.task_usage_hourly (workspace_id, bucket_hour DESC);
     CREATE INDEX IF NOT EXISTS idx_task_usage_hourly_runtime_time
@@ -815,20 +839,27 @@ RETURNS void LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     ON public.task_usage_hourly (workspace_id, agent_id, bucket_hour DESC);
     CREATE INDEX IF NOT EXISTS idx_task_usage_hourly_workspace_project_time
     ON public.task_usage_hourly (workspace_id, project_id, bucket_hour DESC) WHERE project_id IS NOT NULL;
+END
 $$;
 
-CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_plan(p_horizon timestamptz, p_rows bigint)
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_plan(
+    p_horizon timestamptz, p_rows bigint, p_from timestamptz DEFAULT '-infinity'
+)
 RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_unwalked CONSTANT tstzmultirange := public.task_usage_hourly_unwalked();
+    v_left_out CONSTANT tstzmultirange := v_unwalked * tstzmultirange(tstzrange(NULL, p_from));
 BEGIN
     DELETE FROM public.task_usage_hourly_backfill;
     INSERT INTO public.task_usage_hourly_backfill (from_hour, to_hour, usage_rows, horizon_at)
     SELECT s.from_hour, s.to_hour, s.usage_rows, p_horizon
-    FROM public.task_usage_hourly_slices(public.task_usage_hourly_unwalked(), p_rows) s;
+    FROM public.task_usage_hourly_slices(v_unwalked - v_left_out, p_rows) s;
 
     -- No event between watermark and horizon: the truth is the horizon, without a walk.
     IF NOT FOUND THEN
         UPDATE public.task_usage_hourly_rollup_state SET watermark_at = GREATEST(watermark_at, p_horizon)
         WHERE id = 1;
+        PERFORM public.rollup_task_usage_hourly_build_indexes();
     -- A long walk into an empty table, which no dashboard reads: the last slice builds its indexes.
     ELSIF NOT EXISTS (SELECT FROM public.task_usage_hourly)
         AND (SELECT SUM(b.usage_rows) > p_rows FROM public.task_usage_hourly_backfill b)
@@ -843,11 +874,18 @@ BEGIN
             NULL; -- Somebody reads it after all: they keep their indexes.
         END;
     END IF;
+
+    -- Said in the transaction that makes it so.
+    IF NOT isempty(v_left_out) THEN
+        INSERT INTO public.task_usage_hourly_left_out (before_hour) VALUES (p_from)
+        ON CONFLICT (id) DO UPDATE SET before_hour = EXCLUDED.before_hour,
+            acknowledged_at = EXCLUDED.acknowledged_at, acknowledged_by = EXCLUDED.acknowledged_by;
+    END IF;
 END
 $$;
 
-COMMENT ON FUNCTION public.rollup_task_usage_hourly_plan(timestamptz, bigint) IS
-    'Plan a backfill that may move the watermark to p_horizon, in slices of p_rows usage rows.';
+COMMENT ON FUNCTION public.rollup_task_usage_hourly_plan(timestamptz, bigint, timestamptz) IS
+    'Plan a backfill that may move the watermark to p_horizon, in slices of p_rows usage rows; what was created before p_from is left out, and noted.';
 
 -- Plans what the oracle finds wrong, by the hour. The watermark stays: a difference below it is what
 -- makes it untrue.

@@ -7,10 +7,11 @@ it waits; pg_try_advisory_lock() asked again and again does none of that.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from . import sessions
+from . import options, sessions
 from .errors import LockBusy
 
 # Held for a whole migration run, by the product's Go runner (since v0.3.15) and by ours.
@@ -27,18 +28,42 @@ DEFAULT_DEADLINE_S = 600.0
 _POLL_INTERVAL_S = 0.1
 
 
-def acquire(
-    connection: sa.Connection, key: int, deadline_s: float = DEFAULT_DEADLINE_S, *, shared: bool = False
-) -> None:
+def acquire(connection: sa.Connection, key: int, deadline_s: float | None = None) -> None:
     """Take the session lock `key`, waiting up to `deadline_s` seconds, and commit.
 
-    The lock is held by the session until it ends or calls release(); taking it again nests, shared and
-    exclusive apart. Commits between attempts, so no snapshot is held while waiting. Raises LockBusy,
-    naming the holder.
+    Without a deadline, the run's option lock-timeout is one, else DEFAULT_DEADLINE_S. The lock is held
+    by the session until it ends or calls release(); taking it again nests. Commits between attempts, so
+    no snapshot is held while waiting. Raises LockBusy, naming the holder.
     """
+    _take([connection], key, deadline_s, shared=False)
+
+
+def acquire_shared(connections: Sequence[sa.Connection], key: int) -> None:
+    """Take the session lock `key` shared on every one of `connections`, under acquire()'s terms.
+
+    All of them or, while it waits, none: PostgreSQL refuses a shared lock as soon as somebody is queued
+    for the exclusive one, and who held some and asked for more would wait for the one that waits for it.
+    """
+    _take(connections, key, None, shared=True)
+
+
+def _take(connections: Sequence[sa.Connection], key: int, deadline_s: float | None, *, shared: bool) -> None:
+    first = connections[0]
+    if deadline_s is None:
+        deadline_s = options.read_seconds(first, "lock-timeout", DEFAULT_DEADLINE_S)
     give_up = time.monotonic() + deadline_s
     attempt = sa.text(f"SELECT pg_try_advisory_lock{_SHARED[shared]}(:key)")
-    while not connection.scalar(attempt, {"key": key}):
+    while True:
+        taken = []
+        for connection in connections:
+            if not connection.scalar(attempt, {"key": key}):
+                break
+            connection.commit()
+            taken.append(connection)
+        if len(taken) == len(connections):
+            return
+        for connection in taken:
+            release(connection, key, shared=shared)
         holders = describe_holders(connection, key)
         connection.commit()
         if time.monotonic() >= give_up:
@@ -48,7 +73,6 @@ def acquire(
                 hint=sessions.END_THEM,
             )
         time.sleep(_POLL_INTERVAL_S)
-    connection.commit()
 
 
 def release(connection: sa.Connection, key: int, *, shared: bool = False) -> None:

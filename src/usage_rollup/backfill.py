@@ -145,6 +145,11 @@ def _walk_history(connection: sa.Connection, state: _State) -> Backfill:
         )
     )
     connection.commit()
+    return summary(walked)
+
+
+def summary(walked: list[Slice]) -> Backfill:
+    """Return what a walk of these slices did."""
     return Backfill(
         slices=len(walked),
         rows=sum(done.rows for done in walked),
@@ -198,6 +203,8 @@ def repair(connection: sa.Connection) -> int:
             " FROM public.task_usage_hourly_rollup_state WHERE id = 1"
         )
     )
+    # Whatever was left out once is in now.
+    connection.execute(sa.text("DELETE FROM public.task_usage_hourly_left_out"))
     connection.commit()
     log.info("the hourly rollup matches raw usage")
     return repaired

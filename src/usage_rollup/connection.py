@@ -17,14 +17,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
-from . import signals
+from . import durations, signals
 from .database_url import conninfo_from_environment
-from .errors import (
-    ConfigurationError,
-    DatabaseUnavailable,
-    StatementFailed,
-    explain,
-)
+from .errors import DatabaseUnavailable, StatementFailed, explain
 
 log = logging.getLogger(__name__)
 
@@ -90,15 +85,7 @@ def migration_session() -> Iterator[sa.Connection]:
 def startup_timeout_s() -> float:
     """Return DATABASE_STARTUP_TIMEOUT in seconds: a number, or one with the unit s, m or h."""
     text = os.environ.get("DATABASE_STARTUP_TIMEOUT", "").strip()
-    if not text:
-        return DEFAULT_STARTUP_TIMEOUT_S
-    unit_s = {"s": 1, "m": 60, "h": 3600}.get(text[-1])
-    number = text[:-1] if unit_s else text
-    if not number.isascii() or not number.replace(".", "", 1).isdigit():
-        raise ConfigurationError(
-            f"DATABASE_STARTUP_TIMEOUT is not a duration: {text!r}", hint="use 180, 90s or 3m"
-        )
-    return float(number) * (unit_s or 1)
+    return durations.seconds(text, "DATABASE_STARTUP_TIMEOUT") if text else DEFAULT_STARTUP_TIMEOUT_S
 
 
 def connect(conninfo: str, timeout_s: float) -> psycopg.Connection[Any]:

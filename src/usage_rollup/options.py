@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from . import durations
 from .errors import ConfigurationError
 
 
@@ -27,8 +28,11 @@ class Option:
 OPTIONS = {
     # 103: true keeps the legacy tables in schema legacy_usage, false drops them whatever they hold.
     "keep-legacy": Option("true|false", "true|false"),
-    # The hook before 103: sessions that walk the history at once.
+    # The walk: sessions at once, and a rest for the server between two slices.
     "jobs": Option("[1-9][0-9]?", "1..99"),
+    "sleep-between-slices": Option(durations.PATTERN, "2s"),
+    # How long to wait for advisory locks and for a step's table locks.
+    "lock-timeout": Option(durations.PATTERN, "30s"),
 }
 
 
@@ -51,10 +55,15 @@ def apply(connection: sa.Connection, arguments: Mapping[str, object]) -> None:
 
 
 def read(connection: sa.Connection, name: str) -> str | None:
-    """Return what apply() put into this session, None when the option was not given; commits."""
+    """Return what apply() put into this session, None when the option was not given."""
     value = connection.scalar(sa.text("SELECT current_setting(:setting, true)"), {"setting": _setting(name)})
-    connection.commit()
     return value or None
+
+
+def read_seconds(connection: sa.Connection, name: str, default_s: float) -> float:
+    """Return an option that is a duration in seconds, `default_s` when it was not given."""
+    value = read(connection, name)
+    return default_s if value is None else durations.seconds(value, name)
 
 
 def _setting(name: str) -> str:

@@ -19,7 +19,7 @@ from tenacity import (
 
 from alembic import op
 
-from . import sessions
+from . import options, sessions
 from .errors import LockBusy, StatementFailed, explain
 
 log = logging.getLogger(__name__)
@@ -88,8 +88,9 @@ def lock_tables(connection: sa.Connection, lock: Locks) -> None:
     All the waiting of one attempt together stays below deadlock_timeout, so this session is gone from
     the queue before a deadlock check could choose a live server's transaction as its victim; then
     everything is released (a savepoint) and tried again after a growing, random pause, for at most
-    LOCK_DEADLINE_S. Needs an open transaction, which holds the locks to its end. Raises LockBusy,
-    naming the sessions in the way. PostgreSQL manual: 13.3 Explicit Locking, 20.12 Lock Management.
+    LOCK_DEADLINE_S, or the run's option lock-timeout. Needs an open transaction, which holds the locks to
+    its end. Raises LockBusy, naming the sessions in the way. PostgreSQL manual: 13.3 Explicit Locking,
+    20.12 Lock Management.
     """
     tables = [_qualified(table) for group in lock.values() for table in group]
 
@@ -97,9 +98,10 @@ def lock_tables(connection: sa.Connection, lock: Locks) -> None:
         if state.attempt_number == _ANNOUNCE_ATTEMPT:
             log.info("waiting for table locks; in the way: %s", _blockers(connection, tables))
 
+    deadline_s = options.read_seconds(connection, "lock-timeout", LOCK_DEADLINE_S)
     retrying = Retrying(
         retry=retry_if_exception(_lock_was_busy),
-        stop=stop_after_delay(LOCK_DEADLINE_S),
+        stop=stop_after_delay(deadline_s),
         wait=wait_random_exponential(multiplier=0.1, max=3.0),
         before_sleep=announce,
         reraise=True,
@@ -110,7 +112,7 @@ def lock_tables(connection: sa.Connection, lock: Locks) -> None:
         if not _lock_was_busy(error):
             raise
         raise LockBusy(
-            f"could not lock {', '.join(tables)} within {LOCK_DEADLINE_S:.0f} s;"
+            f"could not lock {', '.join(tables)} within {deadline_s:.0f} s;"
             f" in the way: {_blockers(connection, tables)}",
             hint=f"{sessions.END_THEM}; then run `alembic upgrade head` again",
         ) from error

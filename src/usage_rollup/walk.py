@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Generator
+from contextlib import closing
+from datetime import datetime
 
 import sqlalchemy as sa
 
-from . import advisory_lock, sessions, workers
-from .errors import BackfillRefused
+from . import advisory_lock, options, sessions, workers
+from .errors import BackfillRefused, ConfigurationError
 from .progress import Slice, slice_progress
 
 log = logging.getLogger(__name__)
@@ -22,11 +23,12 @@ log = logging.getLogger(__name__)
 SLICE_ROWS = 200_000
 
 
-def plan(connection: sa.Connection, *, empty: bool = False) -> None:
+def plan(connection: sa.Connection, *, empty: bool = False, since: datetime | None = None) -> None:
     """Fix the horizon, in a statement of its own before any snapshot that relies on it, and plan.
 
     Without a horizon a walk would end where it began, so it is not begun; an empty table can wait for
-    its first tick.
+    its first tick. What was created before `since` is left out of the plan, and the database says so
+    from then on.
     """
     horizon = connection.scalar(sa.text("SELECT public.task_usage_hourly_horizon('10 seconds')::text"))
     connection.commit()
@@ -38,14 +40,27 @@ def plan(connection: sa.Connection, *, empty: bool = False) -> None:
             " migrating role, and run `alembic upgrade head` again",
         )
     connection.execute(
-        sa.text("SELECT public.rollup_task_usage_hourly_plan(CAST(:horizon AS timestamptz), :rows)"),
-        {"horizon": horizon, "rows": SLICE_ROWS},
+        sa.text(
+            "SELECT public.rollup_task_usage_hourly_plan("
+            "CAST(:horizon AS timestamptz), :rows, COALESCE(CAST(:since AS timestamptz), '-infinity'))"
+        ),
+        {"horizon": horizon, "rows": SLICE_ROWS, "since": since},
     )
     connection.commit()
 
 
 def walk(connection: sa.Connection, jobs: int = 1) -> list[Slice]:
-    """Walk what is planned to its end, with `jobs` sessions at once; each slice commits."""
+    """Walk what is planned to its end, with `jobs` sessions at once; each slice commits.
+
+    Between slices, 4246 is given up for the run's option sleep-between-slices, and for a moment when a
+    session is blocked on it (workspace deletion waits 10 s). Raises ConfigurationError for both a rest
+    and several jobs.
+    """
+    rest_s = options.read_seconds(connection, "sleep-between-slices", 0.0)
+    if rest_s and jobs > 1:
+        raise ConfigurationError(
+            "several jobs hurry and sleep-between-slices spares the server: only one of them can be had"
+        )
     total_rows = connection.scalar(
         sa.text(
             "SELECT COALESCE(SUM(usage_rows), 0)::bigint FROM public.task_usage_hourly_backfill"
@@ -55,9 +70,9 @@ def walk(connection: sa.Connection, jobs: int = 1) -> list[Slice]:
     connection.commit()
     log.info("backfill: %d usage rows to walk", total_rows)
     walked = []
-    with slice_progress(total_rows or 0) as progress:
-        # Whatever the workers leave, this session walks.
-        for done in chain(workers.slices(connection, jobs) if jobs > 1 else (), _slices(connection)):
+    # Closed however it is left: that is what cancels the workers' statements.
+    with slice_progress(total_rows or 0) as progress, closing(_slices(connection, jobs, rest_s)) as slices:
+        for done in slices:
             walked.append(done)
             progress.advance(done)
     connection.execute(sa.text("SELECT public.rollup_task_usage_hourly_finish()"))
@@ -65,14 +80,17 @@ def walk(connection: sa.Connection, jobs: int = 1) -> list[Slice]:
     return walked
 
 
-def _slices(connection: sa.Connection) -> Iterator[Slice]:
-    """Yield slices as they are committed, letting waiters for 4246 pass between two."""
+def _slices(connection: sa.Connection, jobs: int, rest_s: float) -> Generator[Slice, None, None]:
+    if jobs > 1:
+        yield from workers.slices(connection, jobs)
+    # Whatever the workers have left, this session walks.
     while (done := next_slice(connection)) is not None:
         yield done
         waiting = advisory_lock.is_waited_for(connection, advisory_lock.HOURLY_ROLLUP)
         connection.commit()
-        if waiting:
+        if waiting or rest_s:
             advisory_lock.release(connection, advisory_lock.HOURLY_ROLLUP)
+            time.sleep(rest_s)
             advisory_lock.acquire(connection, advisory_lock.HOURLY_ROLLUP)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from typing import Any
 
 import psycopg
 import sqlalchemy as sa
@@ -33,13 +34,11 @@ def slices(leader: sa.Connection, jobs: int) -> Iterator[Slice]:
     with ExitStack() as stack:
         sessions = [stack.enter_context(leader.engine.connect()) for _ in range(jobs)]
         everyone = [leader, *sessions]
-        advisory_lock.acquire(leader, HOURLY_ROLLUP, shared=True)
         advisory_lock.release(leader, HOURLY_ROLLUP)
-        for session in sessions:
-            advisory_lock.acquire(session, HOURLY_ROLLUP, shared=True)
+        advisory_lock.acquire_shared(everyone, HOURLY_ROLLUP)
         pool = stack.enter_context(ThreadPoolExecutor(jobs))
         running: dict[Future[Slice | None], sa.Connection] = {}
-        stack.callback(_cancel, running)
+        stack.callback(_cancel, [_driver(session) for session in sessions])
         idle = list(sessions)
         while True:
             waited_for = advisory_lock.is_waited_for(leader, HOURLY_ROLLUP)
@@ -47,8 +46,7 @@ def slices(leader: sa.Connection, jobs: int) -> Iterator[Slice]:
             if waited_for and not running:
                 for session in everyone:
                     advisory_lock.release(session, HOURLY_ROLLUP, shared=True)
-                for session in everyone:
-                    advisory_lock.acquire(session, HOURLY_ROLLUP, shared=True)
+                advisory_lock.acquire_shared(everyone, HOURLY_ROLLUP)
             if not waited_for or not running:
                 running.update({pool.submit(walk.next_slice, session): session for session in idle})
                 idle.clear()
@@ -65,8 +63,14 @@ def slices(leader: sa.Connection, jobs: int) -> Iterator[Slice]:
     advisory_lock.acquire(leader, HOURLY_ROLLUP)
 
 
-def _cancel(running: dict[Future[Slice | None], sa.Connection]) -> None:
-    for session in running.values():
-        driver = session.connection.driver_connection
-        assert isinstance(driver, psycopg.Connection)
-        driver.cancel_safe(timeout=_CANCEL_TIMEOUT_S)
+def _driver(session: sa.Connection) -> psycopg.Connection[Any]:
+    driver = session.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    return driver
+
+
+def _cancel(drivers: list[psycopg.Connection[Any]]) -> None:
+    """Cancel what runs; a session that is idle or gone has nothing to cancel."""
+    for driver in drivers:
+        with suppress(psycopg.OperationalError):
+            driver.cancel_safe(timeout=_CANCEL_TIMEOUT_S)

@@ -23,13 +23,19 @@ Schedule = Sequence[Operation]
 Substitution = tuple[str, str, str]  # function, text that occurs once in its definition, what to put there
 
 WRITERS = ("w1", "w2", "w3")
-SESSIONS = (*WRITERS, "ticker", "backfill")
+SESSIONS = (*WRITERS, "ticker", "backfill", "worker")
 
 # How a schedule begins: without usage; with usage that nobody has rolled up or queued, as before an
 # upgrade; with the same usage rolled up.
 STARTS = ("new", "history", "rolled_up")
 
+# The history, and three slices of it that anybody may walk.
+PLANNED = "planned"
+
 LOCK = 4246
+
+# How a session holds it: the end of the names of PostgreSQL's functions.
+EXCLUSIVE, SHARED = "", "_shared"
 
 # One thread: whatever blocks a statement stays there as long as the statement waits.
 OPTIONS = (
@@ -44,7 +50,7 @@ LEGAL = {"40001", "40P01", "55P03", "57014", "57P01", "23503", "23505", "55000",
 
 WINDOW = "rollup_task_usage_hourly_window(timestamptz,timestamptz)"
 TICK = "rollup_task_usage_hourly()"
-SLICE = "rollup_task_usage_hourly_slice(bigint)"
+SLICE = "rollup_task_usage_hourly_slice()"
 HORIZON = "task_usage_hourly_horizon(interval)"
 PRUNE = "prune_task_usage_hourly_dirty(interval)"
 
@@ -153,6 +159,8 @@ _START = {
     "rolled_up": f" {_USAGE}; SELECT rollup_task_usage_hourly_range('2025-03-01', '2025-04-01'),"
     " rollup_task_usage_hourly_range(date_trunc('day', now()) - interval '1 day',"
     " date_trunc('hour', now()));",
+    PLANNED: f" {_USAGE}; UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch';"
+    " SELECT rollup_task_usage_hourly_plan(clock_timestamp(), 2);",
 }
 
 _WATERMARK = "UPDATE task_usage_hourly_rollup_state SET watermark_at = {}; COMMIT"
@@ -307,13 +315,10 @@ class Violation(AssertionError):
 
 
 class Session:
-    """One backend: what it was last told, whether it waits at a gate or holds 4246 on purpose."""
+    """One backend: what it was last told, whether it waits at a gate, how it holds 4246 on purpose."""
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self.at_gate = False
-        self.holds_lock = False
-        self.savepoint = False
         self.connect()
 
     def connect(self) -> None:
@@ -322,7 +327,8 @@ class Session:
         )
         self.pgconn = self.connection.pgconn
         self.pid = self.connection.info.backend_pid
-        self.at_gate = self.holds_lock = self.savepoint = False
+        self.at_gate = self.savepoint = False
+        self.held: str | None = None
 
     @property
     def in_transaction(self) -> bool:
@@ -367,6 +373,7 @@ class Count:
     operations: int = 0
     refused: int = 0
     gated: int = 0
+    together: int = 0  # slices begun while another session was in one
     judged: int = 0
 
 
@@ -491,8 +498,9 @@ class Machine:
         elif verb == "rollback_to_savepoint":
             if inside and session.savepoint:
                 self._run(session, "ROLLBACK TO s")
-        elif verb in {"plan", "slice", "finish", "repair", "let_go"}:
-            self._backfill(session, verb, a, b)
+        elif verb.partition("@")[0] in {"plan", "lead", "slice", "finish", "repair", "let_go"}:
+            verb, _, gate = verb.partition("@")
+            self._backfill(session, verb, a, b, gate or self._gate(verb, b))
         else:
             verb, _, gate = verb.partition("@")
             self._run(session, statement(verb, a, b, step), gate or self._gate(verb, b))
@@ -502,28 +510,34 @@ class Machine:
         gates = _GATED.get(verb, ())
         return gates[b // 2 % len(gates)] if gates and b % 2 else None
 
-    def _backfill(self, session: Session, verb: str, a: int, b: int) -> None:
+    def _backfill(self, session: Session, verb: str, a: int, b: int, gate: str | None) -> None:
         if verb == "let_go":
             if not session.in_transaction:
                 self._unlock(session)
             return
-        if not session.holds_lock:
-            _, row = session.run(f"SELECT pg_try_advisory_lock({LOCK})")
-            session.holds_lock = row == ["t"]
-            if not session.holds_lock:
-                return
-        if verb == "plan":
+        if not self._lock(session, SHARED if verb == "slice" else EXCLUSIVE):
+            return
+        if verb in {"plan", "lead"}:
             state, row = session.run("SELECT task_usage_hourly_horizon('0')")
             if self._settle(session, state) and row != ["-infinity"]:
-                self._run(session, f"SELECT rollup_task_usage_hourly_plan('{row[0]}')")
+                rows = (1, 2, 100)[a % 3]
+                self._run(session, f"SELECT rollup_task_usage_hourly_plan('{row[0]}', {rows})")
+            # A leader lets others walk with it.
+            if verb == "lead" and not session.in_transaction:
+                self._unlock(session)
+                self._lock(session, SHARED)
         elif verb == "slice":
-            rows = (1, 2, 100)[a % 3]
-            self._run(session, f"SELECT rollup_task_usage_hourly_slice({rows})", self._gate(verb, b))
+            self.count.together += any(
+                other.held is not None and other.in_transaction
+                for other in self.sessions.values()
+                if other is not session
+            )
+            self._run(session, "SELECT rollup_task_usage_hourly_slice()", gate)
         elif verb == "finish":
             self._run(session, "SELECT rollup_task_usage_hourly_finish()")
         else:
             self._run(session, statement("window_of_the_queue", a, b, 0))
-            self._run(session, "SELECT rollup_task_usage_hourly_plan_repair()")
+            self._run(session, f"SELECT rollup_task_usage_hourly_plan_repair({(1, 2, 100)[a % 3]})")
 
     def _run(self, session: Session, sql: str, gate: str | None = None) -> None:
         if gate is None:
@@ -580,10 +594,19 @@ class Machine:
         session.connection.close()
         session.connect()
 
+    def _lock(self, session: Session, how: str) -> bool:
+        """Hold 4246 like this, or exclusively, which is as good; a transaction keeps what it began with."""
+        if session.held == SHARED != how and not session.in_transaction:
+            self._unlock(session)
+        if session.held is None:
+            _, row = session.run(f"SELECT pg_try_advisory_lock{how}({LOCK})")
+            session.held = how if row == ["t"] else None
+        return session.held in {how, EXCLUSIVE}
+
     def _unlock(self, session: Session) -> None:
-        if session.holds_lock:
-            session.holds_lock = False
-            self._must(session, f"SELECT pg_advisory_unlock({LOCK})")
+        if session.held is not None:
+            self._must(session, f"SELECT pg_advisory_unlock{session.held}({LOCK})")
+            session.held = None
 
     def _finish(self) -> None:
         for name, session in self.sessions.items():
@@ -640,7 +663,7 @@ class Machine:
         known = {
             str(session.pid)
             for session in self.sessions.values()
-            if session.holds_lock or session.at_gate or session.in_transaction
+            if session.held is not None or session.at_gate or session.in_transaction
         }
         if leaked := set((holders or "").split()) - known:
             self._violated(f"advisory lock {LOCK} is held by sessions without a transaction: {leaked}")

@@ -32,6 +32,11 @@ def write_history(database: Database, rows: int = 400, months: int = 6) -> list[
     """Write a history and return its months in UTC: a walk takes one slice for each."""
     with psycopg.connect(database.url) as connection:
         generate_history(connection, rows, months=months, agents=6)
+    return history_months(database)
+
+
+def history_months(database: Database) -> list[datetime]:
+    """Return the months of raw usage in UTC."""
     return [row[0] for row in database.execute(_MONTHS.format(column="created_at", table="task_usage"))]
 
 
