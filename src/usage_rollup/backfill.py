@@ -1,6 +1,6 @@
 """Bring the hourly rollup up to date and prove it: the hook before 103.
 
-The SQL functions of 102 do the work and keep the truth (plan, cursor, watermark) in the database.
+The SQL functions of 102 do the work and keep the truth (plan, slices walked, watermark) in the database.
 Every statement here runs on the migration connection, whose session also holds advisory lock 4246
 from the first look at the state until 103 has committed.
 """
@@ -51,7 +51,7 @@ def backfill_before_103(connection: sa.Connection) -> Backfill:
     2. Take advisory lock 4246, by polling; only then read the state. It stays held for 103.
     3. No usage: move the watermark to the horizon (`task_usage_empty`).
     4. Lag at most an hour and no unfinished walk: write nothing (`watermark_within_threshold`).
-    5. Otherwise walk, slice by slice, each one transaction; a killed walk resumes at its cursor.
+    5. Otherwise walk, slice by slice, each one transaction; a killed walk goes on with what is left.
     6. Walk or no walk: drain the queues, compare rollup and raw usage in one snapshot, recompute
        what differs, compare again. Only a clean comparison lets 103 pass without its own.
     7. Compare the legacy rollups with raw usage: 103 keeps what exists only there.

@@ -156,6 +156,8 @@ def _blockers(connection: sa.Connection, tables: Sequence[str]) -> str:
             "SELECT DISTINCT l.pid, l.virtualtransaction FROM pg_locks l"
             " JOIN unnest(CAST(:tables AS text[])) AS t ON l.relation = to_regclass(t)"
             " WHERE l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()"
+            # Databases cloned from one template share their tables' oids.
+            " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
         ),
         {"tables": list(tables)},
     ).all()

@@ -1,0 +1,93 @@
+"""`usage-rollup backfill`."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from .. import catch_up, connection, options, suitability
+from ..catch_up import Planned
+from ..errors import ConfigurationError
+from .output import JsonOption, console, write_json
+
+
+def backfill(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Recompute exactly the hours that differ from raw usage.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the slices it would walk; write nothing.")
+    ] = False,
+    months_back: Annotated[
+        int | None,
+        typer.Option(help="Only usage created in the last N UTC months, this one included.", min=1),
+    ] = None,
+    force_partial: Annotated[
+        bool, typer.Option("--force-partial", help="Leave what is older without buckets, knowingly.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(help="Sessions that walk at once.", min=1, max=99)] = 1,
+    sleep_between_slices: Annotated[
+        str, typer.Option(help="Rest after each slice, 4246 given up meanwhile: 2s.", metavar="DURATION")
+    ] = "0",
+    lock_timeout: Annotated[
+        str, typer.Option(help="How long to wait for advisory lock 4246.", metavar="DURATION")
+    ] = "10m",
+    as_json: JsonOption = False,
+) -> None:
+    """Bring the hourly rollup up to date under advisory lock 4246, and prove it.
+
+    A server may keep running. Ctrl-C or SIGTERM stops it at any moment; finished slices stay, and the
+    same command goes on from there.
+    """
+    if repair and (months_back or dry_run):
+        raise ConfigurationError(
+            "--repair looks at every hour: it goes with neither --months-back nor --dry-run"
+        )
+    if force_partial and not months_back:
+        raise ConfigurationError("--force-partial means nothing without --months-back")
+    with connection.migration_session() as session:
+        if dry_run:
+            _show_plan(catch_up.preview(session), as_json)
+            return
+        suitability.require_suitable(session)
+        options.apply(
+            session,
+            {"jobs": jobs, "sleep-between-slices": sleep_between_slices, "lock-timeout": lock_timeout},
+        )
+        try:
+            if repair:
+                hours = catch_up.repair(session)
+                done = {"repaired_hours": hours}
+                said = f"hours repaired: {hours}"
+            else:
+                result = catch_up.catch_up(session, months_back=months_back, force_partial=force_partial)
+                done = dataclasses.asdict(result)
+                said = f"usage rows rolled up: {result.rows:,}, in slices: {result.slices:,}"
+        except SystemExit:
+            sys.stderr.write("stopped: finished slices stay; run the same command to go on\n")
+            raise
+    if as_json:
+        write_json(done)
+    else:
+        console().print(said)
+
+
+def _show_plan(slices: list[Planned], as_json: bool) -> None:
+    if as_json:
+        write_json({"slices": [dataclasses.asdict(one) for one in slices]})
+        return
+    table = Table("month (UTC)", box=None, padding=(0, 2, 0, 0))
+    for name in ("slices", "usage rows"):
+        table.add_column(name, justify="right")
+    for month, group in itertools.groupby(slices, lambda one: f"{one.from_hour:%Y-%m}"):
+        ones = list(group)
+        table.add_row(month, f"{len(ones):,}", f"{sum(one.usage_rows for one in ones):,}")
+    out = console()
+    if slices:
+        out.print(table)
+    out.print(f"to walk: {sum(one.usage_rows for one in slices):,} usage rows, in slices: {len(slices):,}")

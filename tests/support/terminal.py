@@ -1,0 +1,48 @@
+"""Look at a command's screen: run it on a terminal of a chosen width."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+
+from tests.conftest import BIN, ROOT, Database
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def on_a_terminal(database: Database, *arguments: str, columns: int = 80, colours: bool = False) -> str:
+    """Run the real `usage-rollup` to its end and return its screen, without colours unless asked for."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    environment = database.environment(TERM="xterm-256color")
+    for name in ("COLUMNS", "LINES", "NO_COLOR"):
+        environment.pop(name, None)
+    process = subprocess.Popen(
+        [BIN / "usage-rollup", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    printed = b""
+    # Reading a terminal that nobody writes to any more fails on Linux.
+    while chunk := _read(ours):
+        printed += chunk
+    os.close(ours)
+    process.wait(timeout=60)
+    screen = printed.decode().replace("\r\n", "\n")
+    return screen if colours else ESCAPES.sub("", screen)
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:
+        return b""

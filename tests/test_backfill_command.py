@@ -1,0 +1,235 @@
+"""`usage-rollup backfill`: catching up on a live system, in part or in whole, stopped and gone on with."""
+
+from __future__ import annotations
+
+import json
+import signal
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.conftest import ROOT, Database
+from tests.support.product import event, small_world, wait_until
+from tests.support.walks import (
+    advisory_locks,
+    blocked_at,
+    committed_months,
+    history_months,
+    runners,
+    slices,
+    wait_until_blocked,
+    write_history,
+)
+
+LOCK = 4246
+
+
+def row_versions(database: Database) -> dict[str, list[tuple[Any, ...]]]:
+    """Return the row versions of everything a backfill may write."""
+    return {
+        table: database.execute(f"SELECT ctid, xmin FROM {table} ORDER BY 1")
+        for table in (
+            "task_usage_hourly",
+            "task_usage_hourly_backfill",
+            "task_usage_hourly_invalidation",
+            "task_usage_hourly_left_out",
+            "task_usage_hourly_rollup_state",
+        )
+    }
+
+
+@pytest.fixture
+def at_102(v034: Database) -> Database:
+    """Return a database at 102 whose history of six months is older than the triggers: nothing is queued."""
+    write_history(v034)
+    v034.upgrade("102")
+    return v034
+
+
+@pytest.fixture
+def months(at_102: Database) -> list[datetime]:
+    """Return the months of its history in UTC, of which nothing is rolled up."""
+    return history_months(at_102)
+
+
+def heal(database: Database) -> None:
+    result = database.usage_rollup("backfill")
+    assert result.returncode == 0, result.stderr
+
+
+def test_dry_run_shows_every_month_and_writes_nothing(at_102: Database, months: list[datetime]) -> None:
+    before = row_versions(at_102)
+    shown = at_102.usage_rollup("backfill", "--dry-run")
+    assert shown.returncode == 0
+    for month in months:
+        assert f"{month:%Y-%m}" in shown.stdout
+    assert f"to walk: 400 usage rows, in slices: {len(months)}" in shown.stdout
+    planned = json.loads(at_102.usage_rollup("backfill", "--dry-run", "--json").stdout)["slices"]
+    assert sum(one["usage_rows"] for one in planned) == 400
+    assert row_versions(at_102) == before
+
+
+def test_dry_run_after_a_backfill_finds_nothing_to_walk(at_102: Database, months: list[datetime]) -> None:
+    heal(at_102)
+    assert "to walk: 0 usage rows, in slices: 0" in at_102.usage_rollup("backfill", "--dry-run").stdout
+
+
+def test_backfill_fills_everything_beside_a_live_server_and_says_so(
+    at_102: Database, months: list[datetime]
+) -> None:
+    writer = at_102.connect()
+    event(writer, small_world(writer))
+    result = at_102.usage_rollup("backfill", "--json")
+    writer.commit()
+    assert result.returncode == 0
+    assert json.loads(result.stdout)["rows"] == 400
+    assert committed_months(at_102) == months
+
+
+def test_part_of_a_history_is_refused_unless_it_is_acknowledged(
+    at_102: Database, months: list[datetime]
+) -> None:
+    before = row_versions(at_102)
+    result = at_102.usage_rollup("backfill", "--months-back", "2")
+    assert result.returncode == 1
+    assert "it would stay without buckets" in result.stderr
+    assert "--force-partial" in result.stderr
+    assert row_versions(at_102) == before
+
+
+def test_part_that_is_left_out_is_written_down_until_it_is_filled(
+    at_102: Database, months: list[datetime]
+) -> None:
+    result = at_102.usage_rollup("backfill", "--months-back", "2", "--force-partial")
+    assert result.returncode == 0, result.stderr
+    assert "left out on purpose" in result.stderr
+    since = at_102.value("SELECT date_trunc('month', now(), 'UTC') - interval '1 month'")
+    assert committed_months(at_102) == [month for month in months if month >= since]
+    assert at_102.execute("SELECT before_hour FROM task_usage_hourly_left_out") == [(since,)]
+    assert at_102.value("SELECT watermark_at > now() - interval '1 hour' FROM task_usage_hourly_rollup_state")
+
+    # The trap: the lag alone would let 103 drop the legacy rollups over the hole. The upgrade fills it.
+    printed = at_102.upgrade()
+    assert "differ from raw usage; recomputing them" in printed
+    assert committed_months(at_102) == months
+    assert at_102.value("SELECT count(*) FROM task_usage_hourly_left_out") == 0
+
+
+def test_guard_refuses_over_a_part_that_is_left_out(at_102: Database, months: list[datetime]) -> None:
+    at_102.usage_rollup("backfill", "--months-back", "1", "--force-partial")
+    # As in a session without the hook, and so without its proof.
+    script = (ROOT / "alembic" / "versions" / "103_drop_legacy_daily_rollups.up.sql").read_text()
+    guard = script.split("$guard$;", 1)[0] + "$guard$;"
+    with at_102.connect() as connection, pytest.raises(psycopg.Error, match="does not match raw usage"):
+        connection.execute(guard)
+    heal(at_102)
+
+
+def test_months_that_leave_nothing_behind_need_no_acknowledgement(
+    at_102: Database, months: list[datetime]
+) -> None:
+    result = at_102.usage_rollup("backfill", "--months-back", "12")
+    assert result.returncode == 0, result.stderr
+    assert committed_months(at_102) == months
+    assert at_102.value("SELECT count(*) FROM task_usage_hourly_left_out") == 0
+
+
+def test_lock_is_free_for_others_while_it_rests(at_102: Database, months: list[datetime]) -> None:
+    process = at_102.spawn("usage-rollup", "backfill", "--sleep-between-slices", "60s")
+    wait_until(lambda: committed_months(at_102), "the first slice is committed")
+    with at_102.connect(autocommit=True) as other:
+        wait_until(
+            lambda: other.execute("SELECT pg_try_advisory_lock(%s)", (LOCK,)).fetchone() == (True,),
+            "4246 is free between two slices",
+        )
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "finished slices stay; run the same command to go on" in printed
+    heal(at_102)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_cancels_the_statement_keeps_slices_and_the_same_command_goes_on(
+    at_102: Database, months: list[datetime], signum: int, status: int
+) -> None:
+    with blocked_at(at_102, months[2]):
+        process = at_102.spawn("usage-rollup", "backfill")
+        wait_until_blocked(at_102)
+        process.send_signal(signum)
+        printed, _ = process.communicate(timeout=30)
+        assert process.returncode == status
+        wait_until(lambda: runners(at_102) == 0, "the session has ended")
+        assert advisory_locks(at_102) == []
+    assert "stopped: finished slices stay" in printed
+    assert "Traceback" not in printed
+    assert committed_months(at_102) == months[:2]
+    result = at_102.usage_rollup("backfill")
+    assert result.returncode == 0
+    assert slices("] " + result.stderr.replace("\n", "\n] ")) == len(months) - 2
+
+
+def test_busy_lock_is_named_and_left_to_try_again_later(at_102: Database, months: list[datetime]) -> None:
+    holder = at_102.connect(autocommit=True, application_name="somebody else")
+    holder.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
+    result = at_102.usage_rollup("backfill", "--lock-timeout", "0", "--json")
+    assert result.returncode == 75
+    assert "somebody else" in result.stderr
+    assert json.loads(result.stdout)["status"] == 75
+    holder.close()
+    heal(at_102)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--jobs", "0"),
+        ("--jobs", "two"),
+        ("--months-back", "0"),
+        ("--force-partial",),
+        ("--repair", "--dry-run"),
+        ("--repair", "--months-back", "3"),
+        ("--lock-timeout", "soon"),
+        ("--sleep-between-slices", "-1s"),
+        ("--sleep-between-slices", "1s", "--jobs", "2"),
+        ("--no-such-option",),
+    ],
+    ids=" ".join,
+)
+def test_bad_usage_exits_2_with_a_sentence_and_changes_nothing(
+    at_102: Database, months: list[datetime], arguments: tuple[str, ...]
+) -> None:
+    before = row_versions(at_102)["task_usage_hourly"]
+    result = at_102.usage_rollup("backfill", *arguments)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.strip()
+    assert "Traceback" not in result.stderr
+    assert row_versions(at_102)["task_usage_hourly"] == before
+
+
+def test_backfill_with_jobs_fills_everything(at_102: Database, months: list[datetime]) -> None:
+    assert at_102.usage_rollup("backfill", "--jobs", "3").returncode == 0
+    assert committed_months(at_102) == months
+
+
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",), ("--repair",)], ids=["plain", "dry-run", "repair"])
+def test_backfill_before_101_names_the_step_that_is_missing(
+    v034: Database, arguments: tuple[str, ...]
+) -> None:
+    result = v034.usage_rollup("backfill", *arguments)
+    assert result.returncode == 1
+    assert "there is no hourly rollup in this database yet" in result.stderr
+    assert "alembic upgrade 102" in result.stderr
+
+
+def test_watermark_of_1970_past_104_is_caught_up(head: Database) -> None:
+    with head.connect() as connection:
+        world = small_world(connection)
+        event(connection, world, datetime(2025, 1, 10, 10, 20, tzinfo=UTC))
+        event(connection, world, datetime(2025, 5, 10, 10, 20, tzinfo=UTC))
+        connection.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'")
+    heal(head)
+    assert len(committed_months(head)) == 2
+    assert head.value("SELECT task_usage_hourly_rollup_lag_seconds()") == 0

@@ -1,0 +1,163 @@
+"""`usage-rollup verify` on databases whose pipeline is the product's, and how its screen reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tests.conftest import Database
+from tests.support.product import World, event, small_world, usage
+from tests.support.shapes import COST_COLUMNS, make_products
+from tests.support.terminal import on_a_terminal
+from tests.support.walks import wait_until_blocked
+
+FALSIFY = (
+    "UPDATE task_usage_hourly SET input_tokens = input_tokens + 1 WHERE bucket_hour = '2025-03-01 10:00+00'"
+)
+HEAL = FALSIFY.replace("+ 1", "- 1")
+
+
+@pytest.fixture
+def used(head: Database) -> tuple[Database, World]:
+    """Return a database at head with usage in three hours, rolled up."""
+    world = small_world(head.url)
+    for hour in ("2025-03-01 10:15+00", "2025-03-01 12:20+00", "2025-04-01 10:25+00"):
+        event(head.url, world, hour)
+    head.execute("SELECT rollup_task_usage_hourly_window('-infinity', 'infinity')")
+    head.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = now() - interval '5 minutes'")
+    return head, world
+
+
+@pytest.fixture(params=["D", "E"])
+def products(used: tuple[Database, World], request: pytest.FixtureRequest) -> tuple[Database, World]:
+    """Return a database of the product's own runner, before and after it added costs."""
+    database, world = used
+    return make_products(database, later=request.param == "E"), world
+
+
+def test_verify_finds_the_products_rollup_equal_and_leaves_nothing_behind(
+    products: tuple[Database, World],
+) -> None:
+    database, _ = products
+    before = database.catalog()
+    result = database.usage_rollup("verify")
+    assert result.returncode == 0, result.stderr
+    assert "the hourly rollup equals raw usage" in result.stdout
+    assert database.catalog() == before
+    verdict = json.loads(database.usage_rollup("verify", "--json").stdout)
+    assert verdict["differences"] == verdict["set_aside"] == verdict["legacy_excess"] == []
+
+
+def test_verify_finds_what_is_wrong_in_the_products_rollup(products: tuple[Database, World]) -> None:
+    database, _ = products
+    database.execute(FALSIFY)
+    result = database.usage_rollup("verify", "--json")
+    assert result.returncode == 3, result.stderr
+    (difference,) = json.loads(result.stdout)["differences"]
+    assert difference["hour"].startswith("2025-03-01 10:00:00")
+    assert (int(difference["expected_tokens"]), int(difference["found_tokens"])) == (400, 401)
+    database.execute("DELETE FROM task_usage_hourly")
+    assert "hours that differ: 3" in database.usage_rollup("verify").stdout
+
+
+def test_verify_judges_by_the_products_watermark_and_queue(products: tuple[Database, World]) -> None:
+    database, world = products
+    event(database.url, world)
+    result = database.usage_rollup("verify")
+    assert result.returncode == 0, result.stdout
+    assert "hours pending, not judged: 1" in result.stdout
+
+    database.execute("DELETE FROM task_usage WHERE created_at < '2025-03-01 11:00+00'")
+    assert database.value("SELECT count(*) FROM task_usage_hourly_dirty") == 1
+    result = database.usage_rollup("verify")
+    assert result.returncode == 0, result.stdout
+    assert "hours pending, not judged: 2" in result.stdout
+    database.execute("DELETE FROM task_usage_hourly_dirty")
+    assert database.usage_rollup("verify").returncode == 3
+
+
+def test_usage_of_a_task_without_a_runtime_belongs_to_no_bucket(used: tuple[Database, World]) -> None:
+    database = make_products(used[0], later=True)
+    usage(
+        database.url,
+        database.value(
+            "INSERT INTO agent_task_queue (agent_id, runtime_id, status)"
+            " VALUES (%s, NULL, 'completed') RETURNING id",
+            used[1].agents[0],
+        ),
+        "2025-03-05 10:15+00",
+    )
+    assert database.usage_rollup("verify").returncode == 0
+
+
+def test_verify_says_which_columns_it_does_not_compare(used: tuple[Database, World]) -> None:
+    database = make_products(used[0], later=False)
+    assert "not compared" not in database.usage_rollup("verify").stdout
+    database.execute(COST_COLUMNS)
+    assert (
+        "not compared, later releases added them: cost_usd_ticks, uncosted_input_tokens,"
+        in database.usage_rollup("verify").stdout
+    )
+    assert len(json.loads(database.usage_rollup("verify", "--json").stdout)["not_compared"]) == 5
+
+
+def test_hours_that_only_the_products_pipeline_stores_stop_nothing(products: tuple[Database, World]) -> None:
+    database, world = products
+    event(database.url, world, "20250-03-01 10:15+00", "2025-03-01 10:15+00")
+    database.execute(
+        "INSERT INTO task_usage_hourly (bucket_hour, workspace_id, runtime_id, agent_id, provider, model)"
+        " SELECT '20250-03-01 10:00+00', workspace_id, runtime_id, agent_id, provider, model"
+        " FROM task_usage_hourly LIMIT 1"
+    )
+    result = database.usage_rollup("verify")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_comparison_is_of_one_snapshot(products: tuple[Database, World]) -> None:
+    database, _ = products
+    meanwhile = database.connect()
+    meanwhile.execute("LOCK TABLE task_usage_hourly IN ACCESS EXCLUSIVE MODE")
+    verifying = database.spawn("usage-rollup", "verify")
+    wait_until_blocked(database)
+    meanwhile.execute(FALSIFY)
+    meanwhile.commit()
+    output, _ = verifying.communicate(timeout=30)
+    assert verifying.returncode == 0, output
+    # The trap: what was committed while it waited is wrong.
+    assert database.usage_rollup("verify").returncode == 3
+
+
+def test_verify_works_between_101_and_102(make_database: Callable[[str], Database]) -> None:
+    database = make_database("101")
+    event(database.url, small_world(database.url), "2025-03-01 10:15+00")
+    result = database.usage_rollup("verify")
+    assert result.returncode == 0, result.stderr
+    assert "hours pending, not judged: 1" in result.stdout
+
+
+@pytest.mark.parametrize("point", ["empty", "v034"])
+def test_verify_refuses_where_there_is_no_hourly_rollup(
+    make_database: Callable[[str], Database], point: str
+) -> None:
+    result = make_database(point).usage_rollup("verify")
+    assert result.returncode == 1
+    assert "there is no task_usage_hourly" in result.stderr
+    assert "HINT: run `alembic upgrade 102` first" in result.stderr
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_no_number_and_no_id_is_cut_on_a_terminal(used: tuple[Database, World], columns: int) -> None:
+    database, _ = used
+    database.execute(
+        "UPDATE task_usage SET input_tokens = 9223372036854775807 WHERE created_at < '2025-03-02'"
+    )
+    database.execute("DELETE FROM task_usage_hourly_invalidation")
+    screen = on_a_terminal(database, "verify", columns=columns)
+    assert "9,223,372,036,854,776,107" in screen
+    assert "…" not in screen
+    for row in database.execute("SELECT id FROM task_usage WHERE created_at < '2025-03-02'"):
+        assert str(row[0]) in screen
+    assert max(map(len, screen.splitlines())) <= columns
+    database.execute("INSERT INTO task_usage_hourly_invalidation DEFAULT VALUES")
