@@ -12,9 +12,11 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+LOCK: dict[str, list[str]] = {}
+
 
 def upgrade() -> None:
-    apply_sql(__file__, "up")
+    apply_sql(__file__, "up", lock=LOCK)
 
 
 def downgrade() -> None:

@@ -11,9 +11,11 @@ down_revision = "097"
 branch_labels = None
 depends_on = None
 
+LOCK = {"ACCESS EXCLUSIVE": ["user"]}
+
 
 def upgrade() -> None:
-    apply_sql(__file__, "up", lock={"ACCESS EXCLUSIVE": ["user"]})
+    apply_sql(__file__, "up", lock=LOCK)
 
 
 def downgrade() -> None:

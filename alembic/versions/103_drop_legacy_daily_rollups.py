@@ -29,10 +29,11 @@ TABLES = [
     "task_usage_dashboard_dirty",
     "task_usage_dashboard_rollup_state",
 ]
+LOCK = {"ACCESS EXCLUSIVE": TABLES}
 
 
 def upgrade() -> None:
-    apply_sql(__file__, "up", lock={"ACCESS EXCLUSIVE": TABLES})
+    apply_sql(__file__, "up", lock=LOCK)
 
 
 def downgrade() -> None:

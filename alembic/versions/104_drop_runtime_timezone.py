@@ -11,9 +11,11 @@ down_revision = "103"
 branch_labels = None
 depends_on = None
 
+LOCK = {"ACCESS EXCLUSIVE": ["agent_runtime"]}
+
 
 def upgrade() -> None:
-    apply_sql(__file__, "up", lock={"ACCESS EXCLUSIVE": ["agent_runtime"]})
+    apply_sql(__file__, "up", lock=LOCK)
 
 
 def downgrade() -> None:
