@@ -1,17 +1,16 @@
 """Run migrations: connect, lock, adopt, configure, run, in the order things happen."""
 
-from logging.config import fileConfig
-
 from alembic import context
-from usage_rollup import adoption, advisory_lock, connection, hooks, ledger, options, suitability
+from usage_rollup import adoption, advisory_lock, connection, hooks, ledger, logs, options, suitability
+from usage_rollup.schedule import warn_if_nothing_ticks
 
 # What an Alembic command does is known only by the name of its work function; all others read.
 context.configure(dialect_name="postgresql")
 work = context.get_context().opts["fn"]
 mutating = work.__name__ in {"upgrade", "downgrade", "do_stamp", "do_ensure_version"}
+upgrade = work.__name__ == "upgrade"
 
-if context.config.config_file_name is not None:
-    fileConfig(context.config.config_file_name, disable_existing_loggers=False)
+logs.configure_alembic(context.config)
 
 if context.is_offline_mode():
     context.configure(
@@ -29,7 +28,7 @@ else:
             options.apply(session, context.get_x_argument(as_dictionary=True))
             suitability.require_suitable(session)
             advisory_lock.acquire(session, advisory_lock.MIGRATION_RUN)
-        if work.__name__ == "upgrade":
+        if upgrade:
             adopted = adoption.find(session)
             work = hooks.with_hooks(adoption.with_adoption(work, adopted, session), session)
         context.configure(
@@ -41,3 +40,5 @@ else:
         )
         with context.begin_transaction():
             context.run_migrations()
+        if upgrade:
+            warn_if_nothing_ticks(session)

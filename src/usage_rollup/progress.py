@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from . import logs
+
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +37,7 @@ class Progress(Protocol):
 @contextmanager
 def slice_progress(total_rows: int) -> Iterator[Progress]:
     """Yield a display for a walk of `total_rows` usage rows; a bar needs a terminal and rich."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not logs.wants_json():
         try:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -1,0 +1,97 @@
+"""`usage-rollup schedule` and `usage-rollup unschedule`."""
+
+from __future__ import annotations
+
+import dataclasses
+import getpass
+import os
+import sys
+
+import typer
+from rich.console import Console
+
+from .. import connection, ticking
+from .. import schedule as scheduling
+from .output import REFUSED, JsonOption, console, write_json
+
+_INTRODUCTIONS = {
+    "environment_file": "/etc/usage-rollup.env, for cron and systemd, readable by the account that ticks:"
+    " `sudo install -m 600 -o {user} /dev/null /etc/usage-rollup.env`, then `sudoedit` it",
+    "cron": "cron: a line for `crontab -e`",
+    "systemd_service": "systemd: /etc/systemd/system/usage-rollup-tick.service",
+    "systemd_timer": "systemd: /etc/systemd/system/usage-rollup-tick.timer;"
+    " then `systemctl enable --now usage-rollup-tick.timer`",
+    "compose": "Docker Compose: a line for the host's `crontab -e`",
+    "kubernetes": "Kubernetes: for `kubectl apply -f`; IMAGE and SECRET are the server's own",
+}
+
+
+def schedule(as_json: JsonOption = False) -> None:
+    """Register the tick with pg_cron, every five minutes, or print what does the same without it.
+
+    Exits 0 when a pg_cron job is there, 1 when a printed way must be chosen.
+    """
+    with connection.migration_session() as session:
+        done = scheduling.schedule(session)
+    user = getpass.getuser()
+    recipes = scheduling.recipes(os.path.abspath(sys.argv[0]), user)
+    if as_json:
+        job = {"job": ticking.JOB, "period": scheduling.PERIOD, "command": scheduling.COMMAND}
+        write_json({**job, **dataclasses.asdict(done), "instead": recipes if done.not_used else {}})
+    elif done.not_used:
+        _show_recipes(done.not_used, done.ticks, recipes, user)
+    else:
+        _show_job(done)
+    raise typer.Exit(REFUSED if done.not_used else 0)
+
+
+def unschedule(as_json: JsonOption = False) -> None:
+    """Remove the pg_cron job that ticks; say what else may tick."""
+    with connection.migration_session() as session:
+        done = scheduling.unschedule(session)
+    if as_json:
+        write_json(done)
+        return
+    out = console()
+    if done.removed:
+        out.print(f"removed from pg_cron: {ticking.JOB}" + (f" ({done.removed} jobs)" * (done.removed > 1)))
+    else:
+        reason = done.not_used.reason if done.not_used else "none of that name that this role can see"
+        out.print(f"there is no pg_cron job {ticking.JOB}: {reason}", highlight=False)
+    if done.ticks:
+        out.print(f"seen: {done.ticks}", highlight=False)
+    out.print("Other places where a tick may be: `crontab -l`, `systemctl list-timers`,")
+    out.print("`kubectl get cronjobs`, the product's server (since v0.3.17) and jobs of other roles.")
+
+
+def _show_job(done: scheduling.Scheduled) -> None:
+    out = console()
+    again = " (replaced)" if done.replaced else ""
+    out.print(f"pg_cron job {done.job_id}{again}: {ticking.JOB}, {scheduling.PERIOD}", highlight=False)
+    out.print(f"  {scheduling.COMMAND}", highlight=False)
+    # The job connects by itself, and pg_hba.conf may refuse it: only its runs can tell.
+    out.print("Whether its runs succeed, five minutes from now:")
+    out.print("  SELECT status, return_message, end_time FROM cron.job_run_details", highlight=False)
+    out.print(f"  WHERE jobid = {done.job_id} ORDER BY runid DESC LIMIT 3", highlight=False)
+
+
+def _show_recipes(
+    unusable: scheduling.Unusable, ticks: str | None, recipes: dict[str, str], user: str
+) -> None:
+    out = console()
+    out.print(f"Not scheduled: {unusable.reason}.", style="bold", highlight=False)
+    if unusable.mend:
+        _paste(out, f"To use it, {unusable.mend}")
+    if ticks:
+        out.print(f"Something may tick already: {ticks}.", highlight=False)
+    out.print("Choose one of these. Each runs `usage-rollup tick` every five minutes; fill in the capitals.")
+    for name, introduction in _INTRODUCTIONS.items():
+        out.print()
+        out.print(introduction.format(user=user), style="bold", highlight=False)
+        out.print()
+        _paste(out, recipes[name].rstrip("\n"))
+
+
+def _paste(out: Console, text: str) -> None:
+    """Print `text` as it is: a line is never broken, whatever the width."""
+    out.print(text, soft_wrap=True, markup=False, highlight=False)

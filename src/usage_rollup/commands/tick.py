@@ -1,0 +1,30 @@
+"""`usage-rollup tick`."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from .. import connection
+from .. import tick as ticks
+from ..backfill import LAG_THRESHOLD
+from .output import JsonOption, console, write_json
+
+
+def tick(as_json: JsonOption = False) -> None:
+    """Run one tick of the hourly rollup, as cron, a systemd timer or a Kubernetes CronJob would.
+
+    Exits 75 when another session is writing the rollup, and 1 when it fails.
+    The state row then keeps the reason, as last_error, until a tick succeeds.
+    """
+    with connection.migration_session() as session:
+        done = ticks.tick(session)
+    if as_json:
+        write_json(done)
+        return
+    lag = timedelta(seconds=round(done.lag_s))
+    out = console()
+    out.print(f"rows changed  {done.rows_changed:,}", highlight=False)
+    out.print(f"watermark     {done.watermark_before or 'none'} -> {done.watermark_after}", highlight=False)
+    out.print(f"data lag      {lag}", highlight=False)
+    if lag > LAG_THRESHOLD:
+        out.print("One tick rolls up a day at most: `usage-rollup backfill` catches up at once.")

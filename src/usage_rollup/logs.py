@@ -1,0 +1,97 @@
+"""Write the log of a run: lines for people or, with LOG_FORMAT=json, one object a line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+from logging.config import fileConfig
+from types import TracebackType
+from typing import Any
+
+from alembic.config import Config
+
+from .errors import ConfigurationError
+
+log = logging.getLogger(__name__)
+
+
+def wants_json() -> bool:
+    """Say whether LOG_FORMAT is json; raise ConfigurationError when it is neither that nor text."""
+    value = os.environ.get("LOG_FORMAT") or "text"
+    if value not in {"text", "json"}:
+        raise ConfigurationError(f"LOG_FORMAT is neither text nor json: {value!r}")
+    return value == "json"
+
+
+class Formatter(logging.Formatter):
+    """Format a record as LOG_FORMAT says, text by the given format; alembic.ini names this class."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.json = wants_json()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line of JSON, or what the standard formatter makes of the record."""
+        if not self.json:
+            return super().format(record)
+        entry = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+def configure() -> None:
+    """Log the commands of `usage-rollup` to standard error: messages alone, or JSON.
+
+    Raises ConfigurationError.
+    """
+    logging.basicConfig(level=logging.WARNING, handlers=[_handler(logging.StreamHandler(), "%(message)s")])
+    logging.getLogger("usage_rollup").setLevel(logging.INFO)
+    if wants_json():
+        _log_what_python_prints()
+
+
+def configure_alembic(config: Config) -> None:
+    """Log a run of `alembic` as its ini file says; with JSON nothing of alembic is printed beside it.
+
+    Raises ConfigurationError.
+    """
+    if config.config_file_name is not None:
+        fileConfig(config.config_file_name, disable_existing_loggers=False)
+    if wants_json():
+        messaging = logging.getLogger("alembic.util.messaging")
+        messaging.setLevel(logging.ERROR)
+        messaging.propagate = False
+        messaging.addHandler(_handler(_Refusal(), None))
+        _log_what_python_prints()
+
+
+class _Refusal(logging.StreamHandler[Any]):
+    """Log what alembic refuses, and exit as it would, before it prints the same as FAILED: again."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        sys.exit(255)
+
+
+def _handler(handler: logging.Handler, text: str | None) -> logging.Handler:
+    handler.setFormatter(Formatter(text))
+    return handler
+
+
+def _log_what_python_prints() -> None:
+    """Log warnings and the exception that ends the process, which would be plain lines on stderr."""
+    logging.captureWarnings(True)
+    sys.excepthook = _log_exception
+
+
+def _log_exception(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    log.critical("%s: %s", kind.__name__, error, exc_info=(kind, error, traceback))
