@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +14,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+
+# What `save` replaces in docs/speed.md.
+BEGIN, END = "<!-- measured -->", "<!-- end -->"
 
 
 @dataclass(frozen=True)
@@ -50,32 +55,47 @@ def machine(version: int, settings: dict[str, str]) -> str:
 
 def show(results: Sequence[Result], where: str) -> None:
     """Print the table; a ratio beyond its target is marked."""
-    console = Console(soft_wrap=True)
-    console.print(f"\n{where}\n")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(f"\n{where}\n", soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("case", "history"):
         table.add_column(name, no_wrap=True)
     for name in ("rows", "measured", "ratio", "target"):
         table.add_column(name, justify="right", no_wrap=True)
-    for r in results:
-        beyond = r.target is not None and r.compared > r.target
-        table.add_row(
-            r.case,
-            r.history,
-            f"{r.rows:,}" if r.rows else "",
-            f"{r.value:,.0f} {r.unit}".strip() if r.value >= 1000 else f"{r.value:.3g} {r.unit}",
-            "" if r.ratio is None else f"{r.ratio:.2f} x",
-            "" if r.target is None else f"{'MISSED ' if beyond else ''}{r.target:g}",
-        )
+    for result in results:
+        table.add_row(*_cells(result))
     console.print(table)
 
 
+def _cells(r: Result) -> tuple[str, ...]:
+    beyond = r.target is not None and r.compared > r.target
+    value = f"{r.value:,.0f}" if r.value >= 1000 else f"{r.value:.3g}"
+    return (
+        r.case,
+        r.history,
+        f"{r.rows:,}",
+        f"{value} {r.unit}".strip(),
+        "" if r.ratio is None else f"{r.ratio:.2f} x",
+        "" if r.target is None else f"{'MISSED ' if beyond else ''}{r.target:g}",
+    )
+
+
 def save(results: Sequence[Result], where: str, folder: Path) -> None:
-    """Write speed.json and speed.svg."""
+    """Write speed.json and speed.svg, and the table into speed.md between its two marks."""
     cases = [dataclasses.asdict(r) for r in results]
-    document = {"machine": where, "results": cases}
-    (folder / "speed.json").write_text(json.dumps(document, indent=1) + "\n")
+    (folder / "speed.json").write_text(json.dumps({"machine": where, "results": cases}, indent=1) + "\n")
     _plot(results, where, folder / "speed.svg")
+    page = folder / "speed.md"
+    before, rest = page.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    lines = [
+        f"{where}.",
+        "",
+        "| case | history | rows | measured | ratio | may be |",
+        "|---|---|--:|--:|--:|--:|",
+        *("| " + " | ".join(_cells(r)) + " |" for r in results),
+    ]
+    page.write_text(before + BEGIN + "\n\n" + "\n".join(lines) + "\n\n" + END + after)
 
 
 def _plot(results: Sequence[Result], where: str, path: Path) -> None:
