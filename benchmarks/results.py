@@ -15,7 +15,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-
 # What `save` replaces in docs/speed.md.
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 
