@@ -14,8 +14,8 @@ from benchmarks.demo import ROOT
 from tests.support.server import Server
 from tests.support.v034 import build_v034, generate_history
 
-# fsync on: a slice's commit is part of what the walk costs. The rest is what a small server has.
-SETTINGS = {"fsync": "on", "full_page_writes": "on", "shared_buffers": "1GB", "max_wal_size": "8GB"}
+# fsync on: a slice's commit is part of what the walk costs. A quarter of the memory for buffers, as usual.
+SETTINGS = {"fsync": "on", "full_page_writes": "on", "shared_buffers": "6GB", "max_wal_size": "8GB"}
 
 # The days after it are empty, so that a tick meets as many rows an hour whatever the size.
 QUIET = timedelta(days=3)
