@@ -97,10 +97,14 @@ class Database:
 
     def usage_rollup(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
         """Run the real `usage-rollup` to its end, 200 columns wide."""
+        return self.run(str(BIN / "usage-rollup"), *arguments, **{"COLUMNS": "200", **extra})
+
+    def run(self, *command: str, cwd: Path | str = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
+        """Run a real command to its end, standard output and error apart."""
         return subprocess.run(
-            [BIN / "usage-rollup", *arguments],
-            cwd=ROOT,
-            env=self.environment(COLUMNS="200", **extra),
+            command,
+            cwd=cwd,
+            env=self.environment(**extra),
             capture_output=True,
             stdin=subprocess.DEVNULL,
             text=True,

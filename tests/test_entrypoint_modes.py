@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,17 +25,8 @@ STARTED = "command started"
 NOWHERE = "postgres://nobody@127.0.0.1:1/nowhere"
 
 
-def run(db: Database, *arguments: str, cwd: Path = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [ENTRYPOINT, *arguments],
-        cwd=cwd,
-        env=db.environment(**extra),
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def run(db: Database, *arguments: str, **extra: Any) -> subprocess.CompletedProcess[str]:
+    return db.run(str(ENTRYPOINT), *arguments, **extra)
 
 
 def stuck(at_102: Database) -> Database:

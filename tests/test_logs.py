@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, Database
-
-
-def run(db: Database, *command: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run a command with standard output and error apart."""
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=db.environment(**extra),
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+from tests.conftest import Database
 
 
 def objects(output: str) -> list[dict[str, Any]]:
@@ -33,7 +18,7 @@ def objects(output: str) -> list[dict[str, Any]]:
 
 def test_upgrade_logs_one_object_a_line_and_prints_nothing_else(v034: Database) -> None:
     before = datetime.now(UTC) - timedelta(seconds=1)
-    result = run(v034, "alembic", "upgrade", "head", LOG_FORMAT="json")
+    result = v034.run("alembic", "upgrade", "head", LOG_FORMAT="json")
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
     entries = objects(result.stderr)
@@ -48,10 +33,10 @@ def test_upgrade_logs_one_object_a_line_and_prints_nothing_else(v034: Database) 
 
 def test_refusal_of_alembic_is_an_object_with_its_hint_and_the_same_exit_status(at_102: Database) -> None:
     at_102.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = now() + interval '1 day'")
-    text = run(at_102, "alembic", "upgrade", "head")
+    text = at_102.run("alembic", "upgrade", "head")
     # What alembic prints by itself, on standard output.
     assert text.stdout.startswith("FAILED: ")
-    refused = run(at_102, "alembic", "upgrade", "head", LOG_FORMAT="json")
+    refused = at_102.run("alembic", "upgrade", "head", LOG_FORMAT="json")
     assert refused.returncode == text.returncode == 255
     assert refused.stdout == ""
     last = objects(refused.stderr)[-1]
@@ -61,21 +46,21 @@ def test_refusal_of_alembic_is_an_object_with_its_hint_and_the_same_exit_status(
 
 
 def test_command_that_prints_a_result_still_does(head: Database) -> None:
-    result = run(head, "alembic", "current", LOG_FORMAT="json")
+    result = head.run("alembic", "current", LOG_FORMAT="json")
     assert result.stdout == "104 (head)\n"
     assert objects(result.stderr)
 
 
 @pytest.mark.parametrize("value", [{}, {"LOG_FORMAT": ""}, {"LOG_FORMAT": "text"}])
 def test_text_is_what_one_gets_without_asking(v034: Database, value: dict[str, str]) -> None:
-    result = run(v034, "alembic", "upgrade", "100", **value)
+    result = v034.run("alembic", "upgrade", "100", **value)
     assert "\nINFO  [alembic.runtime.migration] Context impl PostgresqlImpl.\n" in result.stderr
 
 
 @pytest.mark.parametrize("command", [("alembic", "upgrade", "head"), ("usage-rollup", "tick")])
 def test_any_other_format_is_refused_in_one_sentence(v034: Database, command: tuple[str, ...]) -> None:
     before = v034.catalog()
-    result = run(v034, *command, LOG_FORMAT="xml")
+    result = v034.run(*command, LOG_FORMAT="xml")
     assert result.returncode in (2, 255)
     (line,) = (result.stdout + result.stderr).splitlines()
     assert line.endswith(": LOG_FORMAT is neither text nor json: 'xml'")
@@ -83,7 +68,7 @@ def test_any_other_format_is_refused_in_one_sentence(v034: Database, command: tu
 
 
 def test_refusal_of_a_command_is_an_object(v034: Database) -> None:
-    result = run(v034, "usage-rollup", "tick", LOG_FORMAT="json")
+    result = v034.run("usage-rollup", "tick", LOG_FORMAT="json")
     assert result.returncode == 1
     (entry,) = objects(result.stderr)
     assert (entry["level"], entry["logger"]) == ("ERROR", "usage_rollup.cli")
@@ -92,17 +77,17 @@ def test_refusal_of_a_command_is_an_object(v034: Database) -> None:
 
 
 def test_command_in_text_shows_messages_alone(v034: Database) -> None:
-    result = run(v034, "usage-rollup", "tick")
+    result = v034.run("usage-rollup", "tick")
     assert result.stderr.startswith("usage-rollup: there is no hourly rollup in this database")
 
 
 @pytest.mark.parametrize("line", ["1 / 0", "warnings.warn('careful')"])
 def test_what_python_itself_would_print_is_an_object(v034: Database, line: str) -> None:
     program = f"import warnings; from usage_rollup import logs; logs.configure(); {line}"
-    text = run(v034, sys.executable, "-c", program)
+    text = v034.run(sys.executable, "-c", program)
     with pytest.raises(json.JSONDecodeError):
         objects(text.stderr)
-    result = run(v034, sys.executable, "-c", program, LOG_FORMAT="json")
+    result = v034.run(sys.executable, "-c", program, LOG_FORMAT="json")
     assert result.returncode == text.returncode
     (entry,) = objects(result.stderr)
     if line == "1 / 0":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from tests.conftest import BIN, ROOT, Database
+from tests.conftest import Database
 from tests.support.product import event, small_world, task, upsert_usage, usage
 from tests.support.server import Server, start_server
 from tests.support.v034 import build_v034
@@ -38,18 +37,6 @@ def look(database: Database, url: str | None = None) -> Preflight:
     )
     with engine.connect() as connection:
         return preflight(connection)
-
-
-def command(database: Database, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [BIN / "usage-rollup", "preflight", *arguments],
-        cwd=ROOT,
-        env=database.environment(**extra),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 def pending(found: Preflight) -> list[str]:
@@ -424,7 +411,7 @@ def test_history_that_the_upgrade_would_not_touch_is_left_to_the_backfill(
     # Shape D: past 104, and nothing ever ticked.
     database = later(make_database)
     rows_of(database, "2026-01-05 10:15+00")
-    printed = command(database)
+    printed = database.usage_rollup("preflight")
     assert printed.returncode == 0
     assert "to roll up: 1 usage row in 1 month; not by the upgrade, but by `usage-rollup backfill`" in (
         printed.stdout
@@ -446,7 +433,7 @@ def legacy_row(database: Database) -> None:
 def test_totals_that_exist_only_in_the_legacy_tables_are_told_and_kept(v034: Database) -> None:
     rows_of(v034, "2026-01-05 10:15+00")
     legacy_row(v034)
-    printed = command(v034)
+    printed = v034.usage_rollup("preflight")
     assert printed.returncode == 0
     assert "103 moves them to schema legacy_usage: 1 daily totals exist only there" in printed.stdout
     assert re.search(
@@ -515,7 +502,7 @@ def test_odd_usage_is_counted_and_left_alone(v034: Database) -> None:
 
 def test_json_is_one_object_with_the_same_verdict(v034: Database) -> None:
     rows_of(v034, "2026-01-05 10:15+00")
-    printed = command(v034, "--json")
+    printed = v034.usage_rollup("preflight", "--json")
     assert (printed.returncode, printed.stderr) == (0, "")
     found = json.loads(printed.stdout)
     assert found["goes_through"] is True
@@ -529,7 +516,7 @@ def test_json_is_one_object_with_the_same_verdict(v034: Database) -> None:
 
 def test_refusals_come_first_and_exit_with_1(v034: Database) -> None:
     v034.execute("DROP FUNCTION task_usage_rollup_lag_seconds")
-    printed = command(v034)
+    printed = v034.usage_rollup("preflight")
     assert printed.returncode == 1
     headline, refusal, *facts = printed.stdout.splitlines()
     assert headline == "`alembic upgrade head` would be refused"
@@ -540,6 +527,6 @@ def test_refusals_come_first_and_exit_with_1(v034: Database) -> None:
 
 def test_a_database_that_is_away_is_to_be_tried_again(v034: Database) -> None:
     away = re.sub(r":\d+/", ":1/", v034.url)
-    printed = command(v034, "--json", DATABASE_URL=away, DATABASE_STARTUP_TIMEOUT="0")
+    printed = v034.usage_rollup("preflight", "--json", DATABASE_URL=away, DATABASE_STARTUP_TIMEOUT="0")
     assert printed.returncode == 75
     assert json.loads(printed.stdout)["status"] == 75

@@ -86,6 +86,11 @@ def is_waited_for(connection: sa.Connection, key: int) -> bool:
     return bool(connection.scalar(sa.text(f"SELECT EXISTS (SELECT {_ON_KEY} AND NOT granted)"), {"key": key}))
 
 
+def is_held(connection: sa.Connection, key: int) -> bool:
+    """Say whether any session of this database holds advisory lock `key`."""
+    return bool(connection.scalar(sa.text(f"SELECT EXISTS (SELECT {_ON_KEY} AND granted)"), {"key": key}))
+
+
 def describe_holders(connection: sa.Connection, key: int) -> str:
     """Say who holds advisory lock `key` in this database: pid, application, state, since when."""
     holders = connection.execute(

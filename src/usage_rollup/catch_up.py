@@ -40,7 +40,7 @@ def catch_up(
     _require_hourly(connection)
     ours = product_window.is_ours(connection)
     since = _month(connection, months_back)
-    left_out = sum(s.usage_rows for s in preview(connection) if since and s.from_hour < since)
+    left_out = since is not None and any(planned.from_hour < since for planned in preview(connection))
     if left_out and not force_partial:
         raise BackfillRefused(
             f"usage older than {since:%Y-%m-%d} is not rolled up: it would stay without buckets",

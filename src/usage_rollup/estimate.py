@@ -30,7 +30,7 @@ class Estimate:
 
 
 def estimate(connection: sa.Connection, schema: str, *, has_state: bool, unfinished: bool) -> Estimate:
-    """Count the rows a walk would read, time the aggregate of a sample and scale it.
+    """Count the rows a walk would read, time a slice's aggregate of a sample and scale it.
 
     In the caller's transaction; `schema` has the functions (lent.schema). Reads an index of task_usage
     once. Without a state row, or its table, the whole history is to be rolled up.
@@ -41,11 +41,6 @@ def estimate(connection: sa.Connection, schema: str, *, has_state: bool, unfinis
         source = f"{schema}.task_usage_hourly_slices({ranges}, {walk.SLICE_ROWS})"
     months = {m.month: m.rows for m in connection.execute(sa.text(_MONTHS.format(source=source)))}
     since = connection.scalar(sa.text(_SAMPLE_START.format(schema=schema)), {"rows": SAMPLE_ROWS})
-    # Tasks by look-up, as the walk reads them: a scan of all tasks would be counted once a sample.
-    settings = connection.begin_nested()
-    connection.exec_driver_sql(
-        "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
-    )
     durations = []
     # The first run also warms this session up.
     for _ in range(2):
@@ -54,7 +49,6 @@ def estimate(connection: sa.Connection, schema: str, *, has_state: bool, unfinis
             sa.text(_SAMPLE.format(schema=schema)), {"since": since or "-infinity"}
         ).one()
         durations.append(time.monotonic() - started)
-    settings.rollback()
     rows = sum(months.values())
     share = rows / max(1, sample.rows)
     return Estimate(
@@ -87,5 +81,5 @@ FROM (
 
 _SAMPLE = """
 SELECT COUNT(*) AS buckets, COALESCE(SUM(event_count), 0)::bigint AS rows
-FROM {schema}.task_usage_hourly_expected(CAST(:since AS timestamptz), 'infinity')
+FROM {schema}.rollup_task_usage_hourly_aggregate(CAST(:since AS timestamptz), 'infinity')
 """

@@ -19,6 +19,7 @@ FUNCTIONS = (
     "task_usage_hourly_dated",
     "task_usage_hourly_sum",
     "task_usage_hourly_expected",
+    "rollup_task_usage_hourly_aggregate",
     "task_usage_hourly_invalidated_hours",
     "task_usage_hourly_differences",
     "task_usage_hourly_pending_hours",

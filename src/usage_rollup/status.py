@@ -105,7 +105,7 @@ def status(connection: sa.Connection) -> Status:
         backfill = row("task_usage_hourly_backfill", _BACKFILL)
         left_out = row("task_usage_hourly_left_out", _LEFT_OUT)
         has_rollup = has_usage and tables >= ROLLUP
-        locked = value(True, _LOCKED, key=advisory_lock.HOURLY_ROLLUP)
+        locked = advisory_lock.is_held(connection, advisory_lock.HOURLY_ROLLUP)
         return Status(
             revision=value("alembic_version" in tables, _REVISION),
             ledger_rows=None if stems is None else len(stems),
@@ -171,11 +171,4 @@ _PIPELINE = """
 SELECT CASE WHEN prosrc LIKE '%rollup_task_usage_hourly_drain%' THEN CAST(:ours AS text) ELSE :products END
 FROM pg_catalog.pg_proc
 WHERE oid = to_regprocedure('public.rollup_task_usage_hourly_window(timestamptz,timestamptz)')
-"""
-
-_LOCKED = """
-SELECT EXISTS (
-    SELECT FROM pg_catalog.pg_locks
-    WHERE locktype = 'advisory' AND classid = 0 AND objid = :key AND objsubid = 1 AND granted
-        AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))
 """

@@ -82,9 +82,9 @@ def walk(connection: sa.Connection, jobs: int = 1) -> list[Slice]:
 
 def _slices(connection: sa.Connection, jobs: int, rest_s: float) -> Generator[Slice, None, None]:
     if jobs > 1:
-        yield from workers.slices(connection, jobs)
+        yield from workers.slices(connection, jobs, _next_slice)
     # Whatever the workers have left, this session walks.
-    while (done := next_slice(connection)) is not None:
+    while (done := _next_slice(connection)) is not None:
         yield done
         waiting = advisory_lock.is_waited_for(connection, advisory_lock.HOURLY_ROLLUP)
         connection.commit()
@@ -94,7 +94,7 @@ def _slices(connection: sa.Connection, jobs: int, rest_s: float) -> Generator[Sl
             advisory_lock.acquire(connection, advisory_lock.HOURLY_ROLLUP)
 
 
-def next_slice(connection: sa.Connection) -> Slice | None:
+def _next_slice(connection: sa.Connection) -> Slice | None:
     """Walk the first slice that nobody else is walking and commit; None when there is none."""
     started = time.monotonic()
     row = connection.execute(sa.text("SELECT * FROM public.rollup_task_usage_hourly_slice()")).one_or_none()

@@ -6,7 +6,7 @@ write the same bucket. Threads do nothing but wait for their own session's state
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -14,16 +14,19 @@ from typing import Any
 import psycopg
 import sqlalchemy as sa
 
-from . import advisory_lock, walk
+from . import advisory_lock
 from .advisory_lock import HOURLY_ROLLUP
 from .progress import Slice
+
+# Walks and commits one slice that nobody else is walking; None when there is none.
+NextSlice = Callable[[sa.Connection], Slice | None]
 
 # A cancel is one round trip; a server that does not answer it is not waited for.
 _CANCEL_TIMEOUT_S = 10.0
 
 
-def slices(leader: sa.Connection, jobs: int) -> Iterator[Slice]:
-    """Yield slices as `jobs` sessions of their own commit them, until none is left.
+def slices(leader: sa.Connection, jobs: int, next_slice: NextSlice) -> Iterator[Slice]:
+    """Yield what `next_slice` returns on `jobs` sessions of their own, until that is None on each.
 
     Entered with the leader's session holding 4246 exclusively. Meanwhile it and every worker hold it
     shared, each on its own session; afterwards the leader holds it exclusively again. Between slices all
@@ -48,7 +51,7 @@ def slices(leader: sa.Connection, jobs: int) -> Iterator[Slice]:
                     advisory_lock.release(session, HOURLY_ROLLUP, shared=True)
                 advisory_lock.acquire_shared(everyone, HOURLY_ROLLUP)
             if not waited_for or not running:
-                running.update({pool.submit(walk.next_slice, session): session for session in idle})
+                running.update({pool.submit(next_slice, session): session for session in idle})
                 idle.clear()
             if not running:
                 break

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from .. import connection, coverage
 from .. import status as reporting
+from ..backfill import LAG_THRESHOLD
 from .output import JsonOption, console, write_json
 
 NO_USAGE = "no usage"
@@ -31,9 +32,6 @@ MONTHS = 24
 
 # More empty months than these become one line.
 EMPTY_MONTHS = 3
-
-# The guard of 103 and the upgrade go by the same bound.
-LAG_S = 3600
 
 _CATCH_UP = "catch up: usage-rollup backfill"
 
@@ -106,7 +104,8 @@ def _lag(s: reporting.Status) -> tuple[str, str]:
     if s.watermark.startswith(("1970-01-01 00:00:00", "-infinity", reporting.NO_ROW)):
         return f"all usage there is, the watermark has never moved; {_CATCH_UP}", "bold red"
     lag = f"{_duration(s.lag_seconds)} behind the newest usage"
-    return (f"{lag}; {_CATCH_UP}", "bold red") if s.lag_seconds > LAG_S else (lag, "green")
+    behind = s.lag_seconds > LAG_THRESHOLD.total_seconds()
+    return (f"{lag}; {_CATCH_UP}", "bold red") if behind else (lag, "green")
 
 
 def _duration(seconds: float) -> str:
