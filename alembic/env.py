@@ -1,8 +1,11 @@
 """Run migrations: connect, lock, adopt, configure, run, in the order things happen."""
 
 from alembic import context
-from usage_rollup import adoption, advisory_lock, connection, hooks, ledger, logs, options, suitability
+from usage_rollup import adoption, advisory_lock, connection, ledger, logs, options
+from usage_rollup.hooks import with_hooks
 from usage_rollup.schedule import warn_if_nothing_ticks
+from usage_rollup.suitability import require_suitable
+from usage_rollup.way_back import with_refusals
 
 # What an Alembic command does is known only by the name of its work function; all others read.
 context.configure(dialect_name="postgresql")
@@ -26,11 +29,13 @@ else:
         # takes an open one for somebody else's, and would commit nothing.
         if mutating:
             options.apply(session, context.get_x_argument(as_dictionary=True))
-            suitability.require_suitable(session)
+            require_suitable(session)
             advisory_lock.acquire(session, advisory_lock.MIGRATION_RUN)
         if upgrade:
             adopted = adoption.find(session)
-            work = hooks.with_hooks(adoption.with_adoption(work, adopted, session), session)
+            work = with_hooks(adoption.with_adoption(work, adopted, session), session)
+        elif work.__name__ == "downgrade":
+            work = with_refusals(work, session)
         context.configure(
             connection=session,
             fn=work,

@@ -213,27 +213,9 @@ def test_downgrade_to_base_is_refused_while_a_product_table_holds_a_row(empty: D
     before = empty.catalog()
     message = empty.refused("downgrade", "base")
     assert "refusing to remove the v0.3.4 baseline" in message
-    assert "These tables hold rows: workspace." in message
+    assert "these tables hold rows: workspace\n" in message
     assert empty.catalog() == before
     assert empty.value("SELECT count(*) FROM workspace") == 1
-
-
-def test_downgrade_to_base_goes_back_revision_by_revision_until_it_is_refused(head: Database) -> None:
-    head.execute("INSERT INTO workspace (name, slug) VALUES ('one', 'one')")
-    head.refused("downgrade", "base")
-    assert head.revision == "097"
-    assert written_stems(head) == []
-    head.upgrade()
-    assert head.value("SELECT count(*) FROM workspace") == 1
-
-
-def test_an_adopted_database_without_rows_is_not_lost_by_a_downgrade_to_base(head: Database) -> None:
-    before = schema(head)
-    # It may be refused or done; either way the chain goes on from there.
-    result = head.alembic("downgrade", "base")
-    assert "Traceback" not in result.stdout
-    head.upgrade()
-    assert schema(head) == before
 
 
 def test_102_applies_over_itself(at_102: Database) -> None:

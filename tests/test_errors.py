@@ -64,6 +64,10 @@ def adoption_refused(database: Database, project: Path) -> Refusal:
     return ("upgrade", "head"), {}
 
 
+def downgrade_refused(database: Database, project: Path) -> Refusal:
+    return ("downgrade", "base"), {}
+
+
 def lock_busy(database: Database, project: Path) -> Refusal:
     database.connect(autocommit=True).execute("SELECT pg_advisory_lock(7244554146635925501)")
     rewrite(project / "alembic" / "env.py", "advisory_lock.MIGRATION_RUN)", "advisory_lock.MIGRATION_RUN, 0)")
@@ -101,6 +105,7 @@ CASES: dict[Callable[[Database, Path], Refusal], tuple[type[errors.UsageRollupEr
     database_unavailable: (errors.DatabaseUnavailable, "cannot connect to the database: "),
     unsuitable_database: (errors.UnsuitableDatabase, "sessions of role postgres are read-only here"),
     adoption_refused: (errors.AdoptionRefused, "this database holds tables but no ledger"),
+    downgrade_refused: (errors.DowngradeRefused, "refusing to remove the v0.3.4 baseline: "),
     lock_busy: (errors.LockBusy, "advisory lock 7244554146635925501 (migration run) was not free"),
     table_lock_busy: (errors.LockBusy, 'could not lock public."agent_task_queue", '),
     backfill_refused: (errors.BackfillRefused, "the watermark of the hourly rollup lies in the future: "),

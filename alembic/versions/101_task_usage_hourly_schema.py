@@ -12,6 +12,7 @@ branch_labels = None
 depends_on = None
 
 LOCK: dict[str, list[str]] = {}
+TABLES = ["task_usage_hourly", "task_usage_hourly_dirty", "task_usage_hourly_rollup_state"]
 
 
 def upgrade() -> None:
@@ -19,4 +20,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    apply_sql(__file__, "down")
+    apply_sql(__file__, "down", lock={"ACCESS EXCLUSIVE": TABLES})

@@ -1,9 +1,24 @@
--- Undo 103_drop_legacy_daily_rollups: re-create both legacy pipelines as 097 made them, and rebuild
--- their tables from raw rows.
+-- Undo 103_drop_legacy_daily_rollups: re-create both legacy pipelines as 097 made them, with what a
+-- v0.3.4 server expects in their tables.
 --
--- Assumes: agent_runtime.timezone is back (104 undone); the hourly pipeline of 102 is installed.
--- Locks: ACCESS EXCLUSIVE on agent_task_queue, issue and task_usage, so nothing is written meanwhile.
--- Not brought back: legacy rows whose raw rows were gone when 103 ran, and the pg_cron jobs.
+-- Where 103 kept the tables in schema legacy_usage, the newest copy moves back and is rolled forward, by
+-- its own windows, from its own watermarks to now; what only the copy holds stays. Not in it: what was
+-- moved or deleted since 103, which no trigger queued. A row of a task that moved stays under the old
+-- key until that key is queued or reported again, and so does a row whose raw rows were deleted. A row
+-- of which some raw rows are gone becomes the sum of the rest when it is reported again, as at v0.3.4. Days
+-- are cut by the zones runtimes have now, and after 104 that is UTC: the day on which the copy ends may
+-- then hold some hours twice or miss them.
+--
+-- Otherwise, also where somebody dropped one of the six, both rollups are built from raw rows, by one
+-- aggregate each: the windows would read every row three times. Sums beyond bigint saturate. Left out,
+-- with a warning, is usage that no window could file either: undated, or too long for an index.
+--
+-- Watermarks: no later than the start of any transaction that may still write.
+--
+-- Assumes: agent_runtime.timezone is back (104 undone); our 102 is installed; READ COMMITTED.
+-- Locks: ACCESS EXCLUSIVE on agent_task_queue, issue and task_usage, so nothing is written meanwhile;
+--   on the kept tables, for 2 s each at most.
+-- Not brought back: legacy rows that 103 dropped and raw rows do not tell, and the pg_cron jobs.
 
 
 -- Legacy daily pipeline, the tables. No foreign keys: a rollup row may outlive what it counts until it is recomputed.
@@ -112,6 +127,9 @@ COMMENT ON TABLE public.task_usage_dashboard_rollup_state IS
 -- writer holds locked are not waited for; the next window finds them. OFFSET 0 keeps the planner from turning "the touched
 -- days, by the index on created_at" into one pass over all history. Custom plans, because a plan made for a short queue
 -- must not be reused for a long one; no JIT, which took a second to compile what runs in a tenth of one.
+
+-- Not compiled yet: a compiled window would remember the tables that a kept copy replaces below.
+SET LOCAL check_function_bodies = off;
 
 CREATE FUNCTION public.rollup_task_usage_daily_window(p_from timestamptz, p_to timestamptz) RETURNS bigint
 LANGUAGE plpgsql
@@ -514,15 +532,134 @@ CREATE TRIGGER trg_issue_project_dirty_dashboard
     FOR EACH ROW EXECUTE FUNCTION public.enqueue_task_usage_dashboard_dirty_for_issue_project();
 
 
--- What a v0.3.4 server expects to find: every day from raw rows, and watermarks that say so.
+-- What a v0.3.4 server expects to find in the tables, and watermarks that say so.
 
--- Under a publication FOR ALL TABLES the windows may delete only from tables with a replica identity.
-ALTER TABLE public.task_usage_dashboard_daily REPLICA IDENTITY FULL;
-ALTER TABLE public.task_usage_dashboard_dirty REPLICA IDENTITY FULL;
-SELECT public.rollup_task_usage_daily_window('-infinity', 'infinity');
-SELECT public.rollup_task_usage_dashboard_daily_window('-infinity', 'infinity');
-ALTER TABLE public.task_usage_dashboard_daily REPLICA IDENTITY DEFAULT;
-ALTER TABLE public.task_usage_dashboard_dirty REPLICA IDENTITY DEFAULT;
+DO $legacy$
+DECLARE
+    v_tables CONSTANT text[] := ARRAY[
+        'task_usage_daily', 'task_usage_daily_dirty', 'task_usage_rollup_state',
+        'task_usage_dashboard_daily', 'task_usage_dashboard_dirty', 'task_usage_dashboard_rollup_state'];
+    v_watermark timestamptz;
+    v_schema text;
+    v_kept text[];
+    v_unidentified regclass[];
+    v_table regclass;
+    v_name text;
+    v_zone text;
+    v_zones text[] := '{}';
+    v_left_out bigint;
+BEGIN
+    -- Read before any snapshot that relies on it. Without a horizon (a session hides its transaction) the
+    -- hourly watermark is what no open transaction may still write below.
+    v_watermark := public.task_usage_hourly_horizon();
+    SELECT GREATEST(v_watermark, 'epoch', MIN(s.watermark_at) FILTER (WHERE s.watermark_at < now()))
+    INTO v_watermark FROM public.task_usage_hourly_rollup_state AS s;
 
-UPDATE public.task_usage_rollup_state SET watermark_at = now() - interval '5 minutes' WHERE id = 1;
-UPDATE public.task_usage_dashboard_rollup_state SET watermark_at = now() - interval '5 minutes' WHERE id = 1;
+    SELECT n.nspname, array_agg(c.relname::text) INTO v_schema, v_kept
+    FROM pg_namespace AS n JOIN pg_class AS c ON c.relnamespace = n.oid
+    WHERE n.nspname ~ '^legacy_usage(_[0-9]+)?$' AND c.relkind = 'r' AND c.relname = ANY (v_tables)
+    GROUP BY n.nspname ORDER BY length(n.nspname) DESC, n.nspname DESC LIMIT 1;
+
+    IF v_kept @> v_tables THEN
+        PERFORM set_config('lock_timeout', '2s', true);
+        FOREACH v_name IN ARRAY v_tables LOOP
+            EXECUTE format('DROP TABLE public.%I', v_name);
+            EXECUTE format('ALTER TABLE %I.%I SET SCHEMA public', v_schema, v_name);
+        END LOOP;
+        PERFORM set_config('lock_timeout', '0', true);
+        BEGIN
+            EXECUTE format('DROP SCHEMA %I', v_schema);
+        EXCEPTION WHEN dependent_objects_still_exist OR insufficient_privilege THEN
+            NULL; -- Something else is in it, or it is somebody else's.
+        END;
+        RAISE WARNING 'the legacy rollups are back from schema %', v_schema;
+
+        -- Under a publication FOR ALL TABLES the windows may delete only from tables with a replica identity.
+        v_unidentified := ARRAY(
+            SELECT c.oid::regclass FROM pg_class AS c
+            WHERE c.relreplident = 'd' AND c.oid IN (
+                'public.task_usage_dashboard_daily'::regclass, 'public.task_usage_dashboard_dirty'::regclass));
+        FOREACH v_table IN ARRAY v_unidentified LOOP
+            EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', v_table);
+        END LOOP;
+        FOREACH v_name IN ARRAY ARRAY['', '_dashboard'] LOOP
+            BEGIN
+                EXECUTE format(
+                    'SELECT public.rollup_task_usage%1$s_daily_window(s.watermark_at, ''infinity'')'
+                    ' FROM public.task_usage%1$s_rollup_state AS s', v_name);
+                EXECUTE format(
+                    'UPDATE public.task_usage%s_rollup_state SET watermark_at = GREATEST(watermark_at, $1)', v_name)
+                USING v_watermark;
+            EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
+                -- Usage that stops a window stopped v0.3.4 as well; queue and watermark say where.
+                RAISE WARNING 'task_usage%_daily stays as it was kept, not rolled forward: %', v_name, SQLERRM;
+            END;
+        END LOOP;
+        FOREACH v_table IN ARRAY v_unidentified LOOP
+            EXECUTE format('ALTER TABLE %s REPLICA IDENTITY DEFAULT', v_table);
+        END LOOP;
+        RETURN;
+    END IF;
+
+    IF v_kept IS NOT NULL THEN
+        RAISE WARNING 'schema % holds only %: both legacy rollups are built from raw usage, and what is there stays',
+            v_schema, array_to_string(v_kept, ', ');
+    END IF;
+
+    FOR v_zone IN SELECT DISTINCT r.timezone FROM public.agent_runtime AS r LOOP
+        BEGIN
+            PERFORM now() AT TIME ZONE v_zone;
+            v_zones := v_zones || v_zone;
+        EXCEPTION WHEN invalid_parameter_value THEN
+            RAISE WARNING 'PostgreSQL knows no time zone %: days of its runtimes are those of UTC', v_zone;
+        END;
+    END LOOP;
+
+    SELECT COUNT(*) INTO v_left_out FROM public.task_usage AS tu
+    WHERE NOT public.task_usage_hourly_dated(tu.created_at)
+        OR octet_length(tu.provider) + octet_length(tu.model) > 2600;
+    IF v_left_out > 0 THEN
+        RAISE WARNING '% usage rows are left out of the legacy rollups: undated, or of a model name too long', v_left_out;
+    END IF;
+
+    INSERT INTO public.task_usage_daily (
+        bucket_date, workspace_id, runtime_id, provider, model,
+        input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, event_count)
+    SELECT
+        (tu.created_at AT TIME ZONE r.zone)::date, a.workspace_id, q.runtime_id, tu.provider, tu.model,
+        public.task_usage_hourly_sum(sum(tu.input_tokens)),
+        public.task_usage_hourly_sum(sum(tu.output_tokens)),
+        public.task_usage_hourly_sum(sum(tu.cache_read_tokens)),
+        public.task_usage_hourly_sum(sum(tu.cache_write_tokens)),
+        count(*)
+    FROM public.task_usage AS tu
+    JOIN public.agent_task_queue AS q ON q.id = tu.task_id
+    JOIN public.agent AS a ON a.id = q.agent_id
+    JOIN (SELECT id, CASE WHEN timezone = ANY (v_zones) THEN timezone ELSE 'UTC' END AS zone
+          FROM public.agent_runtime) AS r ON r.id = q.runtime_id
+    WHERE public.task_usage_hourly_dated(tu.created_at)
+        AND octet_length(tu.provider) + octet_length(tu.model) <= 2600
+    GROUP BY 1, 2, 3, 4, 5;
+
+    INSERT INTO public.task_usage_dashboard_daily (
+        bucket_date, workspace_id, agent_id, project_id, model,
+        input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, task_count, event_count)
+    SELECT
+        (tu.created_at AT TIME ZONE 'UTC')::date, a.workspace_id, q.agent_id, i.project_id, tu.model,
+        public.task_usage_hourly_sum(sum(tu.input_tokens)),
+        public.task_usage_hourly_sum(sum(tu.output_tokens)),
+        public.task_usage_hourly_sum(sum(tu.cache_read_tokens)),
+        public.task_usage_hourly_sum(sum(tu.cache_write_tokens)),
+        count(DISTINCT tu.task_id), count(*)
+    FROM public.task_usage AS tu
+    JOIN public.agent_task_queue AS q ON q.id = tu.task_id
+    JOIN public.agent AS a ON a.id = q.agent_id
+    LEFT JOIN public.issue AS i ON i.id = q.issue_id
+    WHERE public.task_usage_hourly_dated(tu.created_at)
+        AND octet_length(tu.provider) + octet_length(tu.model) <= 2600
+    GROUP BY 1, 2, 3, 4, 5;
+
+    UPDATE public.task_usage_rollup_state SET watermark_at = v_watermark WHERE id = 1;
+    UPDATE public.task_usage_dashboard_rollup_state SET watermark_at = v_watermark WHERE id = 1;
+END
+$legacy$;

@@ -1,8 +1,8 @@
 """103_drop_legacy_daily_rollups: drop both legacy daily rollups, behind a guard that fails closed.
 
 Why: the hourly rollup serves every report, once it is proven to hold the history.
-Reversed by: the .down.sql, which rebuilds both rollups from raw rows; legacy rows whose raw rows are
-gone do not come back.
+Reversed by: the .down.sql, which moves kept tables back or else rebuilds both rollups from raw rows;
+dropped legacy rows whose raw rows are gone do not come back.
 """
 
 from usage_rollup.backfill import backfill_before_103

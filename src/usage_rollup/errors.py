@@ -6,6 +6,7 @@ alembic.util.CommandError        `alembic` prints one line, no traceback, exit s
     ├── DatabaseUnavailable      no server answered in time, or it refused the login
     ├── UnsuitableDatabase       wrong version, standby, read-only, pooled, privileges
     ├── AdoptionRefused          no revision of ours describes this database
+    ├── DowngradeRefused         the way back could not or must not be finished
     ├── LockBusy                 another session holds a lock past the deadline
     ├── BackfillRefused          the hourly rollup cannot be made to tell the truth
     └── StatementFailed          PostgreSQL refused a statement, or the session was lost
@@ -38,6 +39,10 @@ class UnsuitableDatabase(UsageRollupError):
 
 class AdoptionRefused(UsageRollupError):
     """The database stands at no point from which this chain can go on; nothing was changed."""
+
+
+class DowngradeRefused(UsageRollupError):
+    """The way back could not be finished, or others stand on what it undoes; nothing was undone."""
 
 
 class LockBusy(UsageRollupError):

@@ -114,7 +114,7 @@ def lock_tables(connection: sa.Connection, lock: Locks) -> None:
         raise LockBusy(
             f"could not lock {', '.join(tables)} within {deadline_s:.0f} s;"
             f" in the way: {_blockers(connection, tables)}",
-            hint=f"{sessions.END_THEM}; then run `alembic upgrade head` again",
+            hint=f"{sessions.END_THEM}; then run the same command again",
         ) from error
 
 
