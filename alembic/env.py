@@ -1,7 +1,7 @@
 """Run migrations: connect, lock, adopt, configure, run, in the order things happen."""
 
 from alembic import context
-from usage_rollup import adoption, advisory_lock, connection, ledger, logs, options
+from usage_rollup import adoption, advisory_lock, connection, ledger, logs, offline, options
 from usage_rollup.hooks import with_hooks
 from usage_rollup.schedule import warn_if_nothing_ticks
 from usage_rollup.suitability import require_suitable
@@ -16,10 +16,13 @@ upgrade = work.__name__ == "upgrade"
 logs.configure_alembic(context.config)
 
 if context.is_offline_mode():
+    if work.__name__ in {"upgrade", "downgrade"}:
+        work = offline.with_script(work, options.settings(context.get_x_argument(as_dictionary=True)))
     context.configure(
         dialect_name="postgresql",
+        fn=work,
         transaction_per_migration=True,
-        on_version_apply=ledger.record_step,
+        on_version_apply=offline.record_step,
     )
     with context.begin_transaction():
         context.run_migrations()

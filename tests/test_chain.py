@@ -105,6 +105,8 @@ def test_each_revision_opens_with_its_name_and_a_promise() -> None:
 def test_each_revision_has_its_sql_beside_it_and_nothing_else_lies_there() -> None:
     folder = ROOT / "alembic" / "versions"
     expected = {f"{stem}{suffix}" for stem in STEMS.values() for suffix in (".py", ".up.sql", ".down.sql")}
+    # What the hook does, for a script.
+    expected.add(f"{STEMS['103']}.before.sql")
     assert {path.name for path in folder.iterdir() if path.is_file()} == expected
 
 

@@ -113,13 +113,13 @@ def test_each_shape_is_named_with_what_the_upgrade_then_does(
 
 def test_locks_named_are_those_the_upgrade_takes(v034: Database) -> None:
     script = v034.alembic("upgrade", "097:head", "--sql").stdout
-    taken = re.findall(r"LOCK TABLE (.*) IN ([A-Z ]+) MODE|^-- Running upgrade \S+ -> (\d+)", script, re.M)
+    taken = re.findall(r"\(\d, '([A-Z ]+)', '([\w ]+)'\)|^-- Running upgrade \S+ -> (\d+)", script, re.M)
     locks: dict[str, dict[str, list[str]]] = {}
-    for tables, mode, revision in taken:
+    for mode, tables, revision in taken:
         if revision:
             locks[revision] = {}
         else:
-            locks[next(reversed(locks))][mode] = re.findall(r'public\."(\w+)"', tables)
+            locks[next(reversed(locks))][mode] = tables.split()
     assert [revision for revision, modes in locks.items() if modes] == ["100", "102", "103", "104"]
     found = look(v034)
     assert found.place is not None

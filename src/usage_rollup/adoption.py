@@ -76,7 +76,7 @@ def read(connection: sa.Connection) -> Found:
         current = connection.scalar(sa.text("SELECT max(version_num) FROM public.alembic_version"))
     if current == max(STEMS):
         return Found(current, None, frozenset())
-    return Found(current, ledger.read(connection), frozenset(connection.scalars(sa.text(_OBJECTS))))
+    return Found(current, ledger.read(connection), frozenset(connection.scalars(sa.text(OBJECTS))))
 
 
 def decide(found: Found) -> Adoption | None:
@@ -227,8 +227,8 @@ def _some(names: list[str], limit: int = 8) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
-# One name a row, in the words of inventory.py. Objects of extensions are not the product's.
-_OBJECTS = """
+# The catalog, one name a row, in the words of inventory.py. Objects of extensions are not the product's.
+OBJECTS = """
 WITH relations AS (
     SELECT c.oid, c.relname FROM pg_class c
     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')

@@ -19,7 +19,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_expone
 
 from . import durations, signals
 from .database_url import conninfo_from_environment
-from .errors import DatabaseUnavailable, StatementFailed, explain
+from .errors import DatabaseUnavailable, StatementFailed, UnsuitableDatabase, explain
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,9 @@ DEFAULT_STARTUP_TIMEOUT_S = 180.0
 # One attempt, when the environment does not say: a host that drops packets would take minutes.
 CONNECT_TIMEOUT_S = 10
 
+# UNIQUE NULLS NOT DISTINCT is new in 15.
+MINIMUM_VERSION = 15
+
 # Whatever the role, the database or the service file set: statements here mean the same everywhere.
 # Deadlines are set by the phases that need one.
 SESSION_SETTINGS = {
@@ -40,6 +43,8 @@ SESSION_SETTINGS = {
     "DateStyle": "ISO, MDY",
     "IntervalStyle": "postgres",
     "standard_conforming_strings": "on",
+    # What `alembic check` reads back would differ in every quoted name.
+    "quote_all_identifiers": "off",
     "statement_timeout": "0",
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
@@ -61,8 +66,8 @@ def migration_session() -> Iterator[sa.Connection]:
 
     It is waited for, pinned and never pooled: when the block is left, however it is left, the session
     ends, and with it its transaction and every advisory lock. From here on SIGTERM and SIGINT leave
-    the block. Raises ConfigurationError, DatabaseUnavailable and, for whatever PostgreSQL reports
-    inside the block, StatementFailed.
+    the block. Raises ConfigurationError, DatabaseUnavailable, UnsuitableDatabase and, for whatever
+    PostgreSQL reports inside the block, StatementFailed.
     """
     conninfo = conninfo_from_environment()
     timeout_s = startup_timeout_s()
@@ -93,7 +98,7 @@ def connect(conninfo: str, timeout_s: float) -> psycopg.Connection[Any]:
 
     Waits only while the server does not answer or says it is starting up (libpq's PQping, which
     needs no login); a refused login or an unknown database is final at once. Raises
-    DatabaseUnavailable. Returns outside a transaction.
+    DatabaseUnavailable, and UnsuitableDatabase for a server that is too old. Returns outside a transaction.
     """
 
     def not_accepting(error: BaseException) -> bool:
@@ -125,6 +130,13 @@ def connect(conninfo: str, timeout_s: float) -> psycopg.Connection[Any]:
             hint="check DATABASE_URL and that the server is up;"
             " DATABASE_STARTUP_TIMEOUT says how long to wait for it",
         ) from error
+    version = connection.info.server_version // 10000
+    if version < MINIMUM_VERSION:
+        connection.close()
+        raise UnsuitableDatabase(
+            f"PostgreSQL {MINIMUM_VERSION} or newer is required, this server is {version}",
+            hint="upgrade the server with pg_upgrade or dump and restore, then try again",
+        )
     names = list(SESSION_SETTINGS)
     # By way of pg_settings, because not every server knows every one (transaction_timeout is new in 17).
     connection.execute(

@@ -36,10 +36,10 @@ OPTIONS = {
 }
 
 
-def apply(connection: sa.Connection, arguments: Mapping[str, object]) -> None:
-    """Put the run's options into the session and commit; `arguments` win over the environment.
+def settings(arguments: Mapping[str, object]) -> dict[str, str]:
+    """Return the run's options as settings of a session; `arguments` win over the environment.
 
-    Raises ConfigurationError for a name or value there is not, before anything is changed.
+    Raises ConfigurationError for a name or value there is not.
     """
     variables = {name: os.environ.get(name.upper().replace("-", "_"), "") for name in OPTIONS}
     given = {name: value for name, value in variables.items() if value} | dict(arguments)
@@ -47,9 +47,14 @@ def apply(connection: sa.Connection, arguments: Mapping[str, object]) -> None:
         if name not in OPTIONS or not re.fullmatch(OPTIONS[name].pattern, str(value)):
             known = "; ".join(f"-x {name}={option.shown}" for name, option in OPTIONS.items())
             raise ConfigurationError(f"no such option: -x {name}={value}", hint=f"there is: {known}")
+    return {_setting(name): str(value) for name, value in given.items()}
+
+
+def apply(connection: sa.Connection, arguments: Mapping[str, object]) -> None:
+    """Put settings() into the session and commit; raises before anything is changed."""
+    for name, value in settings(arguments).items():
         connection.execute(
-            sa.text("SELECT set_config(:setting, :value, false)"),
-            {"setting": _setting(name), "value": str(value)},
+            sa.text("SELECT set_config(:setting, :value, false)"), {"setting": name, "value": value}
         )
     connection.commit()
 

@@ -103,12 +103,9 @@ def preflight(connection: sa.Connection) -> Preflight:
     options.apply(connection, {})
     look.ask("the server", lambda: suitability.require_suitable(connection), None)
     connection.rollback()
-    driver = connection.connection.driver_connection
-    assert isinstance(driver, psycopg.Connection)
-    if driver.info.server_version >= suitability.MINIMUM_VERSION * 10000:
-        look.schema = look.ask("usage", lambda: lent.schema(connection), "")
-        connection.rollback()
-        look.around()
+    look.schema = look.ask("usage", lambda: lent.schema(connection), "")
+    connection.rollback()
+    look.around()
     return look.found
 
 

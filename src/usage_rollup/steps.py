@@ -19,7 +19,7 @@ from tenacity import (
 
 from alembic import op
 
-from . import options, sessions
+from . import offline, options, sessions
 from .errors import LockBusy, StatementFailed, explain
 
 log = logging.getLogger(__name__)
@@ -65,14 +65,15 @@ def apply_sql(revision_file: str, direction: str, *, lock: Locks | None = None) 
 
 
 def _write_script(sql: str, lock: Locks) -> None:
-    # Offline output goes through SQLAlchemy's compiler, to which a colon is a bind parameter.
+    # Past SQLAlchemy's compiler, to which a colon is a bind parameter.
+    impl = op.get_context().impl
     for statement in (
-        _BECOME_OWNER,
-        *(f"LOCK TABLE {', '.join(map(_qualified, tables))} IN {mode} MODE" for mode, tables in lock.items()),
-        sql,
-        "RESET ROLE",
+        f"{_BECOME_OWNER};",
+        *([offline.lock_tables(lock)] if lock else []),
+        sql.rstrip(),
+        "RESET ROLE;",
     ):
-        op.execute(sa.text(statement.replace(":", r"\:")))
+        impl.static_output(statement)
 
 
 # NULL, on an empty database, resets the role to the session's own.

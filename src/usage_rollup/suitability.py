@@ -10,9 +10,6 @@ from psycopg.conninfo import make_conninfo
 
 from .errors import UnsuitableDatabase
 
-# UNIQUE NULLS NOT DISTINCT is new in 15.
-MINIMUM_VERSION = 15
-
 
 def require_suitable(connection: sa.Connection) -> None:
     """Refuse a server or session the upgrade cannot run on, in one sentence, before any change.
@@ -22,12 +19,6 @@ def require_suitable(connection: sa.Connection) -> None:
     """
     raw = connection.connection.dbapi_connection
     assert isinstance(raw, psycopg.Connection)
-    if raw.info.server_version < MINIMUM_VERSION * 10000:
-        raise UnsuitableDatabase(
-            f"PostgreSQL {MINIMUM_VERSION} or newer is required,"
-            f" this server is {raw.info.server_version // 10000}",
-            hint="upgrade the server with pg_upgrade or dump and restore, then try again",
-        )
     row = connection.execute(sa.text(_SUITABILITY)).mappings().one()
     connection.commit()
     if row["backend_pid"] != raw.info.backend_pid:
