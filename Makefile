@@ -8,7 +8,7 @@ MAX_ROWS ?= 10000000
 SAVE   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench requirements clean
+.PHONY: help demo test check lint bench snapshot requirements clean
 
 help:            ## List what there is
 	@sed -n 's/^\([a-z]*\):.*## /\1 - /p' $(MAKEFILE_LIST) | awk -F' - ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ lint: $(VENV)/installed  ## Run ruff, mypy and squawk
 bench: $(VENV)/installed ## Measure everything in one run: MAX_ROWS=10000000; SAVE=1 writes docs/speed.{json,svg}
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 	@$(BIN)/python -m benchmarks.run --max-rows $(MAX_ROWS) $(if $(SAVE),--save)
+
+snapshot: $(VENV)/installed  ## Write catalog.txt, what `usage-rollup check` compares with, from the revisions
+	$(BIN)/python -m tests.support.snapshot
 
 requirements: $(VENV)/installed  ## Pin the container's dependencies by hash
 	$(BIN)/pip install --quiet --disable-pip-version-check pip-tools

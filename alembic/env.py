@@ -1,7 +1,7 @@
 """Run migrations: connect, lock, adopt, configure, run, in the order things happen."""
 
 from alembic import context
-from usage_rollup import adoption, advisory_lock, connection, ledger, logs, offline, options
+from usage_rollup import adoption, advisory_lock, autogenerate, connection, ledger, logs, offline, options
 from usage_rollup.hooks import with_hooks
 from usage_rollup.schedule import warn_if_nothing_ticks
 from usage_rollup.suitability import require_suitable
@@ -45,6 +45,7 @@ else:
             transaction_per_migration=True,
             on_version_apply=ledger.record_step,
             dont_mutate=not mutating,
+            **autogenerate.options(session),
         )
         with context.begin_transaction():
             context.run_migrations()

@@ -20,7 +20,7 @@ FLAGS = sorted(
     for name, command in COMMANDS.items()
     for parameter in command.params
     for flag in parameter.opts
-    if flag not in {"--help"}
+    if flag.startswith("-") and flag != "--help"
 )
 
 

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from . import logs
-from .commands import backfill, preflight, schedule, status, tick, verify
+from .commands import backfill, check, preflight, schedule, status, tick, verify
 from .commands.output import REFUSED, TRY_AGAIN, USAGE, write_json
 from .errors import ConfigurationError, DatabaseUnavailable, LockBusy, UsageRollupError
 
@@ -29,6 +29,7 @@ app.command()(tick.tick)
 app.command()(schedule.schedule)
 app.command()(schedule.unschedule)
 app.command()(verify.verify)
+app.command()(check.check)
 app.command()(status.status)
 
 

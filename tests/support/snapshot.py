@@ -1,0 +1,27 @@
+"""Write src/usage_rollup/catalog.txt from the revisions: `make snapshot`."""
+
+from __future__ import annotations
+
+from tests.conftest import ROOT, Database
+from tests.support.server import open_server
+from usage_rollup import catalog
+
+DATABASE = "multica_snapshot"
+
+
+def main() -> None:
+    """Upgrade an empty database of its own to head and describe it."""
+    with open_server() as server:
+        server.drop_database(DATABASE)
+        server.create_database(DATABASE)
+        database = Database(server, DATABASE)
+        database.upgrade()
+        with database.migration_connection() as connection:
+            text = catalog.render(catalog.read(connection))
+        server.drop_database(DATABASE)
+    path = ROOT / "src" / "usage_rollup" / catalog.SNAPSHOT
+    path.write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
