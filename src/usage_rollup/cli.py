@@ -8,7 +8,7 @@ import sys
 import typer
 
 from . import logs
-from .commands import backfill, check, preflight, schedule, status, tick, verify
+from .commands import backfill, check, preflight, schedule, status, tick, upgrade, verify
 from .commands.output import REFUSED, TRY_AGAIN, USAGE, write_json
 from .errors import ConfigurationError, DatabaseUnavailable, LockBusy, UsageRollupError
 
@@ -24,6 +24,7 @@ def usage_rollup() -> None:
 
 
 app.command()(preflight.preflight)
+app.command()(upgrade.upgrade)
 app.command()(backfill.backfill)
 app.command()(tick.tick)
 app.command()(schedule.schedule)

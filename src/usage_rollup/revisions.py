@@ -1,8 +1,9 @@
-"""Find the revisions and their SQL files."""
+"""Find the revisions and their SQL files. `python -m usage_rollup.revisions` prints where alembic.ini is."""
 
 from __future__ import annotations
 
 import os
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -12,20 +13,28 @@ from alembic.script import ScriptDirectory
 from .errors import ConfigurationError
 
 
-def config() -> Config:
-    """Return the project's Alembic configuration: ALEMBIC_CONFIG, ./alembic.ini, or the checkout's.
+def ini() -> Path:
+    """Return the alembic.ini that came with this package: beside it in a wheel, above it in a checkout.
 
-    Raises ConfigurationError when there is none.
+    Never one in the current directory, which may be another project's.
     """
-    named = os.environ.get("ALEMBIC_CONFIG")
-    places = [Path(named)] if named else [Path("alembic.ini"), Path(__file__).parents[2] / "alembic.ini"]
-    for place in places:
-        if place.is_file():
-            return Config(place)
-    raise ConfigurationError(
-        f"no Alembic configuration at {' or '.join(map(str, places))}",
-        hint="run it where alembic.ini lies, or name that file in ALEMBIC_CONFIG",
-    )
+    package = Path(__file__).resolve().parent
+    installed = package / "alembic.ini"
+    return installed if installed.is_file() else package.parents[1] / "alembic.ini"
+
+
+def config() -> Config:
+    """Return the Alembic configuration that ALEMBIC_CONFIG names, else this package's own.
+
+    Raises ConfigurationError when that file is not there.
+    """
+    place = Path(os.environ.get("ALEMBIC_CONFIG") or ini())
+    if not place.is_file():
+        raise ConfigurationError(
+            f"no Alembic configuration at {place}",
+            hint="unset ALEMBIC_CONFIG, or put in it what `python -m usage_rollup.revisions` prints",
+        )
+    return Config(place)
 
 
 @cache
@@ -37,3 +46,7 @@ def scripts() -> ScriptDirectory:
 def sql(revision: str, direction: str = "up") -> str:
     """Return the text of a revision's SQL file."""
     return Path(scripts().get_revision(revision).path).with_suffix(f".{direction}.sql").read_text("utf-8")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{ini()}\n")

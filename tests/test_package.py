@@ -1,0 +1,174 @@
+"""Wheel and sdist: what they hold, and that what they install works far from the checkout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+import typer.main
+
+from tests.conftest import ROOT, Database
+from tests.support.v034 import generate_history
+from tests.test_layout import PLACE
+from usage_rollup.cli import app
+
+# Other arguments than none.
+ARGUMENTS = {"upgrade": ["head"], "schedule": ["--help"]}
+COMMANDS = sorted(typer.main.get_group(app).commands)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment far from the checkout."""
+
+    directory: Path
+
+    def program(self, name: str) -> str:
+        return str(self.directory / "bin" / name)
+
+    def ini(self) -> str:
+        """Return what an operator would put in ALEMBIC_CONFIG."""
+        return output(self.program("python"), "-m", "usage_rollup.revisions", cwd=self.directory).strip()
+
+    def install(self, *arguments: str) -> None:
+        pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+        output(*pip, "--python", self.program("python"), "install", *arguments, cwd=self.directory)
+
+
+def output(*command: str, cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def make_environment(directory: Path) -> Environment:
+    output(sys.executable, "-m", "venv", "--without-pip", str(directory), cwd=directory.parent)
+    return Environment(directory)
+
+
+@pytest.fixture(scope="session")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where a sdist lies, and the wheel that was built from it."""
+    directory = tmp_path_factory.mktemp("dist")
+    output(sys.executable, "-m", "build", "--outdir", str(directory), str(ROOT), cwd=directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def bare(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """Return an environment with the wheel and what it depends on."""
+    environment = make_environment(tmp_path_factory.mktemp("bare") / "venv")
+    environment.install(str(next(dist.glob("*.whl"))))
+    return environment
+
+
+@pytest.fixture(scope="session")
+def full(dist: Path, bare: Environment, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """Return an environment with the wheel and its extra `cli`, the rest lent by the other one."""
+    environment = make_environment(tmp_path_factory.mktemp("full") / "venv")
+    environment.install("--no-deps", str(next(dist.glob("*.whl"))))
+    (site,) = environment.directory.glob("lib/python*/site-packages")
+    (lent,) = bare.directory.glob("lib/python*/site-packages")
+    (site / "lent.pth").write_text(f"{lent}\n")
+    environment.install("usage-rollup[cli]")
+    return environment
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """Return another project's directory, with an alembic.ini that leads nowhere."""
+    (tmp_path / "alembic.ini").write_text("[alembic]\nscript_location = %(here)s/migrations\n")
+    return tmp_path
+
+
+@pytest.fixture
+def with_history(v034: Database) -> Database:
+    with psycopg.connect(v034.url) as connection:
+        generate_history(connection, 200)
+    return v034
+
+
+def tracked(*under: str) -> dict[str, bytes]:
+    """Return the files that git has or would add, by name."""
+    listed = output("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *under, cwd=ROOT)
+    return {name: (ROOT / name).read_bytes() for name in listed.split("\0") if (ROOT / name).is_file()}
+
+
+def wheel(dist: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(next(dist.glob("*.whl"))) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def schema(database: Database) -> list[str]:
+    """Return the catalog without the ledgers, whose rows carry times."""
+    return [line for line in database.catalog().splitlines() if not line.startswith("('")]
+
+
+def test_wheel_is_the_package_with_the_revisions_inside(dist: Path) -> None:
+    files = tracked("src/usage_rollup", "alembic", "alembic.ini")
+    expected = {
+        name.removeprefix("src/") if name.startswith("src/") else f"usage_rollup/{name}": content
+        for name, content in files.items()
+    }
+    found = {name: content for name, content in wheel(dist).items() if ".dist-info/" not in name}
+    assert found == expected
+    assert {
+        "usage_rollup/py.typed",
+        "usage_rollup/alembic.ini",
+        "usage_rollup/alembic/versions/103_drop_legacy_daily_rollups.up.sql",
+    } <= set(found)
+
+
+def test_sdist_is_what_is_tracked(dist: Path) -> None:
+    with tarfile.open(next(dist.glob("*.tar.gz"))) as archive:
+        names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
+    assert names - {"PKG-INFO"} == set(tracked())
+
+
+def test_nothing_in_the_wheel_names_a_place_on_a_machine(dist: Path) -> None:
+    assert [name for name, content in wheel(dist).items() if PLACE.search(content.decode())] == []
+
+
+def test_wheel_upgrades_as_the_checkout_does_whatever_lies_in_the_current_directory(
+    bare: Environment, elsewhere: Path, v034: Database, head: Database
+) -> None:
+    # The trap: alembic by itself takes the other project's.
+    lost = v034.run(bare.program("alembic"), "upgrade", "head", cwd=elsewhere)
+    assert "Path doesn't exist" in lost.stdout
+    ini = bare.ini()
+    assert Path(ini).is_relative_to(bare.directory)
+    done = v034.run(bare.program("alembic"), "-c", ini, "upgrade", "102", cwd=elsewhere)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = v034.run(bare.program("alembic"), "upgrade", "head", cwd=elsewhere, ALEMBIC_CONFIG=ini)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert schema(v034) == schema(head)
+
+
+def test_wheel_without_the_extra_says_how_to_get_the_commands(bare: Environment, v034: Database) -> None:
+    done = v034.run(bare.program("usage-rollup"), "status", cwd=bare.directory)
+    assert done.returncode == 2
+    assert "usage-rollup[cli]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_command_upgrades_to_the_same_catalog_as_the_checkout(
+    full: Environment, elsewhere: Path, with_history: Database, head: Database
+) -> None:
+    done = with_history.run(full.program("usage-rollup"), "upgrade", cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert schema(with_history) == schema(head)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_of_the_wheel_runs_on_a_real_database(
+    command: str, full: Environment, elsewhere: Path, head: Database
+) -> None:
+    done = head.run(full.program("usage-rollup"), command, *ARGUMENTS.get(command, []), cwd=elsewhere)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout + done.stderr != ""
