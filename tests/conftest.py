@@ -16,6 +16,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from tests.support import programs
 from tests.support.oracle import differing_hours
 from tests.support.server import Server, open_server
 from tests.support.v034 import build_v034
@@ -69,17 +70,9 @@ class Database:
         }
 
     def alembic(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-        """Run the real `alembic` to its end; standard output and error are merged in `stdout`."""
-        return subprocess.run(
-            ["alembic", *arguments],
-            cwd=ROOT,
-            env=self.environment(**extra),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            timeout=120,
-            check=False,
+        """Run `alembic` to its end; standard output and error are merged in `stdout`."""
+        return programs.run(
+            "alembic", arguments, cwd=ROOT, env=self.environment(**extra), timeout_s=120, merge=True
         )
 
     def upgrade(self, target: str = "head", **extra: str) -> str:
@@ -96,8 +89,14 @@ class Database:
         return result.stdout
 
     def usage_rollup(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-        """Run the real `usage-rollup` to its end, 200 columns wide."""
-        return self.run(str(BIN / "usage-rollup"), *arguments, **{"COLUMNS": "200", **extra})
+        """Run `usage-rollup` to its end, 200 columns wide."""
+        return programs.run(
+            "usage-rollup",
+            arguments,
+            cwd=ROOT,
+            env=self.environment(**{"COLUMNS": "200", **extra}),
+            timeout_s=60,
+        )
 
     def run(self, *command: str, cwd: Path | str = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
         """Run a real command to its end, standard output and error apart."""

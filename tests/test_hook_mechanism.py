@@ -55,7 +55,7 @@ def before_upgrade(connection: sa.Connection) -> None:
 AS_ONE_TRANSACTION = ("transaction_per_migration=True", "transaction_per_migration=False")
 MATERIALISED = ("fn=work,", "fn=lambda heads, context: list(work(heads, context)),")
 NAIVE_HOOKS = (
-    "hooks.with_hooks(adoption.with_adoption(work, adopted, session), session)",
+    "with_hooks(adoption.with_adoption(work, adopted, session), session)",
     "(lambda real: lambda heads, context: ((hooks.before_upgrade(step) or (lambda _: None))(session)"
     " or step for step in real(heads, context)))(work)",
 )
