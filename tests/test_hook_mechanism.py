@@ -56,9 +56,10 @@ AS_ONE_TRANSACTION = ("transaction_per_migration=True", "transaction_per_migrati
 MATERIALISED = ("fn=work,", "fn=lambda heads, context: list(work(heads, context)),")
 NAIVE_HOOKS = (
     "with_hooks(adoption.with_adoption(work, adopted, session), session)",
-    "(lambda real: lambda heads, context: ((hooks.before_upgrade(step) or (lambda _: None))(session)"
+    "(lambda real: lambda heads, context: ((before_upgrade(step) or (lambda _: None))(session)"
     " or step for step in real(heads, context)))(work)",
 )
+IMPORTED = ("import with_hooks", "import before_upgrade")
 SAYS_ITS_WORK = ("mutating = ", "print('work:', work.__name__)\nmutating = ")
 
 
@@ -125,7 +126,7 @@ def chain(tmp_path: Path, empty: Database) -> Chain:
 
 
 def test_hook_runs_after_the_previous_revision_has_committed(chain: Chain) -> None:
-    chain.env(AS_ONE_TRANSACTION, NAIVE_HOOKS)
+    chain.env(AS_ONE_TRANSACTION, NAIVE_HOOKS, IMPORTED)
     chain.upgrade()
     assert chain.calls == [("r2", "r1"), ("r3", "r1")]
 
@@ -138,7 +139,7 @@ def test_hook_runs_after_the_previous_revision_has_committed(chain: Chain) -> No
 
 
 def test_hook_finds_the_migration_connection_outside_a_transaction(chain: Chain) -> None:
-    chain.env(NAIVE_HOOKS)
+    chain.env(NAIVE_HOOKS, IMPORTED)
     chain.upgrade()
     assert "idle in transaction" in chain.states
 
