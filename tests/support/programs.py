@@ -64,6 +64,6 @@ def _main(program: str, arguments: list[str], cwd: str, env: dict[str, str], out
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
     os.chdir(cwd)
-    sys.argv = [program, *arguments]
+    sys.argv = [str(Path(sys.executable).with_name(program)), *arguments]
     module, function = ENTRY_POINTS[program].split(":")
     sys.exit(getattr(importlib.import_module(module), function)())
