@@ -20,6 +20,7 @@ from tests.support.walks import (
     blocked_at,
     committed_months,
     history_months,
+    runners,
     wait_until_blocked,
     write_history,
 )
@@ -416,6 +417,21 @@ def test_killed_script_goes_on_with_the_slices_that_are_left(v034: Database) -> 
     said = apply(v034, "upgrade", "102:head")
     assert len(slices(said)) == len(months) - 3
     assert versions.items() <= dict(v034.execute("SELECT ctid, xmin::text FROM task_usage_hourly")).items()
+
+
+def test_script_whose_psql_was_killed_ends_and_can_be_taken_up_again(at_102: Database) -> None:
+    months = write_history(at_102)
+    with blocked_at(at_102, months[2]):
+        running = start(at_102, script(at_102, "upgrade", "102:head"))
+        wait_until_blocked(at_102)
+        running.kill()
+        running.wait()
+    # The walk may go on to its end before the server finds nobody to tell; no step follows it.
+    wait_until(lambda: runners(at_102) == 0, "the session has ended")
+    assert at_102.revision == "102"
+    assert advisory_locks(at_102) == []
+    apply(at_102, "upgrade", "102:head")
+    assert committed_months(at_102) == months
 
 
 def test_script_holds_4246_from_the_walk_until_103_has_committed(at_102: Database) -> None:
