@@ -39,6 +39,10 @@ STEMS = {
 }
 
 
+# The product's first step after this chain. It stands on nothing of ours; later ones may.
+NEXT_STEM = "105_issue_metadata"
+
+
 @dataclass(frozen=True)
 class Adoption:
     """The revision a database is taken over at, ledger stems to complete, and why, in one line."""

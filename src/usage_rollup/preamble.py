@@ -6,10 +6,9 @@ import textwrap
 from collections.abc import Iterable, Mapping
 
 from . import advisory_lock
-from .adoption import OBJECTS, STEMS
+from .adoption import NEXT_STEM, OBJECTS, STEMS
 from .connection import MINIMUM_VERSION, SESSION_SETTINGS
 from .inventory import BASELINE, HOURLY, LEGACY, PIPELINE, RUNTIME_TIMEZONE, USER_TIMEZONE
-from .way_back import LAST_HARMLESS
 
 # Where an empty database stands.
 NOTHING = "base"
@@ -41,7 +40,7 @@ def place(start: str, command: str, target: str) -> str:
         start=literal(start),
         command=literal(command),
         target=literal(target),
-        last_harmless=literal(LAST_HARMLESS),
+        next_stem=literal(NEXT_STEM),
         stems=_array(STEMS.values()),
         product=_array(BASELINE.columns),
         legacy_tables=_array(LEGACY.tables()),
@@ -175,7 +174,7 @@ BEGIN
 
     IF c_command = 'downgrade' THEN
         SELECT MAX(l COLLATE "C") INTO v_table FROM unnest(v_ledger) AS l;
-        IF left(v_table, 3) > {last_harmless} THEN
+        IF v_table > {next_stem} COLLATE "C" THEN
             RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
                 MESSAGE = 'refusing to downgrade: the product''s own runner has gone on to ' || v_table,
                 HINT = 'to go back, restore a backup taken before the upgrade';

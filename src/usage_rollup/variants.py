@@ -14,13 +14,9 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from . import ledger, lent
-from .adoption import STEMS
+from .adoption import NEXT_STEM, STEMS
 from .catalog import Catalog
 from .inventory import BASELINE
-
-# The first release past 104 leaves the columns of v0.3.4 as they are; from which on they change is not
-# known to this project.
-_LAST_KNOWN_STEM = "105_issue_metadata"
 
 COST_COLUMNS = frozenset(
     {
@@ -80,7 +76,7 @@ class Standing:
     def beyond(self) -> str | None:
         """Return the newest stem, where the product's tables are beyond what this project knows."""
         newest = max(self.stems, default="")
-        return newest if newest > _LAST_KNOWN_STEM else None
+        return newest if newest > NEXT_STEM else None
 
 
 def find(connection: sa.Connection) -> Standing:

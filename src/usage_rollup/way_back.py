@@ -9,12 +9,10 @@ import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext, MigrationStep, RevisionStep
 
 from . import ledger, lent
+from .adoption import NEXT_STEM
 from .errors import DowngradeRefused
 from .hooks import Work
 from .inventory import BASELINE
-
-# The newest step of the product's that stands on nothing of ours; only the number counts.
-LAST_HARMLESS = "105"
 
 
 def with_refusals(work: Work, connection: sa.Connection) -> Work:
@@ -40,7 +38,7 @@ def require_possible(connection: sa.Connection, *, to_nothing: bool) -> None:
     """
     stems = ledger.read(connection)
     newest = max(stems or [""])
-    if newest[:3] > LAST_HARMLESS:
+    if newest > NEXT_STEM:
         raise DowngradeRefused(
             f"refusing to downgrade: the product's own runner has gone on to {newest}, and its later steps"
             " stand on this schema",
