@@ -368,9 +368,11 @@ def test_script_without_its_walk_is_stopped_by_the_guard(at_102: Database) -> No
 
 
 def test_script_is_refused_while_another_migration_runs(v034: Database) -> None:
-    v034.connect(autocommit=True).execute("SELECT pg_advisory_lock(7244554146635925501)")
+    holder = v034.connect(autocommit=True)
+    holder.execute("SELECT pg_advisory_lock(7244554146635925501)")
     said = refused(v034, script(v034, "-x", "lock-timeout=0.2s", "upgrade", "097:head"))
     assert "another migration runs: advisory lock 7244554146635925501" in said
+    assert f"held by pid {holder.info.backend_pid} (" in said
 
 
 def test_script_is_refused_while_somebody_else_writes_the_rollup(at_102: Database) -> None:
@@ -378,7 +380,9 @@ def test_script_is_refused_while_somebody_else_writes_the_rollup(at_102: Databas
     holder = at_102.connect(autocommit=True)
     holder.execute("SELECT pg_advisory_lock(4246)")
     text = script(at_102, "-x", "lock-timeout=0.2s", "upgrade", "102:head")
-    assert "advisory lock 4246 (hourly rollup) was not free within 00:00:00.2" in refused(at_102, text)
+    said = refused(at_102, text)
+    assert "advisory lock 4246 (hourly rollup) was not free within 00:00:00.2" in said
+    assert f"held by pid {holder.info.backend_pid} (" in said
     holder.execute("SELECT pg_advisory_unlock(4246)")
     assert psql(at_102, text).returncode == 0
 
@@ -389,6 +393,7 @@ def test_script_gives_way_to_a_reader_and_says_which_tables_it_wants(v034: Datab
     given_up = psql(v034, script(v034, "-x", "lock-timeout=0.5s", "upgrade", "097:100"))
     assert given_up.returncode != 0
     assert "could not lock in time: user" in given_up.stderr
+    assert f"in the way: pid {reader.info.backend_pid} (" in given_up.stderr
     # Adopted, and nothing more.
     assert v034.revision == "097"
     running = start(v034, script(v034, "upgrade", "097:100"))
@@ -500,8 +505,27 @@ def test_script_stops_without_a_horizon(at_102: Database) -> None:
     writer.execute("PREPARE TRANSACTION 'left'")
     said = refused(at_102, script(at_102, "upgrade", "102:head"))
     assert "no safe horizon" in said
+    assert "prepared: left since " in said
     assert at_102.value(f"SELECT ({WATERMARK}) = 'epoch'")
     at_102.execute("COMMIT PREPARED 'left'")
+
+
+def test_script_stops_when_the_watermark_cannot_follow_and_names_who_holds_it_back(at_102: Database) -> None:
+    write_history(at_102, 50, months=1)
+    definition = at_102.value(
+        "SELECT pg_get_functiondef('task_usage_hourly_horizon(interval)'::regprocedure)"
+    )
+    # No test can wait until a transaction is an hour old.
+    at_102.execute(definition.replace("interval '5 minutes'", "interval '3 hours'"))
+    reader = at_102.connect()
+    reader.execute("SELECT 1")
+    stopped = psql(at_102, script(at_102, "upgrade", "102:head"))
+    assert stopped.returncode != 0
+    assert "the watermark cannot follow: it trails by " in stopped.stderr
+    assert f"held back by pid {reader.info.backend_pid} (" in stopped.stderr
+    assert at_102.revision == "102"
+    at_102.execute(definition)
+    apply(at_102, "upgrade", "102:head")
 
 
 def test_usage_reported_while_a_script_walks_is_not_passed_over(at_102: Database) -> None:

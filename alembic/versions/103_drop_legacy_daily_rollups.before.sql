@@ -43,7 +43,13 @@ BEGIN
             IF clock_timestamp() >= v_deadline THEN
                 RAISE EXCEPTION USING ERRCODE = 'lock_not_available',
                     MESSAGE = format('advisory lock 4246 (hourly rollup) was not free within %s', c_patience),
-                    HINT = 'end the session that holds it, see pg_locks; then ' || c_again;
+                    DETAIL = concat('held by ', (
+                        SELECT string_agg(format('pid %s (%s, %s since %s)',
+                            a.pid, a.application_name, a.state, a.state_change), '; ')
+                        FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+                        WHERE l.locktype = 'advisory' AND l.granted AND l.classid = 0 AND l.objid = 4246
+                            AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))),
+                    HINT = 'end the session that holds it: SELECT pg_terminate_backend(pid); then ' || c_again;
             END IF;
             PERFORM pg_sleep(0.1);
         END LOOP;
@@ -91,14 +97,21 @@ BEGIN
         IF v_state.lag > interval '1 hour' AND v_planned THEN
             RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
                 MESSAGE = format('the history is rolled up, but the watermark cannot follow: it trails by %s', v_state.lag),
-                DETAIL = 'A transaction has been open for longer, see xact_start in pg_stat_activity.',
-                HINT = 'end it, then ' || c_again;
+                DETAIL = concat('held back by ', (
+                    SELECT format('pid %s (%s, %s since %s)', a.pid, a.application_name, a.state, a.xact_start)
+                    FROM pg_stat_activity a
+                    WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
+                    ORDER BY a.xact_start LIMIT 1)),
+                HINT = 'end that transaction, then ' || c_again;
         ELSIF (v_state.lag > interval '1 hour' OR v_state.no_usage) AND NOT v_planned THEN
             v_horizon := public.task_usage_hourly_horizon('10 seconds');
             COMMIT;
             IF v_horizon = '-infinity' AND NOT v_state.no_usage THEN
                 RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
                     MESSAGE = 'no safe horizon: transactions are open whose start this role cannot see, or that were prepared and left',
+                    DETAIL = concat('prepared: ', (
+                        SELECT string_agg(format('%s since %s', p.gid, p.prepared), '; ')
+                        FROM pg_prepared_xacts p WHERE p.database = current_database())),
                     HINT = 'end them (COMMIT PREPARED, ROLLBACK PREPARED), or GRANT pg_read_all_stats to the migrating role; then ' || c_again;
             END IF;
             PERFORM public.rollup_task_usage_hourly_plan(v_horizon, c_slice_rows);

@@ -111,7 +111,16 @@ BEGIN
             IF clock_timestamp() >= v_deadline THEN
                 RAISE EXCEPTION USING ERRCODE = SQLSTATE,
                     MESSAGE = 'could not lock in time: {tables}',
-                    HINT = 'end the sessions that use them, see pg_locks, and make the script again';
+                    DETAIL = concat('in the way: ', (
+                        SELECT string_agg(DISTINCT format('pid %s (%s, %s since %s)',
+                            a.pid, a.application_name, a.state, a.state_change), '; ')
+                        FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+                        WHERE l.granted AND l.pid <> pg_backend_pid()
+                            AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                            AND l.relation IN (
+                                SELECT to_regclass(format('public.%I', name))
+                                FROM string_to_table('{tables}', ', ') AS name))),
+                    HINT = 'end these sessions: SELECT pg_terminate_backend(pid); and make the script again';
             END IF;
         END;
         PERFORM pg_sleep(random() * v_pause);

@@ -102,7 +102,14 @@ BEGIN
         IF clock_timestamp() >= v_deadline THEN
             RAISE EXCEPTION USING ERRCODE = 'lock_not_available',
                 MESSAGE = 'another migration runs: advisory lock {run} was not free in time',
-                HINT = 'wait for it, or end the session that holds it, see pg_locks';
+                DETAIL = concat('held by ', (
+                    SELECT string_agg(format('pid %s (%s, %s since %s)',
+                        a.pid, a.application_name, a.state, a.state_change), '; ')
+                    FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+                    WHERE l.locktype = 'advisory' AND l.granted
+                        AND (l.classid::bigint << 32 | l.objid::bigint) = {run}
+                        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))),
+                HINT = 'wait for it, or end that session: SELECT pg_terminate_backend(pid)';
         END IF;
         COMMIT;
         PERFORM pg_sleep(0.1);
