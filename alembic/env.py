@@ -1,7 +1,7 @@
 """Run migrations: connect, lock, adopt, configure, run, in the order things happen."""
 
 from alembic import context
-from usage_rollup import adoption, advisory_lock, autogenerate, connection, ledger, logs, offline, options
+from usage_rollup import adoption, advisory_lock, connection, ledger, logs, offline, options
 from usage_rollup.hooks import with_hooks
 from usage_rollup.schedule import warn_if_nothing_ticks
 from usage_rollup.suitability import require_suitable
@@ -27,6 +27,7 @@ if context.is_offline_mode():
     with context.begin_transaction():
         context.run_migrations()
 else:
+    comparison = {}
     with connection.migration_session() as session:
         # What is read here is read in transactions that are over before context.configure: Alembic
         # takes an open one for somebody else's, and would commit nothing.
@@ -39,13 +40,18 @@ else:
             work = with_hooks(adoption.with_adoption(work, adopted, session), session)
         elif work.__name__ == "downgrade":
             work = with_refusals(work, session)
+        elif work.__name__ == "retrieve_migrations":
+            # check and revision --autogenerate; no other command has to wait for the metadata.
+            from usage_rollup import autogenerate
+
+            comparison = autogenerate.options(session)
         context.configure(
             connection=session,
             fn=work,
             transaction_per_migration=True,
             on_version_apply=ledger.record_step,
             dont_mutate=not mutating,
-            **autogenerate.options(session),
+            **comparison,
         )
         with context.begin_transaction():
             context.run_migrations()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -14,14 +13,8 @@ import pytest
 from tests.conftest import ROOT, Database
 from tests.support.product import wait_until
 from tests.support.walks import runners
+from tests.test_entrypoint import ENTRYPOINT, SHELLS, STARTED
 
-ENTRYPOINT = ROOT / "entrypoint.sh"
-SHELLS = [
-    command
-    for command in (["sh"], ["dash"], ["busybox", "sh"], ["bash", "--posix"], ["ksh"])
-    if shutil.which(command[0])
-]
-STARTED = "command started"
 NOWHERE = "postgres://nobody@127.0.0.1:1/nowhere"
 
 

@@ -23,14 +23,13 @@ _INDENT = "    "
 
 
 def read(connection: sa.Connection) -> Catalog:
-    """Describe the database; the same on every PostgreSQL from 15 on, whatever the session's settings.
+    """Describe the database; the same on every PostgreSQL from 15 on, whatever role and database set.
 
     Reads the system catalog only, which every role may, and takes no lock. Joins the caller's
-    transaction, in which search_path and quote_all_identifiers are changed.
+    transaction, in which search_path is changed, on a session pinned by connection.connect().
     """
-    # The names of types and the quotes depend on them.
+    # The names of types depend on it.
     connection.exec_driver_sql("SET LOCAL search_path = pg_catalog")
-    connection.exec_driver_sql("SET LOCAL quote_all_identifiers = off")
     lines = defaultdict(list)
     parameters = {
         "products": list(BASELINE.columns),

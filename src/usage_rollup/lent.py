@@ -36,15 +36,13 @@ FUNCTIONS = (
 TABLES = ("task_usage_hourly_invalidation", "task_usage_hourly_set_aside")
 
 
+# Whether this database has our functions of 102, in SQL.
+INSTALLED = "to_regprocedure('public.task_usage_hourly_slices(tstzmultirange,bigint)') IS NOT NULL"
+
+
 def installed(connection: sa.Connection) -> bool:
     """Say whether this database has our functions of 102."""
-    return bool(
-        connection.scalar(
-            sa.text(
-                "SELECT to_regprocedure('public.task_usage_hourly_slices(tstzmultirange,bigint)') IS NOT NULL"
-            )
-        )
-    )
+    return bool(connection.scalar(sa.text(f"SELECT {INSTALLED}")))
 
 
 def schema(connection: sa.Connection) -> str:

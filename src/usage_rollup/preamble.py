@@ -9,6 +9,7 @@ from . import advisory_lock
 from .adoption import NEXT_STEM, OBJECTS, STEMS
 from .connection import MINIMUM_VERSION, SESSION_SETTINGS
 from .inventory import BASELINE, HOURLY, LEGACY, PIPELINE, RUNTIME_TIMEZONE, USER_TIMEZONE
+from .lent import INSTALLED
 
 # Where an empty database stands.
 NOTHING = "base"
@@ -50,6 +51,7 @@ def place(start: str, command: str, target: str) -> str:
         user_timezone=literal(USER_TIMEZONE),
         runtime_timezone=literal(RUNTIME_TIMEZONE),
         objects=OBJECTS,
+        installed=INSTALLED,
     )
     # Alembic makes its table with the first step.
     table = "" if start == NOTHING else f"{_VERSION_TABLE}\n\n"
@@ -135,8 +137,7 @@ DECLARE
     c_hourly CONSTANT text[] := {hourly};
     c_required CONSTANT text[] := {required};
     v_objects CONSTANT text[] := ARRAY({objects});
-    v_ours CONSTANT boolean :=
-        to_regprocedure('public.task_usage_hourly_slices(tstzmultirange,bigint)') IS NOT NULL;
+    v_ours CONSTANT boolean := {installed};
     v_ledger text[];
     v_version text;
     v_place text;

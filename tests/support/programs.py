@@ -49,8 +49,7 @@ def run(
             raise subprocess.TimeoutExpired([program, *arguments], timeout_s, out.read_bytes())
         return subprocess.CompletedProcess(
             [program, *arguments],
-            # As a shell would say it, alembic's own -1 included.
-            process.exitcode & 0xFF if process.exitcode >= -1 else process.exitcode,
+            process.exitcode,
             out.read_text("utf-8"),
             "" if merge else err.read_text("utf-8"),
         )
