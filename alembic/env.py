@@ -1,11 +1,13 @@
 """Run migrations: connect, lock, adopt, configure, run, in the order things happen."""
 
 from alembic import context
-from usage_rollup import adoption, advisory_lock, connection, ledger, logs, offline, options
-from usage_rollup.hooks import with_hooks
-from usage_rollup.schedule import warn_if_nothing_ticks
-from usage_rollup.suitability import require_suitable
-from usage_rollup.way_back import with_refusals
+from usage_rollup import logs
+from usage_rollup.hourly.schedule import warn_if_nothing_ticks
+from usage_rollup.runner import adoption, ledger, script
+from usage_rollup.runner.downgrade import with_refusals
+from usage_rollup.runner.hooks import with_hooks
+from usage_rollup.session import advisory_lock, connection, options
+from usage_rollup.session.suitability import require_suitable
 
 # What an Alembic command does is known only by the name of its work function; all others read.
 context.configure(dialect_name="postgresql")
@@ -17,12 +19,12 @@ logs.configure_alembic(context.config)
 
 if context.is_offline_mode():
     if work.__name__ in {"upgrade", "downgrade"}:
-        work = offline.with_script(work, options.settings(context.get_x_argument(as_dictionary=True)))
+        work = script.with_script(work, options.settings(context.get_x_argument(as_dictionary=True)))
     context.configure(
         dialect_name="postgresql",
         fn=work,
         transaction_per_migration=True,
-        on_version_apply=offline.record_step,
+        on_version_apply=script.record_step,
     )
     with context.begin_transaction():
         context.run_migrations()
@@ -42,7 +44,7 @@ else:
             work = with_refusals(work, session)
         elif work.__name__ == "retrieve_migrations":
             # check and revision --autogenerate; no other command has to wait for the metadata.
-            from usage_rollup import autogenerate
+            from usage_rollup.schema import autogenerate
 
             comparison = autogenerate.options(session)
         context.configure(

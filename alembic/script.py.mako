@@ -8,13 +8,13 @@ Rules for the SQL beside this file, <revision>_<slug>.up.sql and .down.sql:
 * no BEGIN or COMMIT, no psql meta-commands: it runs in the step's transaction, as one string;
 * names qualified or search_path pinned; constraints and indexes named; timestamptz;
 * guards fail closed: RAISE with MESSAGE, DETAIL (measured values) and HINT (the next command);
-* the file name is the ledger stem: add it to usage_rollup.adoption.STEMS;
+* the file name is the ledger stem: add it to usage_rollup.runner.adoption.STEMS;
 * table locks are named here, in `lock=`, never waited for in the SQL;
 * a hook (`before_upgrade`) has a <revision>_<slug>.before.sql beside it, which does the same in a script;
 * with the commit: `make freeze`, because a released file never changes, and `make snapshot`.
 """
 
-from usage_rollup.steps import apply_sql
+from usage_rollup.runner.step import apply_sql
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}

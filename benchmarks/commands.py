@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.demo import ROOT
 from benchmarks.history import History, use
-from usage_rollup.connection import migration_session
+from usage_rollup.session.connection import migration_session
 
 ALEMBIC = str(Path(sys.executable).parent / "alembic")
 

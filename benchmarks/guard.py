@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 from benchmarks.demo import ROOT
-from usage_rollup import advisory_lock, backfill
-from usage_rollup.connection import migration_session
+from usage_rollup.hourly import backfill
+from usage_rollup.session import advisory_lock
+from usage_rollup.session.connection import migration_session
 
 SQL = ROOT / "alembic" / "versions" / "103_drop_legacy_daily_rollups.up.sql"
 

@@ -11,8 +11,9 @@ import sqlalchemy as sa
 
 from benchmarks.history import History
 from benchmarks.results import Result
-from usage_rollup import advisory_lock, backfill
-from usage_rollup.connection import migration_session
+from usage_rollup.hourly import backfill
+from usage_rollup.session import advisory_lock
+from usage_rollup.session.connection import migration_session
 
 # The same aggregate a DBA would type into psql, into the same table with the same indexes.
 BARE = """

@@ -157,7 +157,7 @@ class Database:
     @contextmanager
     def migration_connection(self) -> Iterator[sa.Connection]:
         """Open a SQLAlchemy connection, pinned as the runner pins its own."""
-        from usage_rollup.connection import connect
+        from usage_rollup.session.connection import connect
 
         engine = sa.create_engine(
             "postgresql+psycopg://", creator=lambda: connect(self.url, 0), poolclass=sa.NullPool

@@ -28,7 +28,7 @@ def test_upgrade_logs_one_object_a_line_and_prints_nothing_else(v034: Database) 
         assert time.utcoffset() == timedelta(0)
         assert before <= time <= datetime.now(UTC)
     assert any(e["logger"] == "alembic.runtime.migration" and "102 -> 103" in e["message"] for e in entries)
-    assert (entries[-1]["level"], entries[-1]["logger"]) == ("WARNING", "usage_rollup.schedule")
+    assert (entries[-1]["level"], entries[-1]["logger"]) == ("WARNING", "usage_rollup.hourly.schedule")
 
 
 def test_refusal_of_alembic_is_an_object_with_its_hint_and_the_same_exit_status(at_102: Database) -> None:
@@ -71,7 +71,7 @@ def test_refusal_of_a_command_is_an_object(v034: Database) -> None:
     result = v034.run("usage-rollup", "tick", LOG_FORMAT="json")
     assert result.returncode == 1
     (entry,) = objects(result.stderr)
-    assert (entry["level"], entry["logger"]) == ("ERROR", "usage_rollup.cli")
+    assert (entry["level"], entry["logger"]) == ("ERROR", "usage_rollup.commands.cli")
     assert "HINT: run `alembic upgrade 102` first" in entry["message"]
     assert result.stdout == ""
 

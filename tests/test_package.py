@@ -16,7 +16,7 @@ import typer.main
 from tests.conftest import ROOT, Database
 from tests.support.v034 import generate_history
 from tests.test_layout import PLACE
-from usage_rollup.cli import app
+from usage_rollup.commands.cli import app
 
 # Other arguments than none.
 ARGUMENTS = {"upgrade": ["head"], "schedule": ["--help"]}

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT, Database
 from tests.support.binaries import RELEASES, fetched
 from tests.support.server import Server, start_server
-from usage_rollup.connection import MINIMUM_VERSION
+from usage_rollup.session.connection import MINIMUM_VERSION
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ database the product's own runner made is adopted here and never runs this file.
 Reversed by: the .down.sql, only while no product table holds a row.
 """
 
-from usage_rollup.steps import apply_sql
+from usage_rollup.runner.step import apply_sql
 
 revision = "097"
 down_revision = None

@@ -4,7 +4,7 @@ Why: the hourly rollup stores UTC hours, so the zone belongs to who looks.
 Reversed by: the .down.sql; the zones users chose are lost.
 """
 
-from usage_rollup.steps import apply_sql
+from usage_rollup.runner.step import apply_sql
 
 revision = "100"
 down_revision = "097"

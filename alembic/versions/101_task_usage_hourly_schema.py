@@ -4,7 +4,7 @@ Why: one rollup by UTC hour replaces one by runtime day and one by UTC day.
 Reversed by: the .down.sql; the rollup can be rebuilt from raw rows.
 """
 
-from usage_rollup.steps import apply_sql
+from usage_rollup.runner.step import apply_sql
 
 revision = "101"
 down_revision = "100"

@@ -5,7 +5,7 @@ the Go release where those are installed.
 Reversed by: the .down.sql; what is queued is lost, and found again by the next upgrade's proof.
 """
 
-from usage_rollup.steps import apply_sql
+from usage_rollup.runner.step import apply_sql
 
 revision = "102"
 down_revision = "101"

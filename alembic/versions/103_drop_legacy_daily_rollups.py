@@ -5,8 +5,8 @@ Reversed by: the .down.sql, which moves kept tables back or else rebuilds both r
 dropped legacy rows whose raw rows are gone do not come back.
 """
 
-from usage_rollup.backfill import backfill_before_103
-from usage_rollup.steps import apply_sql
+from usage_rollup.hourly.backfill import backfill_before_103
+from usage_rollup.runner.step import apply_sql
 
 revision = "103"
 down_revision = "102"

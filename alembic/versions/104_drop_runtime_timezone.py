@@ -4,7 +4,7 @@ Why: 103 dropped the last reader of the column. A v0.3.4 server still writes it:
 Reversed by: the .down.sql, with every runtime back at UTC.
 """
 
-from usage_rollup.steps import apply_sql
+from usage_rollup.runner.step import apply_sql
 
 revision = "104"
 down_revision = "103"

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from tests.conftest import Database
-from usage_rollup.backfill import backfill_before_103
+from usage_rollup.hourly.backfill import backfill_before_103
 
 T = TypeVar("T")
 

@@ -1,5 +1,5 @@
 -- A naive 102, to be installed over 101: the pipeline that one writes first. Every design mistake in it
--- is deliberate; tests/test_first_implementation.py shows what each of them costs. docs/correctness.md
+-- is deliberate; tests/stories/test_first_implementation.py shows what each of them costs. docs/correctness.md
 -- names them H1 to H26.
 
 -- H20: the hour of the session's time zone. H19: names are looked up in the session's search_path.

@@ -17,11 +17,17 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-ENTRY_POINTS = {"alembic": "alembic.config:main", "usage-rollup": "usage_rollup.console_script:main"}
+ENTRY_POINTS = {"alembic": "alembic.config:main", "usage-rollup": "usage_rollup.commands.console_script:main"}
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["pytest", "alembic.config", "sqlalchemy.dialects.postgresql.psycopg", "usage_rollup.cli", __name__]
+    [
+        "pytest",
+        "alembic.config",
+        "sqlalchemy.dialects.postgresql.psycopg",
+        "usage_rollup.commands.cli",
+        __name__,
+    ]
 )
 
 

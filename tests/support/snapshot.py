@@ -1,10 +1,10 @@
-"""Write src/usage_rollup/catalog.txt from the revisions: `make snapshot`."""
+"""Write src/usage_rollup/schema/catalog.txt from the revisions: `make snapshot`."""
 
 from __future__ import annotations
 
 from tests.conftest import ROOT, Database
 from tests.support.server import open_server
-from usage_rollup import catalog
+from usage_rollup.schema import catalog
 
 DATABASE = "multica_snapshot"
 
@@ -19,7 +19,7 @@ def main() -> None:
         with database.migration_connection() as connection:
             text = catalog.render(catalog.read(connection))
         server.drop_database(DATABASE)
-    path = ROOT / "src" / "usage_rollup" / catalog.SNAPSHOT
+    path = ROOT / "src" / "usage_rollup" / "schema" / catalog.SNAPSHOT
     path.write_text(text, "utf-8")
 
 

@@ -1,1 +1,1 @@
-"""The commands of `usage-rollup`, a module each: options in, one call, what is shown out."""
+"""What an operator types: options in, a report out, an exit status. May import every other room."""

@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .. import catch_up, connection, options, suitability
-from ..catch_up import Planned
 from ..errors import ConfigurationError
+from ..hourly import catch_up
+from ..hourly.catch_up import Planned
+from ..session import connection, options, suitability
 from .output import JsonOption, console, write_json
 
 

@@ -6,8 +6,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from .. import check as checking
-from .. import connection
+from ..schema import check as checking
+from ..session import connection
 from .output import DIFFERENCES, JsonOption, console, write_json
 
 _STYLES = {"+": "green", "-": "red", "@": "cyan"}

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import connection
-from .. import preflight as flight
+from ..reports import preflight as flight
+from ..session import connection
 from .output import REFUSED, JsonOption, console, write_json
 
 Facts = list[tuple[str, str]]

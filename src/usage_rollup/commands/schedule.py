@@ -10,8 +10,9 @@ import sys
 import typer
 from rich.console import Console
 
-from .. import connection, ticking
-from .. import schedule as scheduling
+from ..hourly import schedule as scheduling
+from ..hourly import ticking
+from ..session import connection
 from .output import REFUSED, JsonOption, console, write_json
 
 _INTRODUCTIONS = {

@@ -10,20 +10,21 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from .. import connection, coverage
-from .. import status as reporting
-from ..backfill import LAG_THRESHOLD
+from ..hourly.backfill import LAG_THRESHOLD
+from ..reports import covered_days
+from ..reports import status as reporting
+from ..session import connection
 from .output import JsonOption, console, write_json
 
 NO_USAGE = "no usage"
 
 # A day's character and colour in the strip, and the legend's order.
 MARKS = {
-    coverage.COMPLETE: ("=", "green"),
-    coverage.PENDING: ("~", "cyan"),
-    coverage.PARTLY: ("+", "bold yellow"),
-    coverage.MISSING: ("X", "bold red"),
-    coverage.LEFT_OUT: ("o", "magenta"),
+    covered_days.COMPLETE: ("=", "green"),
+    covered_days.PENDING: ("~", "cyan"),
+    covered_days.PARTLY: ("+", "bold yellow"),
+    covered_days.MISSING: ("X", "bold red"),
+    covered_days.LEFT_OUT: ("o", "magenta"),
     NO_USAGE: (".", "dim"),
 }
 
@@ -145,16 +146,16 @@ def _line(out: Console, label: str, value: str, style: str = "") -> None:
         out.print(Text((label if n == 0 else "").ljust(_LABEL_WIDTH)) + line)
 
 
-def _show_coverage(out: Console, days: Sequence[coverage.Day], everything: bool) -> None:
-    with_usage = [day for day in days if day.state != coverage.LEFT_OUT]
+def _show_coverage(out: Console, days: Sequence[covered_days.Day], everything: bool) -> None:
+    with_usage = [day for day in days if day.state != covered_days.LEFT_OUT]
     counts = {state: sum(day.state == state for day in days) for state in MARKS}
-    pending = f", {counts[coverage.PENDING]:,} pending" if counts[coverage.PENDING] else ""
-    left_out = f", {counts[coverage.LEFT_OUT]:,} left out" if counts[coverage.LEFT_OUT] else ""
-    holes = coverage.holes(days)
+    pending = f", {counts[covered_days.PENDING]:,} pending" if counts[covered_days.PENDING] else ""
+    left_out = f", {counts[covered_days.LEFT_OUT]:,} left out" if counts[covered_days.LEFT_OUT] else ""
+    holes = covered_days.holes(days)
     _line(
         out,
         "coverage",
-        f"{counts[coverage.COMPLETE]:,} of {len(with_usage):,} days with usage complete"
+        f"{counts[covered_days.COMPLETE]:,} of {len(with_usage):,} days with usage complete"
         f"{pending}{left_out}; holes: {len(holes) or 'none'}",
         "bold red" if holes else "green",
     )
@@ -166,7 +167,7 @@ def _show_coverage(out: Console, days: Sequence[coverage.Day], everything: bool)
     _show_strip(out, days, everything)
 
 
-def _show_strip(out: Console, days: Sequence[coverage.Day], everything: bool) -> None:
+def _show_strip(out: Console, days: Sequence[covered_days.Day], everything: bool) -> None:
     """Print a line a month and a character a day, below a ruler and above the legend."""
     states = {day.day: day.state for day in days}
     months = sorted({_number_of(day) for day in states})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from .. import connection
-from .. import tick as ticks
-from ..backfill import LAG_THRESHOLD
+from ..hourly import tick as ticks
+from ..hourly.backfill import LAG_THRESHOLD
+from ..session import connection
 from .output import JsonOption, console, write_json
 
 

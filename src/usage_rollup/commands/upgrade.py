@@ -9,8 +9,10 @@ import typer
 from alembic.command import upgrade as alembic_upgrade
 from alembic.util import CommandError
 
-from .. import adoption, connection, revisions
+from .. import revisions
 from ..errors import ConfigurationError, UsageRollupError
+from ..runner import adoption
+from ..session import connection
 from .output import JsonOption, write_json
 
 

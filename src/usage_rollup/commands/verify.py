@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from .. import connection
-from .. import verify as verification
+from ..hourly import verify as verification
+from ..session import connection
 from .output import DIFFERENCES, JsonOption, console, write_json
 
 _HOUR = "%Y-%m-%d %H:%M"

@@ -1,0 +1,53 @@
+"""The operator's commands: thin doors to what the runner already has."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+
+from .. import logs
+from ..errors import ConfigurationError, DatabaseUnavailable, LockBusy, UsageRollupError
+from . import backfill, check, preflight, schedule, status, tick, upgrade, verify
+from .output import REFUSED, TRY_AGAIN, USAGE, write_json
+
+log = logging.getLogger(__name__)
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def usage_rollup() -> None:
+    """Tools around the upgrade of a self-hosted Multica database to the hourly usage rollup."""
+    logs.configure()
+
+
+app.command()(preflight.preflight)
+app.command()(upgrade.upgrade)
+app.command()(backfill.backfill)
+app.command()(tick.tick)
+app.command()(schedule.schedule)
+app.command()(schedule.unschedule)
+app.command()(verify.verify)
+app.command()(check.check)
+app.command()(status.status)
+
+
+def main() -> None:
+    """Run a command; turn a refusal into one message and its exit status."""
+    try:
+        app()
+    except (DatabaseUnavailable, LockBusy) as error:
+        _fail(error, TRY_AGAIN)
+    except ConfigurationError as error:
+        _fail(error, USAGE)
+    except UsageRollupError as error:
+        _fail(error, REFUSED)
+
+
+def _fail(error: UsageRollupError, status: int) -> None:
+    if "--json" in sys.argv[1:]:
+        write_json({"error": str(error), "status": status})
+    log.error("usage-rollup: %s", error)
+    sys.exit(status)

@@ -1,0 +1,103 @@
+"""Show how a backfill gets on: a bar on a terminal, a line a slice anywhere else."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from .. import logs
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One committed slice: hours [from_, to), usage rows read, buckets written, seconds taken."""
+
+    from_: datetime
+    to: datetime
+    rows: int
+    buckets: int
+    seconds: float
+
+
+class Progress(Protocol):
+    """What the walk reports to."""
+
+    def advance(self, done: Slice) -> None:
+        """Take note of a slice that has just been committed."""
+
+
+@contextmanager
+def slice_progress(total_rows: int) -> Iterator[Progress]:
+    """Yield a display for a walk of `total_rows` usage rows; a bar needs a terminal and rich."""
+    if sys.stderr.isatty() and not logs.wants_json():
+        try:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+        except ImportError:
+            pass
+        else:
+            columns = (
+                TextColumn("backfill {task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("rows, {task.fields[rate]} rows/s,"),
+                TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            )
+            with Bar(*columns, console=Console(stderr=True)) as bar:
+                yield _Bar(bar, total_rows)
+            return
+    yield _Lines(total_rows)
+
+
+class _Lines:
+    def __init__(self, total_rows: int) -> None:
+        self.total_rows = total_rows
+        self.rows = 0
+        self.number = 0
+        self.started = time.monotonic()
+
+    def advance(self, done: Slice) -> None:
+        self.number += 1
+        self.rows += done.rows
+        left_rows = max(0, self.total_rows - self.rows)
+        left_s = (time.monotonic() - self.started) / max(1, self.rows) * left_rows
+        log.info(
+            "slice %d: %s to %s, %d rows, %d buckets, %.1f s; %d rows left, about %.0f s",
+            self.number,
+            f"{done.from_:%Y-%m-%d %H:%M}",
+            f"{done.to:%Y-%m-%d %H:%M}",
+            done.rows,
+            done.buckets,
+            done.seconds,
+            left_rows,
+            left_s,
+        )
+
+
+class _Bar:
+    def __init__(self, bar: "Bar", total_rows: int) -> None:  # type: ignore[name-defined] # noqa: F821, UP037
+        self.bar = bar
+        self.task = bar.add_task("", total=total_rows, rate="-")
+        self.rows = 0
+        self.started = time.monotonic()
+
+    def advance(self, done: Slice) -> None:
+        self.rows += done.rows
+        rate = self.rows / max(0.001, time.monotonic() - self.started)
+        self.bar.update(
+            self.task,
+            completed=self.rows,
+            # The plan counted rows before the walk; a live server adds some.
+            total=max(self.rows, self.bar.tasks[self.task].total or 0),
+            description=f"{done.from_:%Y-%m}",
+            rate=f"{rate:,.0f}",
+        )

@@ -1,0 +1,125 @@
+"""Run one tick of the hourly rollup and write down how it went."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from ..errors import DatabaseUnavailable, LockBusy, StatementFailed, UnsuitableDatabase, explain
+from ..session import advisory_lock, blockers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What one tick did. Watermarks are text as PostgreSQL writes it, in UTC: they may be infinite."""
+
+    rows_changed: int
+    watermark_before: str | None
+    watermark_after: str | None
+    lag_s: float
+
+
+def tick(connection: sa.Connection) -> Tick:
+    """Run the installed tick, ours or the product's, in one READ COMMITTED transaction; commit.
+
+    The transaction takes advisory lock 4246 first. When the tick fails it is rolled back, and the error
+    is written to the state row in a transaction of its own, where the next successful tick clears it.
+    Entered and left outside a transaction. Raises UnsuitableDatabase before 102, LockBusy, which names
+    the holder and leaves the state row alone, and StatementFailed.
+    """
+    started: datetime = connection.scalar(sa.text("SELECT clock_timestamp()"))
+    require_pipeline(connection)
+    try:
+        with connection.begin():
+            return _run(connection)
+    except DBAPIError as error:
+        if not isinstance(error.orig, psycopg.Error):
+            raise
+        report = explain(error.orig)
+        _record(connection, started, report)
+        hint = "mend the cause, then run `usage-rollup tick` again; `usage-rollup status` shows what waits"
+        # PostgreSQL's own hint, where there is one, is part of the report.
+        raise StatementFailed(
+            f"the tick was rolled back: {report}", hint=None if error.orig.diag.message_hint else hint
+        ) from error
+
+
+def require_pipeline(connection: sa.Connection) -> None:
+    """Raise UnsuitableDatabase where there is no tick to run; commits."""
+    installed = connection.scalar(
+        sa.text("SELECT to_regprocedure('public.rollup_task_usage_hourly()') IS NOT NULL")
+    )
+    connection.commit()
+    if not installed:
+        raise UnsuitableDatabase(
+            "there is no hourly rollup in this database: it stands before 102_task_usage_hourly_pipeline",
+            hint="run `alembic upgrade 102` first; a server may keep running",
+        )
+
+
+def _run(connection: sa.Connection) -> Tick:
+    # The tick tries the same lock, and would answer 0 both for nothing to do and for busy.
+    if not connection.scalar(
+        sa.text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": advisory_lock.HOURLY_ROLLUP}
+    ):
+        raise LockBusy(
+            "the hourly rollup is being written by another session (advisory lock"
+            f" {advisory_lock.HOURLY_ROLLUP}):"
+            f" {advisory_lock.describe_holders(connection, advisory_lock.HOURLY_ROLLUP)}",
+            hint=f"another tick or a backfill is over by itself; otherwise {blockers.END_THEM}",
+        )
+    before = connection.scalar(sa.text(_WATERMARK))
+    rows = connection.scalar(sa.text("SELECT public.rollup_task_usage_hourly()"))
+    # Not every release of the product's tick does it.
+    connection.execute(sa.text(_CLEAR_ERROR))
+    return Tick(rows or 0, before, connection.scalar(sa.text(_WATERMARK)), connection.scalar(sa.text(_LAG)))
+
+
+def _record(connection: sa.Connection, started: datetime, error: str) -> None:
+    """Write `error` to the state row and commit, or say in the log that it could not be written."""
+    try:
+        with connection.begin():
+            connection.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
+            connection.execute(sa.text(_RECORD), {"started": started, "error": error})
+    except (DBAPIError, DatabaseUnavailable) as failure:
+        reason = failure.orig if isinstance(failure, DBAPIError) else failure
+        log.warning("last_error could not be written: %s", reason)
+
+
+_WATERMARK = "SELECT watermark_at::text FROM public.task_usage_hourly_rollup_state WHERE id = 1"
+
+_CLEAR_ERROR = """
+UPDATE public.task_usage_hourly_rollup_state SET last_error = NULL WHERE id = 1 AND last_error IS NOT NULL
+"""
+
+# Unless another session's run has ended since, which knows better; it may have been waited for.
+_RECORD = """
+INSERT INTO public.task_usage_hourly_rollup_state AS s
+    (id, last_run_started_at, last_run_finished_at, last_error)
+VALUES (1, :started, clock_timestamp(), :error)
+ON CONFLICT (id) DO UPDATE SET
+    last_run_started_at = EXCLUDED.last_run_started_at,
+    last_run_finished_at = EXCLUDED.last_run_finished_at,
+    last_error = EXCLUDED.last_error
+WHERE (s.last_run_finished_at BETWEEN EXCLUDED.last_run_started_at AND clock_timestamp()) IS NOT TRUE
+"""
+
+# By how much the watermark trails the newest event that has happened. Not the function of the
+# product's releases, which measures the time since the last run.
+_LAG = """
+SELECT COALESCE((
+    SELECT GREATEST(0, EXTRACT(EPOCH FROM
+        LEAST(clock_timestamp(), e.latest) - GREATEST(s.watermark_at, 'epoch')))
+    FROM public.task_usage_hourly_rollup_state s
+    CROSS JOIN (SELECT GREATEST(
+        (SELECT MAX(updated_at) FROM public.task_usage),
+        (SELECT MAX(created_at) FROM public.task_usage WHERE updated_at IS NULL))) AS e (latest)
+    WHERE s.id = 1 AND s.watermark_at < 'infinity' AND e.latest > '-infinity'), 0)::float8
+"""

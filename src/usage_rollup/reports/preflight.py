@@ -1,0 +1,267 @@
+"""Tell what `alembic upgrade head` would do to a database, without doing any of it.
+
+What it costs: one snapshot, and ACCESS SHARE on what it reads. Usage is read once by a sequential scan, for
+oddities, and once by the index of created_at, for the months to roll up; where the legacy rollups hold rows,
+once more, joined to its tasks, to compare. A million rows took 1.5 s, and 5 s more for the comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from .. import revisions
+from ..contract import PIPELINE
+from ..errors import AdoptionRefused, UsageRollupError, explain
+from ..hourly import lent, walk
+from ..runner import adoption, ledger, step
+from ..session import advisory_lock, blockers, options, suitability
+from . import estimate, forecast_103, odd_usage
+
+T = TypeVar("T")
+
+# Forbidden, read-only, a standby, locked by somebody, or not as the product makes it: noted, never fatal.
+_UNSEEN = {"42501", "25006", "0A000", "55P03", "42P01", "42703", "42883"}
+
+
+@dataclass(frozen=True)
+class Server:
+    """Server and database as this role sees them; the owner of task_usage is whom the upgrade acts for."""
+
+    version: str
+    database: str
+    role: str
+    owner: str | None
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """A revision that is still to be applied, and the tables it locks, by lock mode."""
+
+    name: str
+    locks: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the database stands: its shape in words, our revision, why it is adopted, what is pending."""
+
+    shape: str
+    revision: str | None
+    adoption: str | None
+    pending: list[Step]
+
+
+@dataclass
+class Preflight:
+    """The answer: reasons for refusal, then facts. None is what was not asked, or not seen."""
+
+    refusals: list[str] = field(default_factory=list)
+    not_seen: list[str] = field(default_factory=list)
+    in_the_way: list[str] = field(default_factory=list)
+    server: Server | None = None
+    place: Place | None = None
+    guard: forecast_103.Guard | None = None
+    backfill: estimate.Estimate | None = None
+    legacy: forecast_103.Legacy | None = None
+    oddities: list[odd_usage.Oddity] = field(default_factory=list)
+
+    @property
+    def goes_through(self) -> bool:
+        """Say whether the upgrade would go through; what could not be seen counts against it."""
+        return not self.refusals and not self.not_seen
+
+    def is_pending(self, *revisions: str) -> bool:
+        """Say whether one of `revisions` is still to be applied."""
+        return self.place is not None and any(step.name[:3] in revisions for step in self.place.pending)
+
+
+def preflight(connection: sa.Connection) -> Preflight:
+    """Collect every refusal and every fact in one REPEATABLE READ READ ONLY transaction.
+
+    Entered and left outside a transaction, on a session of its own, which keeps that isolation, the
+    temporary functions of lent.py and the environment's options. Takes no advisory lock and waits at most
+    half a second for a table. Raises ConfigurationError for an option there is not.
+    """
+    look = _Look(connection)
+    options.apply(connection, {})
+    look.ask("the server", lambda: suitability.require_suitable(connection), None)
+    connection.rollback()
+    look.schema = look.ask("usage", lambda: lent.schema(connection), "")
+    connection.rollback()
+    look.around()
+    return look.found
+
+
+class _Look:
+    """One look at a database: each question in a savepoint, so that a refused one is noted and no more."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self.connection = connection
+        self.found = Preflight()
+        self.schema = ""
+
+    def around(self) -> None:
+        """Ask everything: what is quick first, because it is about this moment."""
+        found, connection = self.found, self.connection
+        connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        with connection.begin():
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '500ms'")
+            found.server = self.ask("the server", self.server, None)
+            found.place = self.ask("ledger and catalog", self.place, None)
+            found.in_the_way = self.ask("locks", self.in_the_way, [])
+            if found.server and not found.server.owner and found.is_pending("103"):
+                found.guard = forecast_103.Guard(forecast_103.NO_USAGE, None, None, False, False, False, [])
+            elif found.server and found.server.owner and found.place and self.schema:
+                self.usage()
+        if found.guard and found.guard.held_back:
+            found.refusals.append(
+                "the watermark cannot follow usage to within an hour; it is held back by"
+                f" {walk.oldest_transactions(connection)}"
+                "\nHINT: end them (COMMIT PREPARED, ROLLBACK PREPARED); where their start is not visible,"
+                " GRANT pg_read_all_stats to the migrating role"
+            )
+
+    def ask(self, what: str, question: Callable[[], T], otherwise: T) -> T:
+        """Return the answer, or note a refusal, or that it cannot be seen, and return `otherwise`."""
+        try:
+            if not self.connection.in_transaction():
+                return question()
+            with self.connection.begin_nested():
+                return question()
+        except UsageRollupError as error:
+            self.found.refusals.append(str(error))
+        except DBAPIError as error:
+            if not isinstance(error.orig, psycopg.Error) or error.orig.sqlstate not in _UNSEEN:
+                raise
+            self.found.not_seen.append(f"{what}: {explain(error.orig).splitlines()[0]}")
+        return otherwise
+
+    def server(self) -> Server:
+        return Server(**self.connection.execute(sa.text(_SERVER)).mappings().one())
+
+    def place(self) -> Place:
+        """Read ledger and catalog as the upgrade does."""
+        read = adoption.read(self.connection)
+        if read.current is not None and read.current not in adoption.STEMS:
+            raise AdoptionRefused(
+                f"alembic_version holds {read.current}, which is no revision of this chain",
+                hint="point DATABASE_URL at the product's database",
+            )
+        adopted = adoption.decide(read)
+        start = adopted.revision if adopted else read.current
+        scripts = [revisions.scripts().get_revision(r) for r in adoption.STEMS if start is None or r > start]
+        pending = [Step(ledger.stem_of(script), dict(script.module.LOCK)) for script in scripts]
+        return Place(_shape(read, adopted), read.current, adopted.reason if adopted else None, pending)
+
+    def in_the_way(self) -> list[str]:
+        """Name who holds what a pending step needs; refuse for what would outlast the step's patience."""
+        steps_pending = self.found.place.pending if self.found.place else []
+        wanted = [(t, mode) for step in steps_pending for mode, tables in step.locks.items() for t in tables]
+        keys = [advisory_lock.MIGRATION_RUN]
+        if self.found.is_pending("103"):
+            keys.append(advisory_lock.HOURLY_ROLLUP)
+        waited_for = []
+        patience_s = options.read_seconds(self.connection, "lock-timeout", step.LOCK_DEADLINE_S)
+        parameters = {
+            "tables": [table for table, _ in wanted],
+            "modes": [mode for _, mode in wanted],
+            "keys": keys,
+            "names": [f"advisory lock {key} ({advisory_lock.NAMES[key]})" for key in keys],
+            "patience_s": patience_s,
+        }
+        for holder in self.connection.execute(sa.text(_HOLDERS), parameters).all():
+            who = blockers.describe(self.connection, [(holder.pid, holder.virtualtransaction)])
+            if holder.in_vain:
+                self.found.refusals.append(
+                    f"{holder.what} would not be free within {patience_s:.0f} s: held by {who}"
+                    f"\nHINT: {blockers.END_THEM}"
+                )
+            else:
+                waited_for.append(f"{holder.what}: {who}")
+        return waited_for
+
+    def usage(self) -> None:
+        """Ask about usage: what the guard would say, what would be rolled up, what would be lost."""
+        found, connection, schema = self.found, self.connection, self.schema
+        drops, has_schema = found.is_pending("103"), not found.is_pending("101")
+        found.guard = guard = self.ask(
+            "the guard of 103",
+            lambda: forecast_103.guard(connection, schema, drops=drops, has_schema=has_schema),
+            None,
+        )
+        found.oddities = self.ask("oddities in raw usage", lambda: odd_usage.find(connection), [])
+        if guard and guard.walks:
+            has_state, resumes = guard.watermark is not None, guard.resumes
+            found.backfill = self.ask(
+                "the history to roll up",
+                lambda: estimate.estimate(connection, schema, has_state=has_state, unfinished=resumes),
+                None,
+            )
+        if drops:
+            found.legacy = self.ask(
+                "the legacy rollups", lambda: forecast_103.legacy(connection, schema), None
+            )
+        for asked in (guard, found.legacy):
+            found.refusals.extend(asked.refusals if asked else [])
+
+
+def _shape(read: adoption.Found, adopted: adoption.Adoption | None) -> str:
+    """Say in words what kind of database this is."""
+    if read.current == max(adoption.STEMS):
+        return "migrated by this runner to its newest revision"
+    if read.current is not None:
+        since = ", and since then by the product's own runner" if adopted else ""
+        return f"migrated by this runner to {adoption.STEMS[read.current]}{since}"
+    if adopted is None:
+        return "empty"
+    if adopted.revision == "097":
+        return "v0.3.4, as the product's own runner left it"
+    if adopted.revision == "104":
+        return "v0.3.5 or later, migrated by the product's own runner"
+    if adopted.revision == "101" and PIPELINE in read.objects:
+        return (
+            "stuck before 103: the product's own runner got as far as 102, whose functions this one replaces"
+        )
+    return f"migrated by the product's own runner to {adoption.STEMS[adopted.revision]}"
+
+
+_SERVER = """
+SELECT current_setting('server_version') AS version, current_database() AS database, current_user AS role,
+    (SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = to_regclass('public.task_usage')) AS owner,
+    pg_database_size(current_database()) AS bytes
+"""
+
+# An ACCESS EXCLUSIVE lock waits for everybody, a SHARE ROW EXCLUSIVE one not for readers. A prepared
+# transaction has no session that could end; one that is older than a step's patience may not end either.
+# Databases cloned from one template number their tables alike, hence the comparison of databases.
+_HOLDERS = """
+WITH here AS (SELECT oid FROM pg_database WHERE datname = current_database())
+SELECT h.pid, h.virtualtransaction, string_agg(DISTINCT h.what, ', ' ORDER BY h.what) AS what,
+    bool_or(h.in_vain) AS in_vain
+FROM (
+    SELECT l.pid, l.virtualtransaction, t.name AS what, l.pid IS NULL
+        OR COALESCE(s.xact_start < clock_timestamp() - make_interval(secs => :patience_s), false) AS in_vain
+    FROM here d
+    CROSS JOIN unnest(CAST(:tables AS text[]), CAST(:modes AS text[])) AS t (name, mode)
+    JOIN pg_locks l ON l.relation = to_regclass(format('public.%I', t.name)) AND l.database = d.oid
+    LEFT JOIN pg_stat_activity s ON s.pid = l.pid
+    WHERE l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+        AND (t.mode = 'ACCESS EXCLUSIVE' OR l.mode NOT IN ('AccessShareLock', 'RowShareLock'))
+    UNION ALL
+    SELECT l.pid, l.virtualtransaction, k.name, false
+    FROM here d
+    CROSS JOIN unnest(CAST(:keys AS bigint[]), CAST(:names AS text[])) AS k (key, name)
+    JOIN pg_locks l ON l.locktype = 'advisory' AND l.objsubid = 1
+        AND (l.classid::bigint << 32 | l.objid::bigint) = k.key
+        AND l.database = d.oid
+    WHERE l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+) AS h
+GROUP BY 1, 2 ORDER BY 3
+"""

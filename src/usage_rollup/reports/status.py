@@ -1,0 +1,179 @@
+"""Report where a database stands and how its hourly rollup does; `verify` is what judges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from ..hourly import lent, ticking
+from ..runner import ledger
+from ..session import advisory_lock
+from . import covered_days
+
+OURS = "ours"
+PRODUCTS = "the product's"
+
+# In place of a watermark whose row was deleted by hand.
+NO_ROW = "missing"
+
+# The contract's tables of 101, which lag and coverage are read from.
+ROLLUP = frozenset({"task_usage_hourly", "task_usage_hourly_dirty", "task_usage_hourly_rollup_state"})
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Invalidations that wait to be drained from one table, and when the oldest was queued."""
+
+    table: str
+    rows: int
+    oldest: str | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the state row tells of the last run."""
+
+    started_at: str | None
+    finished_at: str | None
+    rows: int
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A backfill that is under way, or was interrupted."""
+
+    slices: int
+    walked: int
+    rows_left: int
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Hours before `before_hour`, which a partial backfill left out on purpose."""
+
+    before_hour: str
+    acknowledged_at: str | None
+    acknowledged_by: str | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """What one snapshot shows: times are UTC, as text; None stands for what this database has not got."""
+
+    revision: str | None
+    ledger_rows: int | None
+    newest_stem: str | None
+    pipeline: str | None
+    ticked_by: str | None
+    watermark: str | None
+    watermark_in_future: bool
+    lag_seconds: float | None
+    queues: list[Queue]
+    last_run: Run | None
+    lock_holders: str | None
+    backfill: Unfinished | None
+    set_aside: int | None
+    undated: int | None
+    left_out: LeftOut | None
+    coverage: list[covered_days.Day] | None
+
+
+def status(connection: sa.Connection) -> Status:
+    """Read everything in one REPEATABLE READ, READ ONLY snapshot, at any revision and any release.
+
+    Entered and left outside a transaction. Takes no lock that a server could notice. Where functions
+    of 102 are missing they are lent to this session first. Raises AdoptionRefused when
+    schema_migrations is not the product's ledger.
+    """
+    tables = frozenset(connection.scalars(sa.text(_TABLES)))
+    connection.commit()
+    has_usage = "task_usage" in tables
+    schema = lent.schema(connection) if has_usage else ""
+
+    def row(table: str, statement: str) -> dict[str, Any]:
+        found = connection.execute(sa.text(statement)).mappings().first() if table in tables else None
+        return dict(found or {})
+
+    def value(present: bool, statement: str, **parameters: Any) -> Any:
+        text = sa.text(statement.format(schema=schema))
+        return connection.scalar(text, parameters) if present else None
+
+    with connection.begin():
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        stems = ledger.read(connection)
+        state = row("task_usage_hourly_rollup_state", _STATE)
+        backfill = row("task_usage_hourly_backfill", _BACKFILL)
+        left_out = row("task_usage_hourly_left_out", _LEFT_OUT)
+        has_rollup = has_usage and tables >= ROLLUP
+        locked = advisory_lock.is_held(connection, advisory_lock.HOURLY_ROLLUP)
+        return Status(
+            revision=value("alembic_version" in tables, _REVISION),
+            ledger_rows=None if stems is None else len(stems),
+            newest_stem=max(stems or (), default=None),
+            pipeline=value(True, _PIPELINE, ours=OURS, products=PRODUCTS),
+            ticked_by=ticking.find(connection),
+            watermark=state.get("watermark", NO_ROW if has_rollup else None),
+            watermark_in_future=state.get("in_future", False),
+            lag_seconds=value(has_rollup, "SELECT {schema}.task_usage_hourly_rollup_lag_seconds()"),
+            queues=[
+                Queue(table=table, **row(table, _QUEUE.format(table=table)))
+                for table in ("task_usage_hourly_invalidation", "task_usage_hourly_dirty")
+                if table in tables
+            ],
+            last_run=Run(**{name: state[name] for name in _RUN}) if state else None,
+            lock_holders=advisory_lock.describe_holders(connection, advisory_lock.HOURLY_ROLLUP)
+            if locked
+            else None,
+            backfill=Unfinished(**backfill) if backfill.get("slices") else None,
+            set_aside=value(
+                "task_usage_hourly_set_aside" in tables,
+                "SELECT count(*) FROM public.task_usage_hourly_set_aside",
+            ),
+            undated=value(has_usage, "SELECT count(*) FROM {schema}.task_usage_hourly_undated()"),
+            left_out=LeftOut(**left_out) if left_out else None,
+            coverage=covered_days.read(connection, schema, left_out.get("before_hour"))
+            if has_rollup
+            else None,
+        )
+
+
+_TABLES = """
+SELECT relname FROM pg_catalog.pg_class
+WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+"""
+
+_REVISION = "SELECT max(version_num) FROM public.alembic_version"
+
+# As text, because an infinite time is no Python datetime.
+_STATE = """
+SELECT date_trunc('second', watermark_at)::text AS watermark, watermark_at > clock_timestamp() AS in_future,
+    date_trunc('second', last_run_started_at)::text AS started_at,
+    date_trunc('second', last_run_finished_at)::text AS finished_at,
+    last_run_rows AS rows, last_error AS error
+FROM public.task_usage_hourly_rollup_state WHERE id = 1
+"""
+
+_RUN = ("started_at", "finished_at", "rows", "error")
+
+_QUEUE = "SELECT count(*) AS rows, date_trunc('second', min(enqueued_at))::text AS oldest FROM public.{table}"
+
+_BACKFILL = """
+SELECT count(*) AS slices, count(walked_at) AS walked,
+    COALESCE(SUM(usage_rows) FILTER (WHERE walked_at IS NULL), 0)::bigint AS rows_left
+FROM public.task_usage_hourly_backfill
+"""
+
+_LEFT_OUT = """
+SELECT before_hour::text, date_trunc('second', acknowledged_at)::text AS acknowledged_at, acknowledged_by
+FROM public.task_usage_hourly_left_out
+"""
+
+# Only our window drains a queue of its own.
+_PIPELINE = """
+SELECT CASE WHEN prosrc LIKE '%rollup_task_usage_hourly_drain%' THEN CAST(:ours AS text) ELSE :products END
+FROM pg_catalog.pg_proc
+WHERE oid = to_regprocedure('public.rollup_task_usage_hourly_window(timestamptz,timestamptz)')
+"""

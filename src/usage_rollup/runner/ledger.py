@@ -1,0 +1,77 @@
+"""The product's own ledger, schema_migrations: which steps it believes are done.
+
+The product's runner compares file stems, never numbers, and a server is ready only when every stem
+it knows is there. So each step of ours writes its stem in the transaction of the step itself. A
+database that never had a ledger gets none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic.runtime.migration import MigrationContext, MigrationInfo
+from alembic.script import Script
+
+from ..errors import AdoptionRefused
+
+
+def stem_of(script: Script) -> str:
+    """Return the ledger stem of a revision: the name of its file."""
+    return Path(script.path).stem
+
+
+def read(connection: sa.Connection) -> frozenset[str] | None:
+    """Return the stems in public.schema_migrations, None where there is no such table.
+
+    Raises AdoptionRefused for a table of that name which another tool made.
+    """
+    if connection.scalar(sa.text("SELECT to_regclass('public.schema_migrations') IS NULL")):
+        return None
+    if not connection.scalar(
+        sa.text(
+            "SELECT EXISTS (SELECT FROM pg_attribute WHERE attname = 'version' AND atttypid = 'text'::regtype"
+            " AND attrelid = to_regclass('public.schema_migrations'))"
+        )
+    ):
+        raise AdoptionRefused(
+            "schema_migrations is not the product's ledger: it has no column version of type text",
+            hint="point DATABASE_URL at the product's database",
+        )
+    return frozenset(connection.scalars(sa.text("SELECT version FROM public.schema_migrations")))
+
+
+def add(connection: sa.Connection, stems: Iterable[str]) -> None:
+    """Write those `stems` that are missing, in the caller's transaction; the ledger must exist."""
+    connection.execute(
+        sa.text(
+            "INSERT INTO public.schema_migrations (version) SELECT unnest(CAST(:stems AS text[]))"
+            " ON CONFLICT (version) DO NOTHING"
+        ),
+        {"stems": list(stems)},
+    )
+
+
+def record_step(ctx: MigrationContext, step: MigrationInfo, heads: object, run_args: object) -> None:
+    """Follow a step in the ledger, where there is one, in the step's own transaction.
+
+    Alembic's on_version_apply callback: runs after the step's SQL and after alembic_version was
+    written, before the commit. Stamps are left out: they say nothing about what was done.
+    """
+    if step.is_stamp:
+        return
+    assert isinstance(step.up_revision, Script)
+    stem = stem_of(step.up_revision)
+    change = (
+        f"INSERT INTO public.schema_migrations (version) VALUES ('{stem}') ON CONFLICT (version) DO NOTHING"
+        if step.is_upgrade
+        else f"DELETE FROM public.schema_migrations WHERE version = '{stem}'"
+    )
+    # One statement, online and in a script, that does nothing where there is no ledger.
+    ctx.execute(
+        sa.text(
+            "DO $$ BEGIN IF to_regclass('public.schema_migrations') IS NOT NULL THEN"
+            f" {change}; END IF; END $$"
+        )
+    )

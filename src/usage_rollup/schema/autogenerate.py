@@ -1,0 +1,60 @@
+"""What `alembic check` compares: our tables, and the product's as far as this project relies on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import sqlalchemy as sa
+
+from ..contract import HOURLY, LEGACY
+from . import later_releases
+from .metadata import METADATA, OWNED
+from .product_metadata import PRODUCTS
+
+# The tables of our 102, which the product's own has not got.
+PRIVATE = OWNED - HOURLY.columns.keys()
+
+
+def options(connection: sa.Connection) -> dict[str, Any]:
+    """Return the arguments of context.configure() that autogenerate needs; reads nothing by itself.
+
+    The filters read the ledger when autogenerate first asks them, in its own transaction.
+    """
+
+    @cache
+    def standing() -> later_releases.Standing:
+        return later_releases.find(connection)
+
+    def include_object(item: Any, name: str | None, kind: str, reflected: bool, other: object) -> bool:
+        table = name if kind == "table" else item.table.name
+        only_here = reflected and other is None
+        if table in PRODUCTS:
+            # What 104 dropped is not one of the product's further columns.
+            return not standing().beyond and (not only_here or (table, name) == ("agent_runtime", "timezone"))
+        if only_here and kind == "column" and name in later_releases.COST_COLUMNS:
+            return not standing().records("213")
+        if name in PRIVATE and not reflected and other is None:
+            return not standing().products_pipeline
+        return True
+
+    return {
+        "target_metadata": METADATA,
+        "include_name": _include_name,
+        "include_object": include_object,
+        "compare_server_default": True,
+        # Comments are the check command's: those of the product's tables are its own.
+        "autogenerate_plugins": [
+            "alembic.autogenerate.*",
+            "~alembic.autogenerate.comments",
+            "alembic.ext.checkconstraint_byname",
+        ],
+    }
+
+
+def _include_name(name: str | None, kind: str, parents: Mapping[Any, Any]) -> bool:
+    """Leave the product's other tables alone, unread."""
+    if kind != "table" or name is None:
+        return True
+    return name in METADATA.tables or name in LEGACY.columns or name.startswith("task_usage_hourly")

@@ -1,0 +1,327 @@
+"""103's guard, met by an operator who runs the SQL by hand: no hook before it, no proof."""
+
+from __future__ import annotations
+
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from tests.conftest import ROOT, Database
+from tests.support.product import event, small_world, wait_until
+from usage_rollup.errors import LockBusy
+from usage_rollup.hourly import backfill
+from usage_rollup.runner import step
+
+SQL = (ROOT / "alembic" / "versions" / "103_drop_legacy_daily_rollups.up.sql").read_bytes()
+
+LEGACY_TABLES = [
+    "task_usage_daily",
+    "task_usage_daily_dirty",
+    "task_usage_rollup_state",
+    "task_usage_dashboard_daily",
+    "task_usage_dashboard_dirty",
+    "task_usage_dashboard_rollup_state",
+]
+
+LOCKED_TABLES = ["agent_task_queue", "issue", "task_usage", *LEGACY_TABLES]
+
+
+def drop_by_hand(database: Database) -> None:
+    """Run 103's SQL in one transaction of a session that proved nothing."""
+    # Settings an operator's psql may bring along.
+    with psycopg.connect(database.url, options="-c TimeZone=Asia/Kathmandu -c DateStyle=German") as session:
+        session.execute(SQL)
+
+
+def refusal(database: Database) -> psycopg.errors.Diagnostic:
+    """Run 103's SQL, which must refuse and change nothing; return the report."""
+    before = database.catalog()
+    with pytest.raises(psycopg.Error) as caught:
+        drop_by_hand(database)
+    report = caught.value.diag
+    assert report.message_primary is not None
+    assert report.message_primary.startswith("refusing to drop legacy daily rollups: "), caught.value
+    assert report.message_detail
+    assert report.message_hint
+    assert database.catalog() == before
+    return report
+
+
+def legacy_tables(database: Database) -> int:
+    """Return how many of the legacy tables are there."""
+    count: int = database.value(
+        "SELECT count(*) FROM pg_tables WHERE schemaname = 'public' AND tablename = ANY (%s)",
+        LEGACY_TABLES,
+    )
+    return count
+
+
+@pytest.fixture
+def used(at_102: Database) -> Database:
+    """Return a database at 102 with usage that nothing has rolled up."""
+    world = small_world(at_102.url)
+    event(at_102.url, world, "2025-01-10 10:20+00")
+    event(at_102.url, world, "2025-03-11 23:59:59+00", None, agent=1, issue=2)
+    event(at_102.url, world, agent=2, issue=3)
+    return at_102
+
+
+@pytest.fixture
+def rolled_up(used: Database) -> Database:
+    """Return a database at 102 whose usage is rolled up and proven, in a session that has ended."""
+    with used.migration_connection() as connection:
+        backfill.backfill_before_103(connection)
+    return used
+
+
+def test_guard_passes_when_the_rollup_is_right(rolled_up: Database) -> None:
+    drop_by_hand(rolled_up)
+    assert legacy_tables(rolled_up) == 0
+
+
+def test_guard_passes_when_there_is_no_usage(at_102: Database) -> None:
+    drop_by_hand(at_102)
+    assert legacy_tables(at_102) == 0
+
+
+def test_guard_passes_without_usage_and_without_a_state_row(at_102: Database) -> None:
+    at_102.execute("DELETE FROM task_usage_hourly_rollup_state")
+    drop_by_hand(at_102)
+    assert legacy_tables(at_102) == 0
+
+
+def test_guard_passes_without_usage_and_without_a_state_table(at_102: Database) -> None:
+    at_102.execute("DROP TABLE task_usage_hourly_rollup_state")
+    drop_by_hand(at_102)
+    assert legacy_tables(at_102) == 0
+
+
+def test_guard_refuses_when_nothing_is_rolled_up_and_the_upgrade_heals_it(used: Database) -> None:
+    report = refusal(used)
+    assert "trails usage by more than one hour" in str(report.message_primary)
+    assert "1970-01-01" in str(report.message_detail) or "01.01.1970" in str(report.message_detail)
+    assert "alembic upgrade head" in str(report.message_hint)
+    used.upgrade()
+    assert legacy_tables(used) == 0
+
+
+def test_guard_refuses_when_watermark_is_stale(rolled_up: Database) -> None:
+    rolled_up.execute(
+        "UPDATE task_usage_hourly_rollup_state SET watermark_at = now() - interval '61 minutes'"
+    )
+    assert "trails usage by more than one hour" in str(refusal(rolled_up).message_primary)
+    # An hour and not a minute less: the limit is the contract's.
+    rolled_up.execute(
+        "UPDATE task_usage_hourly_rollup_state SET watermark_at = now() - interval '59 minutes'"
+    )
+    drop_by_hand(rolled_up)
+    assert legacy_tables(rolled_up) == 0
+
+
+def test_guard_refuses_when_the_state_row_is_missing(rolled_up: Database) -> None:
+    rolled_up.execute("DELETE FROM task_usage_hourly_rollup_state")
+    assert "state row of the hourly rollup is missing" in str(refusal(rolled_up).message_primary)
+    rolled_up.upgrade()
+    assert legacy_tables(rolled_up) == 0
+
+
+def test_guard_refuses_when_the_watermark_lies_in_the_future(rolled_up: Database) -> None:
+    rolled_up.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = now() + interval '1 minute'")
+    report = refusal(rolled_up)
+    assert "lies in the future" in str(report.message_primary)
+
+    # The hook refuses as well; what the hint says to type mends it.
+    rolled_up.refused()
+    command, _, rest = str(report.message_hint).partition(";")
+    assert "alembic upgrade head" in rest
+    rolled_up.execute(command)
+    rolled_up.upgrade()
+    assert legacy_tables(rolled_up) == 0
+
+
+def test_guard_refuses_a_fresh_watermark_over_an_empty_rollup(used: Database) -> None:
+    used.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = now()")
+    # Rows inserted with another timestamp than now() are queued: what is queued is not lost.
+    used.execute("TRUNCATE task_usage_hourly_invalidation")
+    report = refusal(used)
+    assert "does not match raw usage" in str(report.message_primary)
+    assert "Hours that differ: 3" in str(report.message_detail)
+    used.upgrade()
+    assert legacy_tables(used) == 0
+
+
+def test_guard_refuses_when_one_bucket_is_wrong(rolled_up: Database) -> None:
+    rolled_up.execute(
+        "UPDATE task_usage_hourly SET cache_write_tokens = cache_write_tokens + 1"
+        " WHERE bucket_hour = '2025-01-10 10:00+00'"
+    )
+    report = refusal(rolled_up)
+    assert "does not match raw usage" in str(report.message_primary)
+    assert "Hours that differ: 1" in str(report.message_detail)
+    rolled_up.upgrade()
+    assert legacy_tables(rolled_up) == 0
+
+
+def test_guard_refuses_when_a_bucket_is_left_without_raw_rows(rolled_up: Database) -> None:
+    rolled_up.execute(
+        "INSERT INTO task_usage_hourly (bucket_hour, workspace_id, runtime_id, agent_id, provider, model)"
+        " VALUES ('2024-02-29 00:00+00', gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), '', '')"
+    )
+    assert "Hours that differ: 1" in str(refusal(rolled_up).message_detail)
+    rolled_up.upgrade()
+    assert legacy_tables(rolled_up) == 0
+
+
+def test_guard_refuses_while_another_session_writes_the_rollup(rolled_up: Database) -> None:
+    with psycopg.connect(rolled_up.url, autocommit=True) as writer:
+        writer.execute("SELECT pg_advisory_lock(4246)")
+        assert "another session is writing" in str(refusal(rolled_up).message_primary)
+    wait_until(
+        lambda: rolled_up.value("SELECT count(*) = 0 FROM pg_locks WHERE locktype = 'advisory'"),
+        "the writer's session has ended",
+    )
+    drop_by_hand(rolled_up)
+    assert legacy_tables(rolled_up) == 0
+
+
+def test_guard_refuses_when_the_pipeline_is_not_installed(rolled_up: Database) -> None:
+    rolled_up.execute("DROP FUNCTION task_usage_hourly_differences")
+    report = refusal(rolled_up)
+    assert "the hourly pipeline is not installed" in str(report.message_primary)
+    assert "alembic downgrade 100" in str(report.message_hint)
+
+
+def test_database_without_the_state_table_is_told_what_mends_it(rolled_up: Database) -> None:
+    rolled_up.execute("DROP TABLE task_usage_hourly_rollup_state")
+    assert "task_usage_hourly_rollup_state" in str(refusal(rolled_up).message_detail)
+    # As typed in the runner's container, whose database has a ledger.
+    assert "`alembic downgrade 100`" in rolled_up.refused()
+    assert rolled_up.alembic("downgrade", "100").returncode == 0
+    rolled_up.upgrade()
+    assert legacy_tables(rolled_up) == 0
+
+
+@pytest.mark.parametrize(
+    ("created_at", "updated_at"),
+    [
+        ("2125-01-01 00:00+00", "2125-01-01 00:00+00"),
+        ("2025-02-01 00:00+00", "2125-01-01 00:00+00"),
+        ("2125-01-01 00:00+00", None),
+        ("2025-02-01 00:00+00", "infinity"),
+        ("infinity", "infinity"),
+        ("infinity", None),
+        ("2025-02-01 00:00+00", "-infinity"),
+        ("-infinity", None),
+    ],
+)
+def test_guard_is_not_held_for_ever_by_a_row_with_an_absurd_date(
+    used: Database, created_at: str, updated_at: str | None
+) -> None:
+    with used.connect(autocommit=True) as connection:
+        event(connection, small_world(connection), created_at, updated_at)
+    with used.migration_connection() as connection:
+        backfill.backfill_before_103(connection)
+    # What the comparison of the first release would say, for dates in the future.
+    trailing = used.value(
+        "SELECT max(COALESCE(updated_at, created_at)) > watermark_at + interval '1 hour'"
+        " FROM task_usage, task_usage_hourly_rollup_state GROUP BY watermark_at"
+    )
+    assert trailing == ((updated_at or created_at) in {"infinity", "2125-01-01 00:00+00"})
+    drop_by_hand(used)
+    assert legacy_tables(used) == 0
+    # What was dropped by hand stops nobody.
+    used.upgrade()
+
+
+def test_guard_passes_when_nothing_is_left_to_drop(used: Database) -> None:
+    refusal(used)
+    for table in LEGACY_TABLES:
+        used.execute(f"DROP TABLE {table}")
+    used.execute("DELETE FROM task_usage_hourly_rollup_state")
+    drop_by_hand(used)
+    assert used.value("SELECT to_regproc('public.rollup_task_usage_daily') IS NULL")
+    used.execute("INSERT INTO task_usage_hourly_rollup_state (id) VALUES (1)")
+
+
+def waits_for_legacy_table(database: Database) -> bool:
+    """Tell whether a session is waiting to drop a legacy table."""
+    waits: bool = database.value(
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'"
+        " AND relation = 'public.task_usage_daily'::regclass)"
+    )
+    return waits
+
+
+def test_103_gives_way_to_a_reader_and_live_queries_go_on(rolled_up: Database) -> None:
+    reader = rolled_up.connect(application_name="a long report")
+    reader.execute("SELECT count(*) FROM task_usage_daily")
+    live = rolled_up.connect(autocommit=True, options="-c lock_timeout=20s")
+
+    # The trap: the same SQL without the runner's way of locking makes every later query queue.
+    with ThreadPoolExecutor(1) as pool, rolled_up.connect() as naive:
+        naive.execute("LOCK TABLE task_usage IN ACCESS EXCLUSIVE MODE")
+        dropping = pool.submit(naive.execute, SQL.decode())
+        wait_until(lambda: waits_for_legacy_table(rolled_up), "the naive drop waits for the reader")
+        with (
+            rolled_up.connect(autocommit=True, options="-c lock_timeout=50ms") as impatient,
+            pytest.raises(errors.LockNotAvailable),
+        ):
+            impatient.execute("SELECT count(*) FROM task_usage")
+        naive.cancel()
+        with pytest.raises(errors.QueryCanceled):
+            dropping.result()
+
+    migration = rolled_up.spawn("alembic", "upgrade", "head")
+    for _ in range(2):
+        wait_until(lambda: waits_for_legacy_table(rolled_up), "103 asks for its locks")
+        live.execute("SELECT count(*) FROM task_usage")
+    assert migration.poll() is None
+    reader.rollback()
+    printed, _ = migration.communicate(timeout=60)
+    assert migration.returncode == 0, printed
+    assert legacy_tables(rolled_up) == 0
+
+
+def exclusive_locks(database: Database) -> int:
+    locks: int = database.value("SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock'")
+    return locks
+
+
+def test_103_names_the_reader_it_could_not_get_past(
+    at_102: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "LOCK_DEADLINE_S", 0.2)
+    reader = at_102.connect(application_name="a long report")
+    reader.execute("SELECT count(*) FROM task_usage_dashboard_daily")
+    with at_102.migration_connection() as connection:
+        with pytest.raises(LockBusy) as caught:
+            step.lock_tables(connection, {"ACCESS EXCLUSIVE": LOCKED_TABLES})
+        message = str(caught.value)
+        assert f"pid {reader.info.backend_pid} (postgres, a long report, idle in transaction" in message
+        assert "pg_terminate_backend" in message
+        assert exclusive_locks(at_102) == 0
+
+        reader.rollback()
+        step.lock_tables(connection, {"ACCESS EXCLUSIVE": LOCKED_TABLES})
+        assert exclusive_locks(at_102) == len(LOCKED_TABLES)
+
+
+def test_103_names_a_prepared_transaction_it_could_not_get_past(
+    at_102: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "LOCK_DEADLINE_S", 0.2)
+    gid = f"forgotten {uuid.uuid4()}"
+    session = at_102.connect(autocommit=True)
+    session.execute("BEGIN")
+    session.execute("LOCK TABLE issue IN ROW EXCLUSIVE MODE")
+    session.execute("CREATE TABLE prepared_here ()")
+    session.execute(f"PREPARE TRANSACTION '{gid}'")
+    try:
+        with at_102.migration_connection() as connection, pytest.raises(LockBusy) as caught:
+            step.lock_tables(connection, {"ACCESS EXCLUSIVE": LOCKED_TABLES})
+    finally:
+        at_102.execute(f"ROLLBACK PREPARED '{gid}'")
+    assert gid in str(caught.value)

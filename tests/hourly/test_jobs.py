@@ -1,0 +1,545 @@
+"""Several sessions walk the history at once: the same end, whoever waits, writes, dies or is killed."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from hashlib import md5
+from random import Random
+from subprocess import Popen
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.conftest import Database
+from tests.hourly.test_backfill_hook import without_margin
+from tests.stories.test_crash_safety import (
+    BOUNDARIES,
+    ORPHAN_HOUR,
+    Boundary,
+    final_state,
+    stopped_at,
+    versions,
+    waits_at,
+)
+from tests.support.oracle import differing_hours
+from tests.support.product import event, project, small_world, upsert_usage, wait_until
+from tests.support.server import Server, start_server
+from tests.support.v034 import build_v034
+from tests.support.walks import advisory_locks, blocked_at, committed_months, runners, slices
+from usage_rollup.session import advisory_lock
+
+MONTHS = [datetime(2025, month, 1, tzinfo=UTC) for month in range(1, 7)]
+JANUARY, FEBRUARY, APRIL = MONTHS[0], MONTHS[1], MONTHS[3]
+
+# Fits the index of task_usage, not the key of the hourly table.
+LONG_MODEL = "".join(md5(str(n).encode()).hexdigest() for n in range(82))
+
+# Sessions of the run that wait, each with the moment's statement.
+BLOCKED = (
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+    " AND application_name = 'usage-rollup' AND wait_event_type = 'Lock' ORDER BY 1"
+)
+
+# The run's leader is the session that also holds the lock of migration runs.
+HOLDERS = (
+    "SELECT l.mode, count(*)::int, count(DISTINCT l.pid)::int, count(*) FILTER (WHERE l.pid IN ("
+    " SELECT r.pid FROM pg_locks r WHERE r.locktype = 'advisory' AND r.granted"
+    " AND (r.classid::bigint << 32 | r.objid::bigint) = 7244554146635925501))::int"
+    " FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = 0 AND l.objid = 4246 AND l.granted"
+    " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    " GROUP BY l.mode"
+)
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Server]:
+    """Return a server that may crash or be full: its `template` has a history of six months, at 102."""
+    with start_server({"max_connections": "40"}) as server:
+        server.create_database("template")
+        database = Database(server, "template")
+        with psycopg.connect(database.url) as connection:
+            build_v034(connection)
+            world = small_world(connection)
+            for month in range(1, 7):
+                for day in (1, 11, 21):
+                    event(connection, world, f"2025-0{month}-{day} 10:15+00", agent=day % 3, issue=day % 3)
+        database.upgrade("102")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def undisturbed(own: Server) -> dict[str, Any]:
+    """Return the end of a run with one session that nothing disturbed."""
+    own.create_database("undisturbed", template="template")
+    database = Database(own, "undisturbed")
+    printed = database.upgrade()
+    assert slices(printed) == len(MONTHS)
+    return final_state(database)
+
+
+@pytest.fixture
+def database(own: Server) -> Iterator[Database]:
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    own.create_database(name, template="template")
+    database = Database(own, name)
+    yield database
+    for connection in database.opened:
+        connection.close()
+    differing = differing_hours(database.url)
+    own.drop_database(name)
+    assert differing == []
+
+
+def start(database: Database, jobs: int) -> Popen[str]:
+    return database.spawn("alembic", "-x", f"jobs={jobs}", "upgrade", "head")
+
+
+def output(runner: Popen[str], status: int = 0) -> str:
+    printed, _ = runner.communicate(timeout=60)
+    assert runner.returncode == status, printed
+    assert "Traceback" not in printed
+    assert "Exception ignored" not in printed
+    return printed
+
+
+def wait_until_walked(database: Database, runner: Popen[str], *months: datetime, blocked: int) -> None:
+    """Wait until `months` are committed and so many sessions of the run wait for the test."""
+    wait_until(
+        lambda: (
+            runner.poll() is not None
+            or (committed_months(database) == list(months) and len(database.execute(BLOCKED)) == blocked)
+        ),
+        f"{months} walked, {blocked} sessions blocked",
+    )
+    assert runner.poll() is None, runner.communicate()
+
+
+def watermark_is_unmoved(database: Database) -> bool:
+    unmoved: bool = database.value("SELECT watermark_at = 'epoch' FROM task_usage_hourly_rollup_state")
+    return unmoved
+
+
+def waiters(database: Database) -> int:
+    """Count the sessions that are blocked on 4246."""
+    count: int = database.value(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4246 AND NOT granted"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    return count
+
+
+# ---------------------------------------------------------------------------------------------
+# The walk
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "environment"),
+    [
+        (("alembic", "-x", "jobs=3", "upgrade", "head"), {}),
+        (("alembic", "-x", "jobs=12", "upgrade", "head"), {"JOBS": "1"}),
+        (("./entrypoint.sh",), {"JOBS": "2"}),
+    ],
+    ids=["option", "more sessions than slices", "entrypoint"],
+)
+def test_several_sessions_end_exactly_as_one(
+    database: Database, undisturbed: dict[str, Any], command: tuple[str, ...], environment: dict[str, str]
+) -> None:
+    printed = output(database.spawn(*command, **environment))
+    # Every slice once: not one of them was handed to two sessions.
+    assert slices(printed) == len(MONTHS)
+    assert "0 rows left" in printed
+    assert final_state(database) == undisturbed
+    wait_until(lambda: runners(database) == 0, "every session has ended")
+    assert advisory_locks(database) == []
+
+
+@pytest.mark.parametrize("environment", [False, True], ids=["option", "environment"])
+def test_all_walk_at_once_and_each_holds_4246_shared_on_its_own_session(
+    database: Database, undisturbed: dict[str, Any], environment: bool
+) -> None:
+    with blocked_at(database, JANUARY), blocked_at(database, APRIL):
+        runner = database.spawn("./entrypoint.sh", JOBS="3") if environment else start(database, 3)
+        # Two sessions wait in a slice each; with one session nothing could be committed past January.
+        wait_until_walked(database, runner, *MONTHS[1:3], *MONTHS[4:], blocked=2)
+        assert database.execute(HOLDERS) == [("ShareLock", 4, 4, 1)]
+        assert runners(database) == 4
+        before = versions(database)
+        assert database.value("SELECT rollup_task_usage_hourly()") == 0
+        assert watermark_is_unmoved(database)
+        assert versions(database) == before
+    assert slices(output(runner)) == len(MONTHS)
+    assert final_state(database) == undisturbed
+
+
+def test_leader_alone_holds_4246_during_the_proof_and_exclusively(
+    database: Database, undisturbed: dict[str, Any]
+) -> None:
+    database.execute(
+        "INSERT INTO task_usage_hourly (bucket_hour, workspace_id, runtime_id, agent_id, provider, model)"
+        f" SELECT '{ORPHAN_HOUR}', workspace_id, runtime_id, id, '', 'orphan' FROM agent LIMIT 1"
+    )
+    proof = BOUNDARIES["during_the_proof"]
+    with stopped_at(database, proof):
+        runner = start(database, 3)
+        wait_until(lambda: waits_at(database, proof) or runner.poll() is not None, "the proof stops")
+        assert runner.poll() is None, runner.communicate()
+        wait_until(lambda: runners(database) == 1, "the workers' sessions have ended")
+        assert database.execute(HOLDERS) == [("ExclusiveLock", 1, 1, 1)]
+        assert database.value("SELECT rollup_task_usage_hourly()") == 0
+    output(runner)
+    assert final_state(database) == undisturbed
+
+
+def test_watermark_moves_once_when_every_slice_is_walked(database: Database) -> None:
+    database.execute(
+        "CREATE TABLE public.moved AS SELECT ''::text AS held, 0 AS months, true AS leader WHERE false;"
+        "CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN INSERT INTO public.moved SELECT"
+        f" h.mode, (SELECT count(DISTINCT date_trunc('month', bucket_hour)) FROM public.task_usage_hourly),"
+        f" h.leaders = h.sessions FROM ({HOLDERS}) AS h (mode, locks, sessions, leaders);"
+        " RETURN NULL; END$$;"
+        "CREATE TRIGGER watch AFTER UPDATE ON task_usage_hourly_rollup_state FOR EACH ROW"
+        " WHEN (OLD.watermark_at IS DISTINCT FROM NEW.watermark_at) EXECUTE FUNCTION watch()"
+    )
+    output(start(database, 3))
+    assert database.execute("SELECT * FROM moved") == [("ExclusiveLock", len(MONTHS), True)]
+
+
+def test_one_bad_bucket_is_set_aside_and_the_other_slices_go_on(
+    database: Database, undisturbed: dict[str, Any]
+) -> None:
+    with database.connect() as connection:
+        # The row keeps its updated_at, which is what the walk goes by.
+        connection.execute("ALTER TABLE task_usage DISABLE TRIGGER trg_tu_dirty_hourly_write")
+        connection.execute(
+            "UPDATE task_usage SET model = %s WHERE created_at = '2025-03-11 10:15+00'", [LONG_MODEL]
+        )
+        connection.execute("ALTER TABLE task_usage ENABLE TRIGGER trg_tu_dirty_hourly_write")
+    printed = output(start(database, 3))
+    assert len(re.findall("is set aside", printed)) >= 1
+    assert slices(printed) == len(MONTHS)
+    aside = datetime(2025, 3, 11, 10, tzinfo=UTC)
+    assert database.execute("SELECT bucket_hour FROM task_usage_hourly_set_aside") == [(aside,)]
+    assert final_state(database)["rollup"] == [row for row in undisturbed["rollup"] if row[0] != aside]
+
+
+# ---------------------------------------------------------------------------------------------
+# Who waits for 4246
+# ---------------------------------------------------------------------------------------------
+
+
+def test_session_that_waits_for_4246_gets_it_between_slices(
+    database: Database, undisturbed: dict[str, Any]
+) -> None:
+    waiter = database.connect()
+    with ThreadPoolExecutor(1) as pool, ExitStack() as february:
+        with blocked_at(database, JANUARY):
+            february.enter_context(blocked_at(database, FEBRUARY))
+            runner = start(database, 2)
+            wait_until_walked(database, runner, blocked=2)
+            turn = pool.submit(waiter.execute, "SELECT pg_advisory_xact_lock(4246)")
+            wait_until(lambda: waiters(database) == 1, "a session is blocked on 4246")
+        wait_until(lambda: committed_months(database) == [JANUARY], "one of the two slices has ended")
+        assert not turn.done()
+        february.close()
+        turn.result(timeout=30)
+        # The session that was done first has not begun another slice in the meantime.
+        assert committed_months(database) == [JANUARY, FEBRUARY]
+        assert database.execute(HOLDERS) == [("ExclusiveLock", 1, 1, 0)]
+        waiter.commit()
+    assert slices(output(runner)) == len(MONTHS)
+    assert final_state(database) == undisturbed
+
+
+def test_session_that_waits_for_4246_before_the_workers_come_does_not_stop_the_walk(
+    database: Database, undisturbed: dict[str, Any]
+) -> None:
+    waiter = database.connect()
+    with ThreadPoolExecutor(1) as pool:
+        with psycopg.connect(database.url) as obstacle:
+            # The leader reads this table when it has 4246, and before anybody walks.
+            obstacle.execute("LOCK TABLE task_usage_hourly_backfill")
+            runner = start(database, 2)
+            wait_until(lambda: database.execute(BLOCKED), "the leader waits")
+            assert database.execute(HOLDERS) == [("ExclusiveLock", 1, 1, 1)]
+            turn = pool.submit(waiter.execute, "SELECT pg_advisory_xact_lock(4246)")
+            wait_until(lambda: waiters(database) == 1, "a session is blocked on 4246")
+        try:
+            # A shared lock is refused while somebody is queued for the exclusive one.
+            turn.result(timeout=20)
+            waiter.commit()
+        finally:
+            if not turn.done():
+                waiter.cancel()
+                runner.kill()
+    assert slices(output(runner)) == len(MONTHS)
+    assert final_state(database) == undisturbed
+
+
+# ---------------------------------------------------------------------------------------------
+# Kills
+# ---------------------------------------------------------------------------------------------
+
+
+def kill_the_runner(database: Database, runner: Popen[str]) -> None:
+    runner.kill()
+
+
+def terminate_the_runner(database: Database, runner: Popen[str]) -> None:
+    runner.terminate()
+
+
+def end_a_worker(database: Database, runner: Popen[str]) -> None:
+    database.execute(f"SELECT pg_terminate_backend(pid) FROM ({BLOCKED} LIMIT 1) AS worker")
+
+
+def end_the_leader(database: Database, runner: Popen[str]) -> None:
+    ended = database.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+        f" AND (classid::bigint << 32 | objid::bigint) = {advisory_lock.MIGRATION_RUN}"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    assert ended == [(True,)]
+
+
+def crash_the_server(database: Database, runner: Popen[str]) -> None:
+    database.server.stop("immediate")
+
+
+@pytest.mark.parametrize(
+    ("kill", "status", "again"),
+    [
+        (kill_the_runner, -signal.SIGKILL, 2),
+        (terminate_the_runner, 143, 1),
+        (end_a_worker, 255, 4),
+        (end_the_leader, 255, 2),
+        (crash_the_server, 255, 1),
+    ],
+)
+def test_killed_parallel_walk_resumes_with_another_number_of_sessions(
+    database: Database,
+    undisturbed: dict[str, Any],
+    kill: Callable[[Database, Popen[str]], None],
+    status: int,
+    again: int,
+) -> None:
+    walked = [*MONTHS[1:3], *MONTHS[4:]]
+    try:
+        with blocked_at(database, APRIL):
+            with blocked_at(database, JANUARY):
+                runner = start(database, 3)
+                wait_until_walked(database, runner, *walked, blocked=2)
+                finished = versions(database)
+                kill(database, runner)
+                if kill in {terminate_the_runner, end_a_worker}:
+                    output(runner, status)
+                    # What the workers ran is cancelled in the server: both obstacles are still there.
+                    wait_until(lambda: runners(database) == 0, "no session is left behind")
+                    assert advisory_locks(database) == []
+            if kill is end_the_leader:
+                # Missed when a slice ends; the other one is cancelled.
+                output(runner, status)
+                wait_until(lambda: runners(database) == 0, "no session is left behind")
+                assert advisory_locks(database) == []
+                walked = [JANUARY, *walked]
+    except psycopg.OperationalError:
+        # The obstacles went down with the server.
+        assert kill is crash_the_server
+    finally:
+        if kill is crash_the_server:
+            database.server.restart()
+    if kill in {kill_the_runner, crash_the_server}:
+        output(runner, status)
+        wait_until(lambda: runners(database) == 0, "the sessions of the killed run have ended")
+    assert database.revision == "102"
+    assert watermark_is_unmoved(database)
+    if kill is crash_the_server:
+        # Slices are committed without waiting for the disk: the last ones go with their marks.
+        assert set(committed_months(database)) <= set(walked)
+        finished &= versions(database)
+    else:
+        assert committed_months(database) == walked
+    redone = len(MONTHS) - len(committed_months(database))
+
+    printed = output(start(database, again))
+    assert "resuming the backfill" in printed
+    assert slices(printed) == redone
+    assert finished <= versions(database)
+    assert final_state(database) == undisturbed
+
+
+def test_run_after_a_killed_one_waits_for_the_slices_it_left_running(
+    database: Database, undisturbed: dict[str, Any]
+) -> None:
+    with blocked_at(database, JANUARY), blocked_at(database, APRIL):
+        runner = start(database, 2)
+        # One goes on past the obstacle of the other, to the next.
+        wait_until_walked(database, runner, *MONTHS[1:3], blocked=2)
+        orphans = database.execute(BLOCKED)
+        runner.kill()
+        output(runner, -signal.SIGKILL)
+        wait_until(lambda: runners(database) == 2, "the leader's session has ended")
+        second = start(database, 2)
+        wait_until(
+            lambda: (
+                database.value(
+                    "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()"
+                    " AND query LIKE '%%pg_locks%%' AND application_name = 'usage-rollup')"
+                )
+                or second.poll() is not None
+            ),
+            "the second run asks who holds 4246",
+        )
+        assert second.poll() is None, second.communicate()
+        assert database.execute(BLOCKED) == orphans
+        assert database.execute(HOLDERS) == [("ShareLock", 2, 2, 0)]
+        assert committed_months(database) == MONTHS[1:3]
+    assert slices(output(second)) == len(MONTHS) - 2
+    assert final_state(database) == undisturbed
+
+
+# ---------------------------------------------------------------------------------------------
+# A server that goes on working
+# ---------------------------------------------------------------------------------------------
+
+
+def test_writer_who_commits_while_several_sessions_walk_loses_nothing(database: Database) -> None:
+    random = Random(4)
+    tasks = [row[0] for row in database.execute("SELECT id FROM agent_task_queue ORDER BY id")]
+    agents = [row[0] for row in database.execute("SELECT id FROM agent ORDER BY id")]
+    issues = [row[0] for row in database.execute("SELECT id FROM issue ORDER BY id")]
+    workspace = database.value("SELECT id FROM workspace LIMIT 1")
+    # April keeps its own: it is where the walk is held up.
+    mortal = [
+        row[0] for row in database.execute("SELECT task_id FROM task_usage WHERE created_at < '2025-03-01'")
+    ]
+    april = Boundary("task_usage_hourly", "INSERT", "NEW.bucket_hour BETWEEN '2025-04-01' AND '2025-04-30'")
+    written = 0
+    stop = threading.Event()
+
+    def write() -> None:
+        nonlocal written
+        with psycopg.connect(database.url) as connection:
+            new_project = project(connection, workspace)
+            connection.commit()
+            while not stop.is_set():
+                match written % 5:
+                    case 0:
+                        upsert_usage(connection, random.choice(tasks), tokens=written)
+                    case 1:
+                        connection.execute(
+                            "UPDATE issue SET project_id = %s WHERE id = %s",
+                            [random.choice([new_project, None]), random.choice(issues)],
+                        )
+                    case 2:
+                        connection.execute(
+                            "UPDATE agent_task_queue SET agent_id = %s WHERE id = %s",
+                            [random.choice(agents), random.choice(tasks)],
+                        )
+                    case 3:
+                        connection.execute(
+                            "UPDATE task_usage SET input_tokens = %s WHERE task_id = %s",
+                            [written, random.choice(tasks)],
+                        )
+                    case 4 if len(mortal) > 2:
+                        tasks.remove(mortal[-1])
+                        connection.execute("DELETE FROM agent_task_queue WHERE id = %s", [mortal.pop()])
+                connection.commit()
+                written += 1
+
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(write)
+        try:
+            with stopped_at(database, april):
+                runner = start(database, 3)
+                wait_until(
+                    lambda: waits_at(database, april) or runner.poll() is not None, "a session is in April"
+                )
+                assert runner.poll() is None, runner.communicate()
+                wait_until(
+                    lambda: database.value(
+                        "SELECT count(*) = 1 FROM task_usage_hourly_backfill WHERE walked_at IS NULL"
+                    ),
+                    "the other sessions have walked what else there is",
+                )
+                begun = written
+                wait_until(lambda: writer.done() or written > begun + 50, "the writer goes on")
+            output(runner)
+        finally:
+            stop.set()
+        writer.result()
+    assert database.revision == "104"
+    assert differing_hours(database.url) == []
+    # And when nothing is excused as pending any more.
+    without_margin(database)
+    database.execute("SELECT rollup_task_usage_hourly()")
+    assert database.value("SELECT count(*) FROM task_usage_hourly_invalidation") == 0
+    assert database.value("SELECT task_usage_hourly_rollup_lag_seconds() = 0")
+    assert database.value("SELECT sum(event_count) FROM task_usage_hourly") == database.value(
+        "SELECT count(*) FROM task_usage"
+    )
+    assert database.execute("SELECT task_usage_hourly_differences()") == []
+
+
+# ---------------------------------------------------------------------------------------------
+# What cannot be had
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jobs", ["0", "100", "two", "-1", "1.5"])
+def test_number_of_sessions_that_is_none_is_refused_before_anything_is_changed(
+    database: Database, jobs: str
+) -> None:
+    before = final_state(database)
+    for result in (
+        database.alembic("-x", f"jobs={jobs}", "upgrade", "head"),
+        database.alembic("upgrade", "head", JOBS=jobs),
+    ):
+        assert result.returncode == 255
+        assert re.search(rf"no such option: -x jobs={re.escape(jobs)}$", result.stdout, re.MULTILINE)
+        assert "-x jobs=1..99" in result.stdout
+        assert "Traceback" not in result.stdout
+    assert final_state(database) == before
+
+
+def test_server_without_room_for_the_workers_is_named_and_nothing_is_lost(
+    database: Database, undisturbed: dict[str, Any]
+) -> None:
+    filling: list[psycopg.Connection[Any]] = []
+    full = False
+    while not full:
+        try:
+            filling.append(database.connect(autocommit=True))
+        except psycopg.OperationalError:
+            full = True
+    # Room for the leader and one of three workers.
+    watching = filling.pop()
+    for _ in range(2):
+        filling.pop().close()
+    wait_until(
+        lambda: (
+            watching.execute("SELECT count(*) FROM pg_stat_activity WHERE datid IS NOT NULL").fetchone()
+            == (len(filling) + 1,)
+        ),
+        "two sessions have ended",
+    )
+    printed = output(start(database, 3), 255)
+    assert len(re.findall("too many clients", printed)) == 1
+    for connection in (watching, *filling):
+        connection.close()
+    wait_until(
+        lambda: database.value("SELECT count(*) = 1 FROM pg_stat_activity WHERE datid IS NOT NULL"), ""
+    )
+    assert database.revision == "102"
+    assert watermark_is_unmoved(database)
+
+    assert slices(output(start(database, 2))) == len(MONTHS)
+    assert final_state(database) == undisturbed

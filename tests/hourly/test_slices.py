@@ -1,0 +1,373 @@
+"""How a backfill is planned: what is left to walk, its slices, and the indexes it does without."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from psycopg.types.multirange import TimestamptzMultirange
+from psycopg.types.range import TimestamptzRange
+
+from tests.conftest import Connection, Database
+from tests.support.product import Timestamp, event, small_world, task
+from tests.support.walks import blocked_at, slices, wait_until_blocked
+from usage_rollup.hourly import walk
+from usage_rollup.hourly.backfill import Backfill, backfill_before_103
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+MICROSECOND = timedelta(microseconds=1)
+
+SECONDARY_INDEXES = {
+    "idx_task_usage_hourly_workspace_time",
+    "idx_task_usage_hourly_runtime_time",
+    "idx_task_usage_hourly_workspace_agent_time",
+    "idx_task_usage_hourly_workspace_project_time",
+}
+
+
+def utc(*parts: int) -> datetime:
+    return datetime(*parts, tzinfo=UTC)  # type: ignore[arg-type, misc]
+
+
+# ---------------------------------------------------------------------------------------------
+# Slices
+# ---------------------------------------------------------------------------------------------
+
+EPOCH = utc(2023, 12, 28)
+HOURS = 24 * 70  # over two ends of a month, one of them of a year, into March
+MONTHS = [utc(2024, 1, 1), utc(2024, 2, 1), utc(2024, 3, 1)]
+
+hours = st.integers(0, HOURS).map(lambda n: EPOCH + n * HOUR)
+# Few of them, so that some hours are fuller than the budget.
+busy_hours = st.sampled_from([utc(2023, 12, 31, 23), *MONTHS, utc(2024, 1, 17, 5), utc(2024, 1, 17, 6)])
+instants = st.one_of(
+    st.builds(lambda hour, us: hour + us * MICROSECOND, hours, st.sampled_from([0, 1, 3_599_999_999])),
+    st.builds(lambda hour, us: hour + us * MICROSECOND, busy_hours, st.integers(0, 3_599_999_999)),
+    st.sampled_from([*MONTHS, *(month - MICROSECOND for month in MONTHS)]),
+)
+ranges_of_hours = st.lists(st.tuples(st.one_of(hours, busy_hours), st.integers(1, 24 * 40)), max_size=5).map(
+    lambda drawn: melted([(first, first + length * HOUR) for first, length in drawn])
+)
+
+Ranges = list[tuple[datetime, datetime]]
+
+
+def melted(ranges: Ranges) -> Ranges:
+    """Return the same hours in order, those that touch or overlap as one, as a multirange has them."""
+    result: Ranges = []
+    for first, last in sorted(ranges):
+        if result and first <= result[-1][1]:
+            result[-1] = result[-1][0], max(result[-1][1], last)
+        else:
+            result.append((first, last))
+    return result
+
+
+def write_usage(connection: Connection, task_id: Any, instants: Sequence[datetime]) -> None:
+    """Write a row at each instant, as if it had always been there."""
+    connection.execute("SET LOCAL session_replication_role = replica")
+    connection.execute(
+        "INSERT INTO task_usage (task_id, provider, model, created_at, updated_at)"
+        " SELECT %s, '', n::text, at, NULL FROM unnest(%s::timestamptz[]) WITH ORDINALITY AS e (at, n)",
+        [task_id, list(instants)],
+    )
+
+
+def cut(connection: Connection, ranges: Ranges, rows: int) -> list[tuple[datetime, datetime, int]]:
+    multirange = TimestamptzMultirange([TimestamptzRange(first, last) for first, last in ranges])
+    found = connection.execute("SELECT * FROM task_usage_hourly_slices(%s, %s)", [multirange, rows])
+    return [(first.astimezone(UTC), last.astimezone(UTC), count) for first, last, count in found]
+
+
+def floor_to_hour(instant: datetime) -> datetime:
+    return instant.replace(minute=0, second=0, microsecond=0)
+
+
+def check_slices(
+    found: list[tuple[datetime, datetime, int]], events: Sequence[datetime], ranges: Ranges, rows: int
+) -> None:
+    assert found == sorted(found)
+    assert melted([(first, last) for first, last, _ in found]) == ranges
+    for first, last, count in found:
+        assert first == floor_to_hour(first) < last == floor_to_hour(last)
+        inside = [instant for instant in events if first <= instant < last]
+        assert count == len(inside)
+        assert len({(instant.year, instant.month) for instant in inside}) <= 1
+        fullest = max(Counter(map(floor_to_hour, inside)).values(), default=0)
+        assert count < rows + max(1, fullest)
+    for first, last in ranges:
+        parts = [part for part in found if first <= part[0] < last]
+        # One after the other from end to end.
+        assert [part[0] for part in parts] == [first, *(part[1] for part in parts[:-1])]
+        assert parts[-1][1] == last
+        # And no more of them than the budget asks for, or every hour were a good slice.
+        months = Counter((i.year, i.month) for i in events if first <= i < last)
+        assert len(parts) <= max(1, sum(1 + total // rows for total in months.values()))
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kathmandu", "America/St_Johns"])
+def test_slices_cover_their_ranges_exactly_by_hours_months_and_rows(at_102: Database, zone: str) -> None:
+    world = small_world(at_102.url)
+    task_id = task(at_102.url, world.agents[0])
+    with at_102.connect(options=f"-c TimeZone={zone}") as connection:
+
+        @settings(max_examples=40, deadline=None)
+        @given(events=st.lists(instants, max_size=30), ranges=ranges_of_hours, rows=st.integers(1, 8))
+        @example(events=[], ranges=[], rows=1)
+        @example(events=[], ranges=[(utc(2024, 1, 1), utc(2024, 3, 5))], rows=1)
+        # Nothing in February, one hour fuller than the budget, a range from the middle of a month on.
+        @example(
+            events=[utc(2024, 1, 17, 5)] * 9 + [utc(2024, 1, 31, 23), utc(2024, 3, 1)],
+            ranges=[(utc(2024, 1, 10), utc(2024, 3, 9))],
+            rows=2,
+        )
+        # The last microsecond of a month, the first of the next one, and the first after the range.
+        @example(
+            events=[utc(2024, 1, 1) - MICROSECOND, utc(2024, 1, 1), utc(2024, 1, 3)],
+            ranges=[(utc(2023, 12, 30), utc(2024, 1, 3))],
+            rows=8,
+        )
+        # Two ranges in one month, each with its own budget.
+        @example(
+            events=[utc(2024, 1, 17, hour) for hour in (5, 6, 9, 10)],
+            ranges=[(utc(2024, 1, 17, 5), utc(2024, 1, 17, 7)), (utc(2024, 1, 17, 9), utc(2024, 1, 17, 11))],
+            rows=3,
+        )
+        def check(events: list[datetime], ranges: Ranges, rows: int) -> None:
+            write_usage(connection, task_id, events)
+            found = cut(connection, ranges, rows)
+            connection.rollback()
+            check_slices(found, events, ranges, rows)
+
+        check()
+
+
+def test_months_without_events_belong_to_the_slice_before_them(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    task_id = task(at_102.url, world.agents[0])
+    with at_102.connect() as connection:
+        write_usage(connection, task_id, [utc(2024, 1, 20, 7), utc(2024, 6, 2, 3)])
+        found = cut(connection, [(utc(2024, 1, 10), utc(2024, 7, 1))], 100)
+        connection.rollback()
+    assert found == [(utc(2024, 1, 10), utc(2024, 6, 1), 1), (utc(2024, 6, 1), utc(2024, 7, 1), 1)]
+
+
+def test_range_without_events_is_one_slice_without_rows(at_102: Database) -> None:
+    ranges = [(utc(2024, 1, 10), utc(2024, 7, 1)), (utc(2025, 1, 1), utc(2025, 1, 1, 1))]
+    with at_102.connect() as connection:
+        assert cut(connection, ranges, 1) == [(first, last, 0) for first, last in ranges]
+
+
+# ---------------------------------------------------------------------------------------------
+# What is left to walk
+# ---------------------------------------------------------------------------------------------
+
+
+def unwalked(database: Database) -> Ranges:
+    """Return what is left, read in a zone whose days begin at 18:15 UTC."""
+    with database.connect(options="-c TimeZone=Asia/Kathmandu") as connection:
+        row = connection.execute("SELECT task_usage_hourly_unwalked()").fetchone()
+    assert row is not None
+    return [(part.lower.astimezone(UTC), part.upper.astimezone(UTC)) for part in row[0]]
+
+
+def move_watermark(database: Database, to: Timestamp) -> None:
+    database.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = %s::timestamptz", to)
+
+
+def test_untouched_rollup_has_every_day_from_the_first_to_the_last_to_walk(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    event(at_102.url, world, "2024-01-10 23:59:59.999999+00", "2024-05-01 00:00+00")
+    event(at_102.url, world, "2024-02-29 00:00+00", None)
+    assert unwalked(at_102) == [(utc(2024, 1, 10), utc(2024, 3, 1))]
+    # At the first event it has still passed none.
+    move_watermark(at_102, "2024-02-29 00:00+00")
+    assert unwalked(at_102) == [(utc(2024, 1, 10), utc(2024, 3, 1))]
+    move_watermark(at_102, "-infinity")
+    assert unwalked(at_102) == [(utc(2024, 1, 10), utc(2024, 3, 1))]
+    move_watermark(at_102, "epoch")
+
+
+def test_above_the_first_event_only_days_touched_since_the_watermark_are_to_walk(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    event(at_102.url, world, "2024-01-10 10:00+00")
+    event(at_102.url, world, "2024-01-15 18:30+00", "2024-05-01 00:00+00")  # corrected at the watermark
+    event(at_102.url, world, "2024-01-16 18:30+00", "2024-04-30 23:59:59.999999+00")  # just before it
+    event(at_102.url, world, "2024-05-02 00:00+00", None)
+    event(at_102.url, world, "2024-05-03 23:59:59.999999+00")
+    event(at_102.url, world, "infinity")
+    # What is queued is the drain's.
+    move_watermark(at_102, "2024-05-01 00:00+00")
+    assert unwalked(at_102) == [
+        (utc(2024, 1, 15), utc(2024, 1, 16)),
+        (utc(2024, 5, 2), utc(2024, 5, 4)),
+    ]
+
+
+def test_nothing_is_to_walk_without_usage_or_without_an_event_above_the_watermark(at_102: Database) -> None:
+    assert unwalked(at_102) == []
+    world = small_world(at_102.url)
+    event(at_102.url, world, "2024-01-10 10:00+00")
+    event(at_102.url, world, "2024-01-11 10:00+00", None)
+    move_watermark(at_102, "2024-01-11 10:00:00.000001+00")
+    assert unwalked(at_102) == []
+
+
+def test_rows_that_belong_to_no_hour_are_not_to_walk(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    for created_at in ("infinity", "-infinity", "20250-03-01 10:00+00", "0044-03-15 10:00+00 BC"):
+        event(at_102.url, world, created_at, None)
+    assert unwalked(at_102) == []
+
+
+# ---------------------------------------------------------------------------------------------
+# Indexes that a long walk does without
+# ---------------------------------------------------------------------------------------------
+
+
+def indexes(database: Database, *, identity: bool = False) -> dict[str, Any]:
+    """Return the valid secondary indexes of the hourly table: their definitions, or what is rebuilt."""
+    wanted = "ARRAY[i.indexrelid, c.relfilenode]" if identity else "pg_get_indexdef(i.indexrelid)"
+    return {
+        row[0]: row[1]
+        for row in database.execute(
+            f"SELECT c.relname, {wanted} FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+            " WHERE i.indrelid = 'task_usage_hourly'::regclass AND NOT i.indisunique AND i.indisvalid"
+        )
+    }
+
+
+def run_hook(database: Database) -> Backfill:
+    with database.migration_connection() as connection:
+        return backfill_before_103(connection)
+
+
+def plan(database: Database, rows: int) -> None:
+    """Plan as the hook does, in slices of `rows` usage rows."""
+    database.execute("SELECT rollup_task_usage_hourly_plan(now() - interval '5 minutes', %s)", rows)
+
+
+@pytest.fixture
+def used(at_102: Database) -> Database:
+    """Return a database at 102 with an event in each of the first four months of 2025."""
+    with at_102.connect() as connection:
+        world = small_world(connection)
+        for month in range(1, 5):
+            event(connection, world, f"2025-0{month}-10 10:20+00", agent=month % 3, issue=month % 3)
+    assert set(indexes(at_102)) == SECONDARY_INDEXES
+    return at_102
+
+
+def test_walk_of_several_slices_into_an_empty_table_builds_the_indexes_again_at_its_end(
+    used: Database,
+) -> None:
+    before = indexes(used)
+    plan(used, 1)
+    assert indexes(used) == {}
+    used.execute("SELECT rollup_task_usage_hourly_slice()")
+    assert indexes(used) == {}
+    assert run_hook(used).slices == 3
+    assert indexes(used) == before
+
+
+def test_hook_builds_the_indexes_again(used: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walk, "SLICE_ROWS", 1)
+    before, built = indexes(used), indexes(used, identity=True)
+    assert run_hook(used).slices == 4
+    assert indexes(used) == before
+    after = indexes(used, identity=True)
+    assert not [name for name in after if after[name] == built[name]]
+
+
+def test_walk_keeps_the_indexes_of_a_table_that_holds_rows(
+    used: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(walk, "SLICE_ROWS", 1)
+    built = indexes(used, identity=True)
+    used.execute("SELECT rollup_task_usage_hourly_range('2025-02-01', '2025-03-01')")
+    assert run_hook(used).slices == 4
+    assert indexes(used, identity=True) == built
+
+
+def test_walk_of_one_slices_worth_of_rows_keeps_the_indexes(
+    used: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(walk, "SLICE_ROWS", 4)
+    built = indexes(used, identity=True)
+    assert run_hook(used).rows == 4
+    assert indexes(used, identity=True) == built
+
+
+def test_walk_keeps_the_indexes_of_a_table_that_somebody_reads(
+    used: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(walk, "SLICE_ROWS", 1)
+    built = indexes(used, identity=True)
+    reader = used.connect()
+    reader.execute("SELECT count(*) FROM task_usage_hourly")
+    # Until its end, without which a walk that waited would wait for ever.
+    with used.migration_connection() as connection:
+        connection.exec_driver_sql("SET statement_timeout = '20s'")
+        connection.commit()
+        assert backfill_before_103(connection).slices == 4
+    assert reader.execute("SELECT count(*) FROM task_usage_hourly").fetchone() == (4,)
+    assert indexes(used, identity=True) == built
+
+
+def test_backfill_without_anything_to_walk_leaves_the_indexes_alone(
+    used: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(walk, "SLICE_ROWS", 1)
+    run_hook(used)
+    built = indexes(used, identity=True)
+    assert run_hook(used).skipped == "watermark_within_threshold"
+    plan(used, 1)
+    assert indexes(used, identity=True) == built
+
+
+def kill_without_indexes(database: Database) -> None:
+    """Kill a run at the slice of March, with SIGKILL, after its plan has dropped the indexes."""
+    plan(database, 1)
+    with blocked_at(database, utc(2025, 3, 1)):
+        runner = database.spawn("alembic", "upgrade", "head")
+        wait_until_blocked(database)
+        runner.kill()
+        runner.communicate(timeout=30)
+        assert runner.returncode != 0
+    assert database.revision == "102"
+    assert indexes(database) == {}
+
+
+def test_killed_walk_that_is_run_again_ends_with_all_indexes(used: Database) -> None:
+    before = indexes(used)
+    kill_without_indexes(used)
+    assert slices(used.upgrade()) == 2
+    assert used.revision == "104"
+    assert indexes(used) == before
+
+
+def test_downgrade_after_a_killed_walk_leaves_the_table_with_all_its_indexes(used: Database) -> None:
+    before = indexes(used)
+    kill_without_indexes(used)
+    result = used.alembic("downgrade", "101")
+    assert result.returncode == 0, result.stdout
+    assert used.revision == "101"
+    assert indexes(used) == before
+
+
+@pytest.mark.parametrize("walked", [0, 2])
+def test_usage_emptied_after_a_killed_walk_leaves_the_table_with_all_its_indexes(
+    used: Database, walked: int
+) -> None:
+    before = indexes(used)
+    plan(used, 1)
+    for _ in range(walked):
+        used.execute("SELECT rollup_task_usage_hourly_slice()")
+    used.execute("TRUNCATE task_usage")
+    assert run_hook(used).skipped == "task_usage_empty"
+    assert indexes(used) == before

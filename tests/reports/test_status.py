@@ -1,0 +1,351 @@
+"""`usage-rollup status`: facts at every shape and revision, holes at a glance, and whether anything ticks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tests.conftest import Database
+from tests.support.product import World, event, small_world, task, upsert_usage
+from tests.support.shapes import make_products
+from tests.support.terminal import ESCAPES, on_a_terminal
+from usage_rollup.reports.status import Status, status
+
+TICK = "SELECT rollup_task_usage_hourly()"
+WINDOW = "SELECT rollup_task_usage_hourly_window('-infinity', 'infinity')"
+CAUGHT_UP = "UPDATE task_usage_hourly_rollup_state SET watermark_at = now() - interval '5 minutes'"
+
+# What pg_cron's own script makes, as far as it matters.
+CRON = """
+CREATE SCHEMA cron;
+CREATE TABLE cron.job (jobid bigserial, schedule text, database text DEFAULT current_database(),
+    jobname name, active boolean DEFAULT true)
+"""
+SCHEDULE = "INSERT INTO cron.job (schedule, jobname) VALUES ('*/5 * * * *', 'rollup_task_usage_hourly')"
+
+
+def read(database: Database) -> Status:
+    with database.migration_connection() as connection:
+        return status(connection)
+
+
+def heal(database: Database) -> None:
+    """Recompute every hour there is on either side."""
+    database.execute(
+        "INSERT INTO task_usage_hourly_invalidation (bucket_hour)"
+        " SELECT task_usage_hour_bucket(created_at) FROM task_usage"
+        " UNION SELECT bucket_hour FROM task_usage_hourly"
+    )
+    database.execute(WINDOW)
+
+
+def line(screen: str, label: str) -> str:
+    """Return what a screen says under a label."""
+    (value,) = [row.removeprefix(label).strip() for row in screen.splitlines() if row.startswith(label)]
+    return value
+
+
+@pytest.fixture
+def used(head: Database) -> tuple[Database, World]:
+    """Return a database at head with usage on four days in two months a year apart, rolled up."""
+    world = small_world(head.url)
+    for hour in ("2024-01-31 23:15+00", "2025-03-01 10:15+00", "2025-03-02 12:20+00", "2025-03-04 10:25+00"):
+        event(head.url, world, hour)
+        event(head.url, world, hour, agent=1)
+    head.execute(WINDOW)
+    head.execute(CAUGHT_UP)
+    return head, world
+
+
+@pytest.mark.parametrize(
+    ("point", "revision", "pipeline"),
+    [
+        ("empty", None, None),
+        ("v034", None, None),
+        ("101", "101", None),
+        ("102", "102", "ours"),
+        ("head", "104", "ours"),
+    ],
+)
+def test_status_reads_a_database_at_every_revision(
+    make_database: Callable[[str], Database], point: str, revision: str | None, pipeline: str | None
+) -> None:
+    database = make_database(point)
+    result = database.usage_rollup("status")
+    assert result.returncode == 0, result.stderr
+    assert line(result.stdout, "revision") == (revision or "-")
+    assert line(result.stdout, "pipeline") == (pipeline or "-")
+    assert line(result.stdout, "lock 4246") == "free"
+    if point in ("empty", "v034"):
+        assert line(result.stdout, "watermark") == line(result.stdout, "coverage") == "-"
+    if point != "empty":
+        assert line(result.stdout, "ledger").startswith(f"{len(database.ledger)} rows, newest ")
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["D", "E"])
+def test_status_reads_a_database_of_the_products_own_runner(
+    used: tuple[Database, World], later: bool
+) -> None:
+    database = make_products(used[0], later=later)
+    before = database.catalog()
+    found = read(database)
+    assert (found.revision, found.pipeline, found.set_aside) == (None, "the product's", None)
+    assert found.newest_stem == ("272_tick" if later else "105_issue_metadata")
+    assert [day.state for day in found.coverage or ()] == ["complete"] * 4
+    assert database.catalog() == before
+
+
+def test_lag_is_that_of_the_data_where_the_products_own_function_says_fresh(
+    used: tuple[Database, World],
+) -> None:
+    database = make_products(used[0], later=False)
+    database.execute(
+        "UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch', last_run_finished_at = now()"
+    )
+    assert database.value("SELECT task_usage_hourly_rollup_lag_seconds()") < 60
+    screen = database.usage_rollup("status").stdout
+    assert line(screen, "data lag").startswith("all usage there is, the watermark has never moved")
+    assert "catch up: usage-rollup backfill" in line(screen, "data lag")
+
+
+@pytest.mark.parametrize(
+    ("watermark", "said"),
+    [
+        ("'2025-03-04 10:25+00'", "none"),
+        ("'2025-03-04 10:20+00'", "5 min behind the newest usage"),
+        (
+            "'2025-03-02 08:25+00'",
+            "2 d 2 h behind the newest usage; catch up: usage-rollup backfill",
+        ),
+        ("now() + interval '1 day'", "not known: the watermark lies in the future"),
+        ("'infinity'", "not known: the watermark lies in the future"),
+    ],
+)
+def test_lag_is_said_in_words(used: tuple[Database, World], watermark: str, said: str) -> None:
+    database, _ = used
+    database.execute(f"UPDATE task_usage_hourly_rollup_state SET watermark_at = {watermark}")
+    assert line(database.usage_rollup("status").stdout, "data lag") == said
+
+
+def test_a_hole_is_seen_at_a_glance(used: tuple[Database, World]) -> None:
+    database, world = used
+    event(database.url, world, "2025-03-05 10:25+00")
+    database.execute("DELETE FROM task_usage_hourly WHERE bucket_hour = '2025-03-02 12:00+00'")
+    database.execute(
+        "DELETE FROM task_usage_hourly WHERE bucket_hour = '2025-03-01 10:00+00' AND agent_id = %s",
+        world.agents[0],
+    )
+    result = database.usage_rollup("status")
+    assert result.returncode == 0
+    assert "2025-03  +X.=~.........................." in result.stdout
+    assert line(result.stdout, "coverage") == "2 of 5 days with usage complete, 1 pending; holes: 1"
+    assert "2025-03-01 to 2025-03-02: 1 of 4 usage rows" in result.stdout
+    assert "mend them: usage-rollup backfill --repair" in result.stdout
+    heal(database)
+    assert "holes: none" in database.usage_rollup("status").stdout
+
+
+def test_what_is_pending_in_a_day_does_not_hide_its_hole(used: tuple[Database, World]) -> None:
+    database, world = used
+    event(database.url, world, "2025-03-02 20:15+00")
+    assert [day.state for day in read(database).coverage or ()] == [
+        "complete",
+        "complete",
+        "pending",
+        "complete",
+    ]
+    database.execute("DELETE FROM task_usage_hourly WHERE bucket_hour = '2025-03-02 12:00+00'")
+    assert [day.state for day in read(database).coverage or ()][2] == "not rolled up"
+    heal(database)
+
+
+def test_a_bucket_without_raw_usage_is_a_hole_too(used: tuple[Database, World]) -> None:
+    database, _ = used
+    database.execute(
+        "UPDATE task_usage_hourly SET bucket_hour = '2025-03-09 10:00+00'"
+        " WHERE bucket_hour = '2025-03-02 12:00+00'"
+    )
+    screen = database.usage_rollup("status").stdout
+    assert "2025-03  =X.=....+" in screen
+    assert "2025-03-09: 2 of 0 usage rows" in screen
+    heal(database)
+
+
+def test_what_a_partial_backfill_left_out_is_said_for_ever_after(used: tuple[Database, World]) -> None:
+    database, _ = used
+    database.execute("DELETE FROM task_usage_hourly WHERE bucket_hour < '2025-03-02'")
+    database.execute("INSERT INTO task_usage_hourly_left_out (before_hour) VALUES ('2025-03-01 00:00+00')")
+    screen = database.usage_rollup("status", "--all").stdout
+    assert line(screen, "left out").startswith("hours before 2025-03-01 00:00:00+00, on purpose by ")
+    assert "2024-01  ..............................o\n" in screen
+    assert "2025-03  X=.=" in screen
+    assert "2 of 3 days with usage complete, 1 left out; holes: 1" in screen
+    heal(database)
+
+
+def test_the_strip_ends_with_the_newest_24_months_unless_asked_for_all(used: tuple[Database, World]) -> None:
+    database, world = used
+    event(database.url, world, "2021-06-05 10:25+00")
+    # A clock that was wrong once must not push the present out of sight.
+    event(database.url, world, "2199-12-31 10:25+00", "2025-03-05 10:25+00")
+    database.execute(WINDOW)
+    screen = database.usage_rollup("status").stdout
+    assert "2021-06  " not in screen
+    assert "older usage since 2021-06: usage-rollup status --all" in screen
+    assert "2025-03  ==.=" in screen
+    assert "2025-04 to 2199-11: no usage" in screen
+    everything = database.usage_rollup("status", "--all").stdout
+    assert "2021-06  ....=" in everything
+    assert "2021-07 to 2023-12: no usage" in everything
+    assert "2024-02 to 2025-02: no usage" in everything
+    # The count is of everything, whatever is shown.
+    assert (
+        line(screen, "coverage")
+        == line(everything, "coverage")
+        == "6 of 6 days with usage complete; holes: none"
+    )
+
+
+def test_status_names_what_is_queued_set_aside_undated_and_unfinished(used: tuple[Database, World]) -> None:
+    database, world = used
+    database.execute("UPDATE issue SET project_id = NULL WHERE id = %s", world.issues[0])
+    database.execute(
+        "INSERT INTO task_usage_hourly_dirty (bucket_hour, workspace_id, runtime_id, agent_id, provider,"
+        " model, enqueued_at) SELECT bucket_hour, workspace_id, runtime_id, agent_id, provider, model,"
+        " '2025-03-09 10:00+00' FROM task_usage_hourly LIMIT 1"
+    )
+    database.execute(
+        "INSERT INTO task_usage_hourly_set_aside (bucket_hour, workspace_id, runtime_id, agent_id,"
+        " label_digest, label_start, sqlstate, error)"
+        " VALUES ('2025-03-09 10:00+00', %s, %s, %s, '', '', '54000', 'too long')",
+        world.workspaces[0],
+        world.runtimes[0],
+        world.agents[0],
+    )
+    event(database.url, world, "infinity", "2025-03-09 10:00+00")
+    database.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'")
+    database.execute("SELECT rollup_task_usage_hourly_plan(now(), 4)")
+    database.execute("SELECT rollup_task_usage_hourly_slice()")
+    screen = database.usage_rollup("status").stdout
+    assert "task_usage_hourly_dirty 1, oldest 2025-03-09 10:00:00+00" in line(screen, "queued")
+    assert "task_usage_hourly_invalidation 2, oldest " in line(screen, "queued")
+    assert line(screen, "set aside").startswith("1 buckets: ")
+    assert line(screen, "undated").startswith("1 usage rows outside years 1-9998: ")
+    slices, walked, left = database.execute(
+        "SELECT count(*), count(walked_at), sum(usage_rows) FILTER (WHERE walked_at IS NULL)"
+        " FROM task_usage_hourly_backfill"
+    )[0]
+    assert walked == 1
+    assert line(screen, "backfill") == (
+        f"unfinished: 1 of {slices} slices walked, {left} usage rows left; resume: usage-rollup backfill"
+    )
+
+
+def test_status_tells_of_the_last_run_and_its_error(head: Database) -> None:
+    assert line(head.usage_rollup("status").stdout, "last run") == "never"
+    head.execute(TICK)
+    assert "0 rows changed" in line(head.usage_rollup("status").stdout, "last run")
+    # As words, whatever it looks like.
+    head.execute("UPDATE task_usage_hourly_rollup_state SET last_error = 'no [bold]space[/bold] left'")
+    assert "failed: no [bold]space[/bold] left" in line(head.usage_rollup("status").stdout, "last run")
+
+
+def test_a_recent_tick_counts_as_ticking_and_an_old_one_does_not(head: Database) -> None:
+    head.execute(TICK)
+    screen = head.usage_rollup("status").stdout
+    assert line(screen, "ticks") == "a run finished less than a minute ago"
+    head.execute(
+        "UPDATE task_usage_hourly_rollup_state SET last_run_finished_at = now() - interval '190 seconds'"
+    )
+    assert read(head).ticked_by == "a run finished 3 min ago"
+    head.execute(
+        "UPDATE task_usage_hourly_rollup_state SET last_run_finished_at = now() - interval '16 minutes'"
+    )
+    screen = head.usage_rollup("status").stdout
+    assert "nothing ticks" in line(screen, "ticks")
+    assert "usage-rollup schedule" in line(screen, "ticks")
+
+
+def test_a_pg_cron_job_counts_as_ticking_when_it_is_active_and_for_this_database(head: Database) -> None:
+    head.execute(CRON)
+    assert read(head).ticked_by is None
+    head.execute(SCHEDULE)
+    assert read(head).ticked_by == "pg_cron job rollup_task_usage_hourly (*/5 * * * *)"
+    head.execute("UPDATE cron.job SET active = false")
+    assert read(head).ticked_by is None
+    head.execute("UPDATE cron.job SET active = true, database = 'another'")
+    assert read(head).ticked_by is None
+
+
+def test_status_names_who_holds_4246_and_waits_for_nobody(used: tuple[Database, World]) -> None:
+    database, world = used
+    holder = database.connect(application_name="the server")
+    holder.execute("SELECT pg_advisory_xact_lock(4246)")
+    holder.execute("DELETE FROM task_usage WHERE created_at < '2025-03-02'")
+    upsert_usage(holder, task(holder, world.agents[0]))
+    held = line(database.usage_rollup("status").stdout, "lock 4246")
+    assert held.startswith(f"held by pid {holder.info.backend_pid} (")
+    assert "the server, idle in transaction since " in held
+    holder.rollback()
+
+
+def test_status_writes_nothing_and_needs_no_more_than_reading(used: tuple[Database, World]) -> None:
+    database, _ = used
+    role = f"reader_{database.name}"
+    database.execute(CRON)
+    database.execute(
+        f"CREATE ROLE {role} LOGIN PASSWORD 'reader'; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role};"
+        f" ALTER ROLE {role} SET default_transaction_read_only = on"
+    )
+    try:
+        # The job table is not for this role, which is no reason to fail.
+        result = database.usage_rollup(
+            "status", DATABASE_URL=database.server.url(database.name, user=role, password="reader")
+        )
+        assert result.returncode == 0, result.stderr
+        assert "4 of 4 days with usage complete" in result.stdout
+    finally:
+        database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_status_prints_one_json_object(used: tuple[Database, World]) -> None:
+    database, _ = used
+    result = database.usage_rollup("status", "--json")
+    assert result.returncode == 0
+    found = json.loads(result.stdout)
+    assert (found["revision"], found["pipeline"], found["lag_seconds"]) == ("104", "ours", 0)
+    assert found["coverage"][0] == {
+        "day": "2024-01-31",
+        "usage_rows": 2,
+        "rolled_up_rows": 2,
+        "state": "complete",
+    }
+
+
+def test_status_exits_75_when_the_database_is_away(empty: Database) -> None:
+    result = empty.usage_rollup(
+        "status", DATABASE_URL="postgres://nobody@127.0.0.1:1/nowhere", DATABASE_STARTUP_TIMEOUT="0"
+    )
+    assert result.returncode == 75, result.stderr
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_the_screen_fits_a_terminal_and_is_coloured(used: tuple[Database, World], columns: int) -> None:
+    database, _ = used
+    database.execute("UPDATE task_usage_hourly_rollup_state SET last_error = repeat('word ', 60)")
+    screen = on_a_terminal(database, "status", columns=columns, colours=True)
+    assert "\x1b[32m" in screen
+    plain = ESCAPES.sub("", screen)
+    assert max(map(len, plain.splitlines())) <= columns
+    assert plain.count("word") == 60
+    assert "…" not in plain
+
+
+def test_in_a_pipe_a_fact_is_a_line_without_escape_codes(used: tuple[Database, World]) -> None:
+    database, _ = used
+    database.execute("UPDATE task_usage_hourly_rollup_state SET last_error = repeat('word ', 60)")
+    screen = database.usage_rollup("status").stdout
+    assert "\x1b" not in screen
+    assert line(screen, "last run").count("word") == 60

@@ -1,0 +1,468 @@
+"""The session that migrates: waited for, pinned, and refused where the upgrade cannot run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from psycopg import pq
+
+from tests.conftest import Database
+from tests.support.product import event, small_world, wait_until
+from tests.support.server import Server, start_server
+from tests.support.v034 import build_v034
+from tests.support.walks import (
+    advisory_locks,
+    blocked_at,
+    committed_months,
+    runners,
+    slices,
+    wait_until_blocked,
+    write_history,
+)
+from usage_rollup.errors import ConfigurationError
+from usage_rollup.session.connection import DEFAULT_STARTUP_TIMEOUT_S, connect, startup_timeout_s
+
+HOSTILE = {
+    "application_name": "somebody",
+    "search_path": "nowhere",
+    "TimeZone": "Asia/Kathmandu",
+    "DateStyle": "SQL, DMY",
+    "IntervalStyle": "iso_8601",
+    "standard_conforming_strings": "off",
+    "statement_timeout": "1h",
+    "lock_timeout": "1h",
+    "idle_in_transaction_session_timeout": "1h",
+    "idle_session_timeout": "1h",
+    "default_transaction_isolation": "serializable",
+    "default_transaction_deferrable": "on",
+    "jit": "on",
+}
+PINNED = {
+    "application_name": "usage-rollup",
+    "search_path": "public, pg_temp",
+    "TimeZone": "UTC",
+    "DateStyle": "ISO, MDY",
+    "IntervalStyle": "postgres",
+    "standard_conforming_strings": "on",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_deferrable": "off",
+    "jit": "off",
+    "transaction_isolation": "read committed",
+}
+
+
+def set_on_database(database: Database, settings: dict[str, str], prefix: str = "") -> None:
+    for name, value in settings.items():
+        values = value if name in {"search_path", "DateStyle"} else f"'{value}'"
+        database.execute(f"ALTER {prefix or 'DATABASE'} {database.name} SET {name} = {values}")
+
+
+def by_database(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_on_database(database, HOSTILE)
+
+
+def by_role(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_on_database(database, HOSTILE, "ROLE CURRENT_USER IN DATABASE")
+
+
+def by_options(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    escaped = {name: value.replace(" ", "\\ ") for name, value in HOSTILE.items()}
+    monkeypatch.setenv("PGOPTIONS", " ".join(f"-c {name}={value}" for name, value in escaped.items()))
+
+
+@pytest.mark.parametrize("hostile", [by_database, by_role, by_options])
+def test_session_settings_hold_whatever_the_environment_sets(
+    head: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    hostile: Callable[[Database, pytest.MonkeyPatch], None],
+) -> None:
+    hostile(head, monkeypatch)
+    plain = head.connect()
+    assert {name: plain.execute(f"SHOW {name}").fetchone() for name in HOSTILE} == {
+        name: (value,) for name, value in HOSTILE.items()
+    }
+    with head.migration_connection() as session:
+        assert {name: session.scalar(sa.text(f"SHOW {name}")) for name in PINNED} == PINNED
+        session.rollback()
+        assert {name: session.scalar(sa.text(f"SHOW {name}")) for name in PINNED} == PINNED
+
+
+def test_application_name_of_the_url_is_not_the_runners(head: Database) -> None:
+    url = f"{head.url}&application_name=somebody"
+    with psycopg.connect(url) as plain:
+        assert plain.execute("SHOW application_name").fetchone() == ("somebody",)
+    with connect(url, 0) as pinned:
+        assert pinned.execute("SHOW application_name").fetchone() == ("usage-rollup",)
+
+
+def test_no_timeout_of_the_server_cuts_the_session_short(head: Database) -> None:
+    timeouts = [
+        name
+        for (name,) in head.execute(
+            "SELECT name FROM pg_settings WHERE context = 'user'"
+            " AND name ~ '^(statement|lock|transaction|idle_.*session)_timeout$'"
+        )
+    ]
+    assert {"statement_timeout", "lock_timeout"} < set(timeouts)
+    set_on_database(head, dict.fromkeys(timeouts, "1h"))
+    plain = head.connect()
+    assert {name: plain.execute(f"SHOW {name}").fetchone() for name in timeouts} == dict.fromkeys(
+        timeouts, ("1h",)
+    )
+    with head.migration_connection() as session:
+        shown = {name: session.scalar(sa.text(f"SHOW {name}")) for name in timeouts}
+    assert shown == dict.fromkeys(timeouts, "0")
+
+
+def test_upgrade_is_right_where_the_database_shadows_functions_and_shifts_days(v034: Database) -> None:
+    write_history(v034)
+    v034.execute("CREATE SCHEMA shadow")
+    v034.execute(
+        "CREATE FUNCTION shadow.date_trunc(text, timestamp) RETURNS timestamp LANGUAGE sql IMMUTABLE"
+        " AS $$SELECT timestamp 'epoch'$$"
+    )
+    set_on_database(
+        v034,
+        {
+            "search_path": "shadow, pg_catalog",
+            "TimeZone": "Asia/Kathmandu",
+            "default_transaction_isolation": "serializable",
+            "standard_conforming_strings": "off",
+        },
+    )
+    assert v034.value("SELECT date_trunc('hour', timestamp '2026-01-01 12:30') = timestamp 'epoch'")
+    v034.upgrade()
+    assert v034.revision == "104"
+    assert v034.value("SELECT sum(event_count) FROM public.task_usage_hourly") == 400
+    assert v034.value(
+        "SELECT bool_and(EXTRACT(MINUTE FROM bucket_hour AT TIME ZONE 'UTC') = 0)"
+        " FROM public.task_usage_hourly"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("", DEFAULT_STARTUP_TIMEOUT_S),
+        ("  ", DEFAULT_STARTUP_TIMEOUT_S),
+        ("0", 0),
+        ("0s", 0),
+        ("180", 180),
+        (" 90s ", 90),
+        ("3m", 180),
+        ("1.5m", 90),
+        ("2h", 7200),
+    ],
+)
+def test_startup_timeout_is_a_number_with_or_without_a_unit(
+    monkeypatch: pytest.MonkeyPatch, text: str, seconds: float
+) -> None:
+    monkeypatch.setenv("DATABASE_STARTUP_TIMEOUT", text)
+    assert startup_timeout_s() == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["soon", "-1", "s", ".", "m3", "3m30s", "1e3", "nan", "inf", "5 m", "1,5", "٣", "²s"]
+)
+def test_startup_timeout_that_is_no_duration_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("DATABASE_STARTUP_TIMEOUT", text)
+    with pytest.raises(ConfigurationError, match="DATABASE_STARTUP_TIMEOUT is not a duration"):
+        startup_timeout_s()
+
+
+def test_startup_timeout_that_is_no_duration_stops_alembic_before_it_connects(head: Database) -> None:
+    output = head.refused("upgrade", "head", DATABASE_STARTUP_TIMEOUT="soon", DATABASE_URL="postgres:///")
+    assert "DATABASE_STARTUP_TIMEOUT is not a duration: 'soon'" in output
+    assert "HINT: use 180, 90s or 3m" in output
+
+
+# A server of this module's own, which tests may stop.
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[Server]:
+    with start_server() as server:
+        with psycopg.connect(server.create_database("v034")) as connection:
+            build_v034(connection)
+        yield server
+
+
+@pytest.fixture
+def own(own_server: Server) -> Iterator[Database]:
+    database = Database(own_server, f"own_{uuid.uuid4().hex[:8]}")
+    own_server.create_database(database.name, template="v034")
+    yield database
+    for connection in database.opened:
+        connection.close()
+    own_server.restart()
+
+
+def output_up_to(process: subprocess.Popen[str], text: str) -> str:
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if text in line:
+            return seen
+    raise AssertionError(f"ended without {text!r}:\n{seen}")
+
+
+def test_upgrade_waits_for_a_stopped_server_and_goes_on_when_it_is_started(own: Database) -> None:
+    own.server.stop()
+    assert pq.PGconn.ping(own.url.encode()) == pq.Ping.NO_RESPONSE
+    process = own.spawn("alembic", "upgrade", "head")
+    output_up_to(process, "waiting up to 180 s for the database")
+    own.server.restart()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert own.revision == "104"
+
+
+def test_upgrade_waits_while_the_server_rejects_sessions(own: Database) -> None:
+    data = Path(own.value("SHOW data_directory"))
+    postmaster = int((data / "postmaster.pid").read_text().split()[0])
+    keeper = own.connect()
+    # A smart shutdown rejects new sessions as a start-up does, for as long as an old one stays.
+    os.kill(postmaster, signal.SIGTERM)
+    wait_until(lambda: pq.PGconn.ping(own.url.encode()) == pq.Ping.REJECT, "the server rejects sessions")
+    process = own.spawn("alembic", "upgrade", "head")
+    output_up_to(process, "waiting up to 180 s for the database")
+    keeper.close()
+    own.server.restart()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert own.revision == "104"
+
+
+def test_startup_timeout_zero_fails_at_once(own: Database) -> None:
+    own.server.stop()
+    output = own.refused(DATABASE_STARTUP_TIMEOUT="0")
+    assert "cannot connect to the database: " in output
+    assert "DATABASE_STARTUP_TIMEOUT says how long to wait" in output
+    assert "waiting" not in output
+    assert "multica" not in output.replace("HINT: ", "")
+
+
+def test_startup_timeout_ends_the_wait_and_says_how_long_it_was(own: Database) -> None:
+    own.server.stop()
+    output = own.refused(DATABASE_STARTUP_TIMEOUT="1")
+    assert "waiting up to 1 s for the database" in output
+    assert "cannot connect to the database after " in output
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("postgres:multica@", "postgres:wr0ng@"), 'password authentication failed for user "postgres"'),
+        (("postgres:multica@", "nobody_here:multica@"), 'user "nobody_here"'),
+        (("test_", "no_such_test_"), 'database "no_such_test_'),
+        (("sslmode=disable", "sslmode=require"), "SSL"),
+    ],
+)
+def test_refused_login_is_final(v034: Database, change: tuple[str, str], told: str) -> None:
+    url = v034.url.replace(*change)
+    assert url != v034.url
+    output = v034.refused(DATABASE_URL=url, DATABASE_STARTUP_TIMEOUT="5s")
+    assert told in output
+    assert "waiting" not in output
+    assert output.count("FAILED: cannot connect to the database: ") == 1
+    assert len(output[output.index("FAILED:") :].splitlines()) == 2
+    assert "wr0ng" not in output
+    assert ":multica@" not in output
+
+
+def test_unknown_host_is_one_sentence(v034: Database) -> None:
+    output = v034.refused(
+        DATABASE_URL="postgres://u:s3cret@no-such-host.invalid/db", DATABASE_STARTUP_TIMEOUT="0"
+    )
+    assert "cannot connect to the database: " in output
+    assert "no-such-host.invalid" in output
+    assert "s3cret" not in output
+    assert len(output[output.index("FAILED:") :].splitlines()) == 2
+
+
+# Databases that do not suit.
+
+
+def unsuitable(database: Database, url: str | None = None) -> str:
+    """Return the one sentence, without its hint, of an upgrade that changed nothing."""
+    before = database.catalog()
+    output = database.refused(DATABASE_URL=url or database.url)
+    message, hint = output[output.index("FAILED: ") :].splitlines()
+    assert hint.startswith("HINT: ")
+    assert database.catalog() == before
+    assert advisory_locks(database) == []
+    return message.removeprefix("FAILED: ")
+
+
+def test_standby_is_refused(own: Database) -> None:
+    data = Path(own.value("SHOW data_directory"))
+    own.server.stop()
+    (data / "standby.signal").touch(mode=0o644)
+    try:
+        own.server.restart()
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            own.execute("CREATE TABLE t ()")
+        assert unsuitable(own) == "this server is a standby: it replays a primary and cannot be changed"
+    finally:
+        own.server.stop()
+        (data / "standby.signal").unlink()
+
+
+def test_read_only_sessions_are_refused(v034: Database) -> None:
+    set_on_database(v034, {"default_transaction_read_only": "on"})
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        v034.execute("CREATE TABLE t ()")
+    assert unsuitable(v034) == (
+        "sessions of role postgres are read-only here (default_transaction_read_only)"
+    )
+
+
+def test_usage_in_another_schema_is_refused(v034: Database) -> None:
+    v034.execute("CREATE SCHEMA elsewhere")
+    v034.execute("ALTER TABLE task_usage SET SCHEMA elsewhere")
+    assert unsuitable(v034) == "task_usage is in schema elsewhere, not in public"
+
+
+@pytest.fixture
+def role(server: Server) -> Iterator[Callable[[str], str]]:
+    """Return a function that creates a role for this test and returns its name."""
+    made: list[str] = []
+    admin = psycopg.connect(server.url(), autocommit=True)
+
+    def make(kind: str) -> str:
+        made.append(f"{kind}_{uuid.uuid4().hex[:8]}")
+        admin.execute(f"CREATE ROLE {made[-1]} LOGIN PASSWORD 'multica'")
+        return made[-1]
+
+    yield make
+    databases = [
+        name for (name,) in admin.execute("SELECT datname FROM pg_database WHERE datname LIKE 'test\\_%'")
+    ]
+    for name in databases:
+        with psycopg.connect(server.url(name), autocommit=True) as connection:
+            for each in made:
+                connection.execute(f"REASSIGN OWNED BY {each} TO CURRENT_USER")
+                connection.execute(f"DROP OWNED BY {each}")
+    for each in made:
+        admin.execute(f"DROP ROLE {each}")
+    admin.close()
+
+
+def give_all_tables(database: Database, owner: str) -> None:
+    for (table,) in database.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'"):
+        database.execute(f'ALTER TABLE public."{table}" OWNER TO {owner}')
+    for (function,) in database.execute(
+        "SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
+    ):
+        database.execute(f"ALTER FUNCTION {function} OWNER TO {owner}")
+
+
+def test_role_that_is_no_member_of_the_owner_is_refused(v034: Database, role: Callable[[str], str]) -> None:
+    stranger = role("stranger")
+    message = unsuitable(v034, v034.server.url(v034.name, user=stranger))
+    assert message.startswith(f"role {stranger} may not act for the owner of: agent, agent_runtime, ")
+    assert "task_usage" in message
+
+
+def test_owner_that_may_not_create_in_public_is_refused(v034: Database, role: Callable[[str], str]) -> None:
+    owner = role("owner")
+    give_all_tables(v034, owner)
+    url = v034.server.url(v034.name, user=owner)
+    assert unsuitable(v034, url) == f"role {owner} may not create objects in schema public"
+    # The hint is what cures it.
+    v034.execute(f"GRANT CREATE ON SCHEMA public TO {owner}")
+    v034.upgrade(DATABASE_URL=url)
+    assert v034.revision == "104"
+
+
+def test_member_of_the_owner_migrates_and_new_objects_belong_to_the_owner(
+    v034: Database, role: Callable[[str], str]
+) -> None:
+    event(v034.url, small_world(v034.url), "2026-01-01 12:30+00")
+    owner, migrator = role("owner"), role("migrator")
+    give_all_tables(v034, owner)
+    v034.execute(f"GRANT CREATE ON SCHEMA public TO {owner}")
+    url = v034.server.url(v034.name, user=migrator)
+    unsuitable(v034, url)
+    v034.execute(f"GRANT {owner} TO {migrator}")
+    # alembic_version is the migrating role's own.
+    v034.execute(f"GRANT CREATE ON SCHEMA public TO {migrator}")
+    v034.upgrade(DATABASE_URL=url)
+    assert v034.revision == "104"
+    assert v034.value("SELECT sum(event_count) FROM task_usage_hourly") == 1
+    assert v034.execute(
+        "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class WHERE relname LIKE 'task_usage_hourly%'"
+        " UNION SELECT DISTINCT pg_get_userbyid(proowner) FROM pg_proc WHERE proname LIKE '%usage_hourly%'"
+    ) == [(owner,)]
+
+
+# The session that is lost.
+
+
+def test_lost_session_is_one_message_and_the_next_run_completes(at_102: Database) -> None:
+    months = write_history(at_102)
+    with blocked_at(at_102, months[2]):
+        process = at_102.spawn("alembic", "upgrade", "head")
+        pid = wait_until_blocked(at_102)
+        assert len(advisory_locks(at_102)) == 2
+        assert at_102.value("SELECT pg_terminate_backend(%s)", pid)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode not in (0, None), output
+        assert "Traceback" not in output
+        assert output.count("FAILED: ") == 1
+        assert "terminating connection due to administrator command" in output
+        wait_until(lambda: advisory_locks(at_102) == [], "the locks are free")
+        assert at_102.revision == "102"
+        assert committed_months(at_102) == months[:2]
+        assert slices(output) == 2
+    resumed = at_102.upgrade()
+    assert slices(resumed) == len(months) - 2
+    assert at_102.revision == "104"
+
+
+def run_lock(database: Database) -> str:
+    database.connect(autocommit=True).execute("SELECT pg_advisory_lock(7244554146635925501)")
+    return ""
+
+
+def rollup_lock(database: Database) -> str:
+    database.connect(autocommit=True).execute("SELECT pg_advisory_lock(4246)")
+    return "Context impl"
+
+
+def table_locks(database: Database) -> str:
+    database.connect().execute("SELECT FROM task_usage_daily")
+    return "waiting for table locks"
+
+
+@pytest.mark.parametrize("wait_for", [run_lock, rollup_lock, table_locks])
+def test_session_lost_while_it_waits_is_one_message(
+    at_102: Database, wait_for: Callable[[Database], str]
+) -> None:
+    reached = wait_for(at_102)
+    process = at_102.spawn("alembic", "upgrade", "head")
+    if reached:
+        output_up_to(process, reached)
+    wait_until(lambda: runners(at_102) == 1, "the upgrade is connected")
+    at_102.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'usage-rollup'"
+    )
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode not in (0, None), output
+    assert "Traceback" not in output
+    assert output.count("FAILED: ") == 1
+    assert at_102.revision == "102"

@@ -1,0 +1,554 @@
+"""The chain itself: names, steps, reversal, and a failure that leaves nothing behind."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from alembic.config import Config
+from alembic.script import Script, ScriptDirectory
+from psycopg import sql
+
+from tests.conftest import ROOT, Database
+from tests.support.product import event, small_world, upsert_usage, usage, wait_until
+from tests.support.server import Server
+from tests.support.v034 import V034_STEMS, generate_history
+from usage_rollup.contract import BASELINE, HOURLY, LEGACY
+from usage_rollup.runner.adoption import STEMS, read
+
+MakeDatabase = Callable[[str], Database]
+
+REVISIONS = list(STEMS)
+
+# Constraints the field knows by PostgreSQL's default names; the inventory leaves their indexes out.
+DEFAULT_NAMED = {
+    "user_email_key",
+    "workspace_slug_key",
+    "agent_runtime_workspace_id_daemon_id_provider_key",
+    "task_usage_task_id_provider_model_key",
+}
+
+SETTINGS = {
+    "TimeZone": "Asia/Kathmandu",
+    "DateStyle": "SQL, DMY",
+    "IntervalStyle": "sql_standard",
+    "statement_timeout": "1s",
+    "lock_timeout": "1ms",
+    "idle_in_transaction_session_timeout": "1s",
+    "default_transaction_isolation": "serializable",
+    "default_transaction_deferrable": "on",
+    "search_path": "",
+    "standard_conforming_strings": "off",
+    "client_encoding": "LATIN1",
+}
+
+
+def chain() -> list[Script]:
+    """Return the revisions as Alembic reads them, the oldest first."""
+    directory = ScriptDirectory.from_config(Config(ROOT / "alembic.ini"))
+    return list(directory.walk_revisions())[::-1]
+
+
+def downgrade(database: Database, target: str, **extra: str) -> None:
+    result = database.alembic("downgrade", target, **extra)
+    assert result.returncode == 0, result.stdout
+
+
+def stamp(database: Database, target: str) -> None:
+    result = database.alembic("stamp", target)
+    assert result.returncode == 0, result.stdout
+
+
+def schema(database: Database) -> list[str]:
+    """Return the catalog without the ledgers and the order of columns: a column comes back last."""
+    lines = database.catalog().splitlines()
+    return sorted(line.strip().rstrip(",") for line in lines if not line.startswith("('"))
+
+
+def written_stems(database: Database) -> list[str]:
+    return sorted(database.ledger - set(V034_STEMS))
+
+
+def stems(first: str, last: str) -> list[str]:
+    return [stem for revision, stem in STEMS.items() if first <= revision <= last]
+
+
+def hourly(database: Database) -> list[tuple[Any, ...]]:
+    """Return every rolled-up row, without the time it was written."""
+    return database.execute(
+        "SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model,"
+        " input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, task_count, event_count"
+        " FROM public.task_usage_hourly ORDER BY 1, 2, 3, 4, 5, 6, 7"
+    )
+
+
+# Names
+
+
+def test_revision_file_and_ledger_stem_share_one_name() -> None:
+    assert {script.revision: Path(script.path).stem for script in chain()} == STEMS
+
+
+def test_each_revision_opens_with_its_name_and_a_promise() -> None:
+    for script in chain():
+        stem = STEMS[script.revision]
+        first_line = script.longdoc.splitlines()[0]
+        assert first_line.startswith(f"{stem}: ")
+        assert len(first_line) > len(stem) + 10
+
+
+def test_each_revision_has_its_sql_beside_it_and_nothing_else_lies_there() -> None:
+    folder = ROOT / "alembic" / "versions"
+    expected = {f"{stem}{suffix}" for stem in STEMS.values() for suffix in (".py", ".up.sql", ".down.sql")}
+    # What the hook does, for a script.
+    expected.add(f"{STEMS['103']}.before.sql")
+    assert {path.name for path in folder.iterdir() if path.is_file()} == expected
+
+
+def test_each_sql_file_names_its_revision_in_its_first_line() -> None:
+    for stem in STEMS.values():
+        for direction in ("up", "down"):
+            path = ROOT / "alembic" / "versions" / f"{stem}.{direction}.sql"
+            assert stem in path.read_text().splitlines()[0], path.name
+
+
+def test_the_chain_is_one_line_from_097_to_104() -> None:
+    links = [(script.revision, script.down_revision) for script in chain()]
+    assert links == list(zip(REVISIONS, [None, *REVISIONS], strict=False))
+    assert not any(script.branch_labels or script.dependencies for script in chain())
+
+
+# The inventory
+
+
+def read_names(database: Database) -> set[str]:
+    with database.migration_connection() as connection:
+        objects = read(connection).objects
+    own = DEFAULT_NAMED | {
+        f"{name.removeprefix('table ')}_pkey" for name in objects if name.startswith("table ")
+    }
+    return {name for name in objects if name.removeprefix("index ") not in own}
+
+
+def test_the_inventory_is_exactly_what_097_creates(empty: Database) -> None:
+    empty.upgrade("097")
+    assert read_names(empty) == BASELINE.names() | LEGACY.names()
+
+
+def test_the_inventory_is_exactly_what_101_adds(make_database: MakeDatabase) -> None:
+    before = read_names(make_database("100"))
+    assert read_names(make_database("101")) - before == HOURLY.names()
+
+
+# Forward and back
+
+
+def test_an_empty_database_goes_to_head_and_gets_no_ledger(empty: Database) -> None:
+    assert empty.revision is None
+    empty.upgrade()
+    assert empty.revision == "104"
+    assert empty.value("SELECT to_regclass('public.schema_migrations') IS NULL")
+
+
+def test_a_new_database_and_one_from_the_field_end_with_the_same_schema(
+    empty: Database, head: Database
+) -> None:
+    empty.upgrade()
+    head.execute("DROP TABLE schema_migrations")
+    assert empty.catalog() == head.catalog()
+
+
+def test_each_step_writes_its_stem_in_the_ledger(v034: Database) -> None:
+    for revision in REVISIONS[1:]:
+        v034.upgrade(revision)
+        assert v034.revision == revision
+        assert written_stems(v034) == stems("100", revision)
+
+
+def test_each_downgrade_removes_its_stem_and_restores_the_schema_of_the_revision_below(
+    make_database: MakeDatabase,
+) -> None:
+    database = make_database("head")
+    before, ledger = schema(database), database.ledger
+    for revision in REVISIONS[-2::-1]:
+        downgrade(database, revision)
+        assert database.revision == revision
+        assert written_stems(database) == stems("100", revision)
+        reached, expected = schema(database), schema(make_database(revision))
+        assert Counter(reached) - Counter(expected) == Counter(), f"left over at {revision}"
+        assert Counter(expected) - Counter(reached) == Counter(), f"not back at {revision}"
+    database.upgrade()
+    assert schema(database) == before
+    assert database.ledger == ledger
+
+
+def test_a_new_database_goes_back_to_nothing_and_forward_again(empty: Database) -> None:
+    empty.upgrade()
+    before = empty.catalog()
+    downgrade(empty, "base")
+    tables = empty.execute("SELECT relname FROM pg_stat_user_tables")
+    assert tables == [("alembic_version",)]
+    assert empty.value("SELECT count(*) FROM pg_proc WHERE pronamespace = 'public'::regnamespace") == 0
+    empty.upgrade()
+    assert empty.catalog() == before
+
+
+def test_history_survives_a_way_down_and_up(v034: Database) -> None:
+    with v034.connect() as connection:
+        generate_history(connection, 400)
+    v034.upgrade()
+    rolled_up = hourly(v034)
+    assert rolled_up
+    downgrade(v034, "097")
+    v034.upgrade()
+    assert hourly(v034) == rolled_up
+
+
+def test_downgrade_to_base_is_refused_while_a_product_table_holds_a_row(empty: Database) -> None:
+    empty.upgrade("097")
+    empty.execute("INSERT INTO workspace (name, slug) VALUES ('one', 'one')")
+    before = empty.catalog()
+    message = empty.refused("downgrade", "base")
+    assert "refusing to remove the v0.3.4 baseline" in message
+    assert "these tables hold rows: workspace\n" in message
+    assert empty.catalog() == before
+    assert empty.value("SELECT count(*) FROM workspace") == 1
+
+
+def test_102_applies_over_itself(at_102: Database) -> None:
+    before = schema(at_102)
+    stamp(at_102, "101")
+    assert at_102.revision == "101"
+    assert "102_task_usage_hourly_pipeline" in at_102.ledger
+    at_102.upgrade("102")
+    assert at_102.revision == "102"
+    assert schema(at_102) == before
+
+
+def test_102_103_and_104_apply_over_themselves_on_a_database_without_a_ledger(
+    empty: Database,
+) -> None:
+    empty.upgrade()
+    event(empty.url, small_world(empty.url))
+    before = empty.catalog()
+    stamp(empty, "101")
+    assert empty.catalog() != before
+    empty.upgrade()
+    assert empty.catalog() == before
+
+
+def test_a_second_upgrade_at_head_does_nothing(head: Database) -> None:
+    before = head.catalog()
+    assert "Running upgrade" not in head.upgrade()
+    assert head.catalog() == before
+
+
+# A step that fails
+
+
+def test_a_failing_step_leaves_nothing_behind_and_goes_through_once_its_reason_is_gone(
+    make_database: MakeDatabase,
+) -> None:
+    database = make_database("103")
+    database.execute("CREATE VIEW zones AS SELECT timezone FROM agent_runtime")
+    before = database.catalog()
+    message = database.refused()
+    assert message.count("FAILED:") == 1
+    assert "104_drop_runtime_timezone" in message
+    assert "cannot drop column timezone of table agent_runtime" in message
+    assert "(SQLSTATE 2BP01)" in message
+    assert "view zones depends on column timezone" in message
+    assert database.catalog() == before
+    assert database.refused() == message
+
+    database.execute("DROP VIEW zones")
+    database.upgrade()
+    assert database.revision == "104"
+    assert "104_drop_runtime_timezone" in database.ledger
+
+
+def test_steps_before_the_failing_one_stay(v034: Database) -> None:
+    v034.execute("CREATE VIEW zones AS SELECT timezone FROM agent_runtime")
+    v034.refused()
+    assert v034.revision == "103"
+    assert written_stems(v034) == stems("100", "103")
+
+
+def migrating_backend(database: Database, relation: str) -> int | None:
+    """Return the pid of the migration session while it waits for a lock on `relation`."""
+    rows = database.execute(
+        "SELECT l.pid FROM pg_locks l JOIN pg_stat_activity s USING (pid)"
+        " WHERE l.relation = %s::regclass AND NOT l.granted AND s.application_name = 'usage-rollup'"
+        " AND s.datname = current_database()",
+        relation,
+    )
+    return rows[0][0] if rows else None
+
+
+@pytest.mark.parametrize("revision", REVISIONS[1:])
+def test_version_row_ledger_stem_and_step_commit_together(make_database: MakeDatabase, revision: str) -> None:
+    database = make_database(REVISIONS[REVISIONS.index(revision) - 1])
+    if revision == "100":
+        database.upgrade("097")  # adoption is a transaction of its own
+    before = database.catalog()
+    with database.connect() as blocker:
+        # The ledger may be read, not written: what stops here is all but committed.
+        blocker.execute("LOCK TABLE schema_migrations IN SHARE MODE")
+        runner = database.spawn("alembic", "upgrade", revision)
+        wait_until(lambda: migrating_backend(database, "schema_migrations"), "the step at its ledger row")
+        pid = migrating_backend(database, "schema_migrations")
+        assert database.value("SELECT pg_terminate_backend(%s)", pid)
+        output, _ = runner.communicate(timeout=30)
+    assert runner.returncode != 0
+    assert "Traceback" not in output
+    assert "FAILED:" in output
+    assert "(SQLSTATE 57P01)" in output
+    assert database.catalog() == before
+    assert database.revision != revision
+
+    database.upgrade(revision)
+    assert database.revision == revision
+    assert STEMS[revision] in database.ledger
+
+
+def test_a_step_killed_while_it_waits_for_its_table_leaves_nothing_behind(
+    make_database: MakeDatabase,
+) -> None:
+    database = make_database("103")
+    before = database.catalog()
+    with database.connect() as reader:
+        reader.execute("SELECT count(*) FROM agent_runtime")
+        runner = database.spawn("alembic", "upgrade", "head")
+        wait_until(lambda: migrating_backend(database, "agent_runtime"), "104 waiting for its lock")
+        # It gives way and comes back, so the waiter is looked up and ended in one statement.
+        wait_until(
+            lambda: database.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'usage-rollup' AND datname = current_database()"
+            ),
+            "the runner's session is ended",
+        )
+        output, _ = runner.communicate(timeout=30)
+    assert runner.returncode != 0
+    assert "Traceback" not in output
+    assert "FAILED:" in output
+    assert database.catalog() == before
+
+    database.upgrade()
+    assert database.revision == "104"
+
+
+# Who owns what
+
+
+@pytest.fixture
+def make_role(server: Server, request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
+    """Return a function that creates a login role, gone when the test ends.
+
+    Ask for it before make_database, so that the databases go first. A failed test keeps both.
+    """
+    made: list[str] = []
+
+    def make(prefix: str, attributes: str = "") -> str:
+        name = f"{prefix}_{uuid.uuid4().hex[:12]}"
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            statement: Any = f"CREATE ROLE {name} LOGIN PASSWORD '{name}' {attributes}"
+            connection.execute(statement)
+        made.append(name)
+        return name
+
+    yield make
+    if getattr(request.node, "failed", False):
+        return
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        for name in reversed(made):
+            connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+
+def give_everything_to(database: Database, role: str) -> None:
+    """Make `role` the owner of the product's objects, as when its server connects as that role."""
+    database.execute(f"GRANT ALL ON SCHEMA public TO {role}")
+    for (statement,) in database.execute(
+        "SELECT format('ALTER TABLE %s OWNER TO %I', oid::regclass, %s::text) FROM pg_class"
+        " WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
+        " UNION ALL SELECT format('ALTER FUNCTION %s OWNER TO %I', oid::regprocedure, %s::text)"
+        " FROM pg_proc WHERE pronamespace = 'public'::regnamespace".replace("%s::text", f"'{role}'")
+    ):
+        database.execute(statement)
+
+
+def owners(database: Database) -> dict[str, set[str]]:
+    """Return who owns which relations and functions of schema public, except alembic_version."""
+    result: dict[str, set[str]] = {}
+    for owner, name in database.execute(
+        "SELECT pg_get_userbyid(relowner), relname FROM pg_class"
+        " WHERE relnamespace = 'public'::regnamespace AND relname NOT LIKE 'alembic_version%'"
+        " UNION ALL SELECT pg_get_userbyid(proowner), proname FROM pg_proc"
+        " WHERE pronamespace = 'public'::regnamespace"
+    ):
+        result.setdefault(owner, set()).add(name)
+    return result
+
+
+def report_usage_as(database: Database, role: str) -> None:
+    """Do what the server does all day, as the role the server connects as."""
+    with psycopg.connect(database.server.url(database.name, user=role, password=role)) as connection:
+        world = small_world(connection)
+        for agent in range(3):
+            event(connection, world, agent=agent)
+        connection.execute("UPDATE issue SET project_id = NULL")
+        connection.execute("UPDATE agent_task_queue SET issue_id = NULL")
+        connection.execute("DELETE FROM task_usage")
+        event(connection, world, "2025-01-01 10:00+00", None)
+        connection.commit()
+        connection.execute("SELECT rollup_task_usage_hourly()")
+
+
+def test_new_objects_belong_to_the_owner_of_task_usage_when_a_superuser_migrates(
+    make_role: Callable[..., str], make_database: MakeDatabase
+) -> None:
+    v034 = make_database("v034")
+    product = make_role("product")
+    give_everything_to(v034, product)
+    v034.upgrade()
+    assert set(owners(v034)) == {product}
+    assert "task_usage_hourly_invalidation" in owners(v034)[product]
+    report_usage_as(v034, product)
+    downgrade(v034, "097")
+    assert set(owners(v034)) == {product}
+
+
+def test_new_objects_belong_to_the_owner_of_task_usage_when_a_member_of_it_migrates(
+    make_role: Callable[..., str], make_database: MakeDatabase
+) -> None:
+    v034 = make_database("v034")
+    product = make_role("product")
+    migrator = make_role("migrator", f"IN ROLE {product}")
+    give_everything_to(v034, product)
+    with v034.connect() as connection:
+        generate_history(connection, 100)
+    url = v034.server.url(v034.name, user=migrator, password=migrator)
+    v034.upgrade(DATABASE_URL=url)
+    assert v034.revision == "104"
+    assert set(owners(v034)) == {product}
+    assert "task_usage_hourly_invalidation" in owners(v034)[product]
+    report_usage_as(v034, product)
+    downgrade(v034, "097", DATABASE_URL=url)
+    assert set(owners(v034)) == {product}
+
+
+def test_a_role_that_is_no_member_of_the_owner_is_refused_before_anything_is_changed(
+    make_role: Callable[..., str], make_database: MakeDatabase
+) -> None:
+    v034 = make_database("v034")
+    product, stranger = make_role("product"), make_role("stranger")
+    give_everything_to(v034, product)
+    v034.execute(f"GRANT ALL ON SCHEMA public TO {stranger}")
+    v034.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {stranger}")
+    before = v034.catalog()
+    message = v034.refused(
+        "upgrade", "head", DATABASE_URL=v034.server.url(v034.name, user=stranger, password=stranger)
+    )
+    assert f"GRANT {product} TO {stranger}" in message
+    assert v034.catalog() == before
+
+
+def test_a_member_that_inherits_nothing_migrates_or_is_refused_before_anything_is_changed(
+    make_role: Callable[..., str], make_database: MakeDatabase
+) -> None:
+    v034 = make_database("v034")
+    product = make_role("product")
+    migrator = make_role("migrator", f"NOINHERIT IN ROLE {product}")
+    give_everything_to(v034, product)
+    # What the runner asks for by name, and no more.
+    v034.execute(f"GRANT CREATE ON SCHEMA public TO {migrator}")
+    v034.execute(f"GRANT SELECT, INSERT, DELETE ON schema_migrations TO {migrator}")
+    with v034.connect() as connection:
+        generate_history(connection, 100)
+    before = v034.catalog()
+    result = v034.alembic(
+        "upgrade", "head", DATABASE_URL=v034.server.url(v034.name, user=migrator, password=migrator)
+    )
+    assert "Traceback" not in result.stdout
+    if result.returncode == 0:
+        assert set(owners(v034)) == {product}
+    else:
+        assert v034.catalog() == before, result.stdout
+
+
+# What surrounds the session
+
+
+def test_settings_of_the_database_do_not_change_the_result(make_database: MakeDatabase) -> None:
+    plain, hostile = make_database("v034"), make_database("v034")
+    until = plain.value("SELECT now() - interval '10 minutes'")
+    for database in (plain, hostile):
+        with database.connect() as connection:
+            generate_history(connection, 2_000, until=until)
+    for name, value in SETTINGS.items():
+        hostile.execute(f"ALTER DATABASE {hostile.name} SET {name} = '{value}'")
+    assert hostile.value("SHOW TimeZone") == "Asia/Kathmandu"
+    assert hostile.value("SELECT to_regclass('task_usage') IS NULL")
+
+    plain.upgrade()
+    hostile.upgrade()
+    hostile.execute(f"ALTER DATABASE {hostile.name} RESET ALL")
+    assert hourly(hostile) == hourly(plain) != []
+    assert schema(hostile) == schema(plain)
+    assert hostile.ledger == plain.ledger
+
+
+def test_settings_of_the_database_do_not_change_the_way_back(make_database: MakeDatabase) -> None:
+    plain, hostile = make_database("head"), make_database("head")
+    for database in (plain, hostile):
+        event(database.url, small_world(database.url), "2025-03-01 20:20+00", None)
+    for name, value in SETTINGS.items():
+        hostile.execute(f"ALTER DATABASE {hostile.name} SET {name} = '{value}'")
+    for database in (plain, hostile):
+        downgrade(database, "097")
+    hostile.execute(f"ALTER DATABASE {hostile.name} RESET ALL")
+    assert schema(hostile) == schema(plain)
+    for table in ("task_usage_daily", "task_usage_dashboard_daily"):
+        days = f"SELECT bucket_date, model, input_tokens FROM {table}"
+        assert hostile.execute(days) == plain.execute(days) != []
+
+
+def test_usage_is_rolled_up_and_removed_under_a_publication_for_all_tables(v034: Database) -> None:
+    world = small_world(v034.url)
+    event(v034.url, world, "2025-03-01 10:20+00", None)
+    v034.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+    v034.upgrade()
+    task_id = v034.value("SELECT task_id FROM task_usage")
+
+    v034.execute(
+        "INSERT INTO task_usage_hourly_dirty SELECT bucket_hour, workspace_id, runtime_id,"
+        " agent_id, project_id, provider, model FROM task_usage_hourly"
+    )
+    usage(v034.url, task_id, "2025-03-01 10:40+00", None, model="other")
+    upsert_usage(v034.url, task_id, tokens=7)
+    v034.execute("SELECT rollup_task_usage_hourly_window('-infinity', 'infinity')")
+    assert v034.value("SELECT sum(input_tokens) FROM task_usage_hourly") == 107
+    v034.execute("UPDATE issue SET project_id = NULL")
+    v034.execute("DELETE FROM task_usage")
+    v034.execute("SELECT rollup_task_usage_hourly_window('-infinity', 'infinity')")
+    assert v034.value("SELECT count(*) FROM task_usage_hourly") == 0
+
+    # The trap: without the replica identity the same delete fails.
+    usage(v034.url, task_id, "2025-03-01 10:40+00", None)
+    v034.execute("SELECT rollup_task_usage_hourly_window('-infinity', 'infinity')")
+    v034.execute("ALTER TABLE task_usage_hourly REPLICA IDENTITY DEFAULT")
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+        v034.execute("DELETE FROM task_usage_hourly")
+
+
+def test_a_database_with_a_publication_for_all_tables_goes_back_and_forward(head: Database) -> None:
+    head.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+    event(head.url, small_world(head.url), "2025-03-01 10:20+00", None)
+    downgrade(head, "097")
+    head.upgrade()
+    assert head.value("SELECT sum(event_count) FROM task_usage_hourly") == 1

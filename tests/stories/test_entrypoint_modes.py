@@ -1,0 +1,151 @@
+"""The container's door without a shell behind it: MIGRATE=off, `migrate`, `usage-rollup ...`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, Database
+from tests.stories.test_entrypoint import ENTRYPOINT, SHELLS, STARTED
+from tests.support.product import wait_until
+from tests.support.walks import runners
+
+NOWHERE = "postgres://nobody@127.0.0.1:1/nowhere"
+
+
+def run(db: Database, *arguments: str, **extra: Any) -> subprocess.CompletedProcess[str]:
+    return db.run(str(ENTRYPOINT), *arguments, **extra)
+
+
+def stuck(at_102: Database) -> Database:
+    """Return a database that no upgrade to head gets through."""
+    at_102.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = now() + interval '1 day'")
+    return at_102
+
+
+def test_migrate_off_becomes_the_command_without_a_database(v034: Database) -> None:
+    process = v034.spawn(
+        "./entrypoint.sh", "sh", "-c", "echo $$ $#", "sh", "a b", "", MIGRATE="off", DATABASE_URL=NOWHERE
+    )
+    output = process.communicate(timeout=60)[0]
+    assert (process.returncode, output) == (0, f"{process.pid} 2\n")
+
+
+def test_migrate_off_starts_the_command_over_a_migration_that_would_fail(at_102: Database) -> None:
+    stuck(at_102)
+    assert run(at_102, "echo", STARTED).stdout != f"{STARTED}\n"
+    assert run(at_102, "echo", STARTED, MIGRATE="off").stdout == f"{STARTED}\n"
+    assert at_102.revision == "102"
+
+
+def test_migrate_off_without_a_command_does_nothing(v034: Database) -> None:
+    result = run(v034, MIGRATE="off")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert v034.revision is None
+
+
+@pytest.mark.parametrize("value", ["on", ""])
+def test_migrate_on_is_what_one_gets_without_asking(v034: Database, value: str) -> None:
+    assert run(v034, "echo", STARTED, MIGRATE=value, MIGRATE_TARGET="100").returncode == 0
+    assert v034.revision == "100"
+
+
+@pytest.mark.parametrize("value", ["no", "OFF", "0", "on off"])
+def test_any_other_value_of_migrate_is_refused_in_one_sentence(v034: Database, value: str) -> None:
+    result = run(v034, "echo", STARTED, MIGRATE=value)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == "entrypoint.sh: MIGRATE is neither on nor off\n"
+    assert v034.revision is None
+
+
+def test_migrate_migrates_to_its_target_and_starts_nothing(v034: Database) -> None:
+    result = run(v034, "migrate", MIGRATE="off", MIGRATE_TARGET="102")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ""
+    assert v034.revision == "102"
+
+
+def test_migrate_exits_with_the_migrations_status(at_102: Database) -> None:
+    stuck(at_102)
+    assert run(at_102, "migrate").returncode == at_102.alembic("upgrade", "head").returncode == 255
+
+
+def test_migrate_takes_no_arguments(v034: Database) -> None:
+    result = run(v034, "migrate", "up")
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert v034.revision is None
+
+
+def test_operators_command_runs_without_migrating_where_alembic_ini_lies(
+    v034: Database, tmp_path: Path
+) -> None:
+    result = run(v034, "usage-rollup", "tick", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "there is no hourly rollup in this database" in result.stderr
+    assert v034.revision is None
+    program = tmp_path / "usage-rollup"
+    program.write_text("#!/bin/sh\npwd\necho $$ $*\n")
+    program.chmod(0o755)
+    process = v034.spawn("./entrypoint.sh", "usage-rollup", "a", PATH=f"{tmp_path}:/usr/bin:/bin")
+    assert process.communicate(timeout=60)[0] == f"{ROOT}\n{process.pid} a\n"
+
+
+def test_failed_migration_ends_with_commands_for_those_who_cannot_enter_the_container(
+    at_102: Database,
+) -> None:
+    result = run(stuck(at_102), "echo", STARTED)
+    assert result.returncode == 255
+    assert "lies in the future" in result.stdout
+    hints = result.stderr.splitlines()[-4:]
+    assert hints[0].startswith("The migration failed.")
+    assert hints[1] == "  docker compose run --rm --no-deps SERVICE usage-rollup preflight"
+    assert hints[2] == "  docker compose run --rm --no-deps SERVICE migrate"
+    assert hints[3].startswith("  kubectl run usage-rollup --rm -i --restart=Never --image=IMAGE ")
+    assert hints[3].endswith(" -- usage-rollup preflight   # or: -- migrate")
+    overrides = json.loads(hints[3].split("--overrides='")[1].split("'")[0])
+    assert overrides["spec"]["containers"][0]["envFrom"] == [{"secretRef": {"name": "SECRET"}}]
+    assert STARTED not in result.stdout
+
+
+def test_failure_in_json_is_json_to_the_last_line(at_102: Database) -> None:
+    result = run(stuck(at_102), "echo", STARTED, LOG_FORMAT="json")
+    assert result.returncode == 255
+    assert result.stdout == ""
+    entries = [json.loads(line) for line in result.stderr.splitlines()]
+    assert "lies in the future" in entries[-5]["message"]
+    assert "docker compose run" in entries[-3]["message"]
+    assert '"secretRef":{"name":"SECRET"}' in entries[-1]["message"]
+    assert {tuple(entry) for entry in entries} == {("time", "level", "logger", "message")}
+
+
+def test_migration_that_was_told_to_stop_has_not_failed(at_102: Database) -> None:
+    holder = at_102.connect(autocommit=True)
+    holder.execute("SELECT pg_advisory_lock(7244554146635925501)")
+    process = at_102.spawn("./entrypoint.sh", "migrate")
+    wait_until(lambda: runners(at_102) == 1, "the run is connected")
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 143, output
+    assert "The migration failed" not in output
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
+def test_any_posix_shell_knows_the_modes(head: Database, shell: list[str]) -> None:
+    def status(*arguments: str, **extra: str) -> tuple[int, str]:
+        process = head.spawn(*shell, "entrypoint.sh", *arguments, **extra)
+        return process.wait(timeout=60), process.communicate()[0]
+
+    assert status("echo", STARTED, MIGRATE="off") == (0, f"{STARTED}\n")
+    assert status("echo", STARTED, MIGRATE="never")[0] == 2
+    assert status("migrate", "up")[0] == 2
+    assert status("usage-rollup", "--help")[0] == 0
+    code, output = status("migrate", MIGRATE_TARGET="nothing", LOG_FORMAT="json")
+    assert code == 255
+    assert "kubectl" in [json.loads(line) for line in output.splitlines()][-1]["message"]
