@@ -32,10 +32,11 @@ test-all-postgres:       ## Run the tests on PostgreSQL 15, 16, 17 and 18
 
 check: lint test         ## Lint, types, SQL lint, tests: what CI runs
 
-lint: $(VENV)/installed  ## Run ruff, mypy and squawk
+lint: $(VENV)/installed  ## Run ruff, mypy, squawk and the rule of the floors
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/squawk alembic/versions/*.sql
 
 bench: $(VENV)/installed ## Measure everything in one run: MAX_ROWS=10000000; SAVE=1 writes docs/speed.{json,svg}
@@ -50,8 +51,8 @@ freeze: $(VENV)/installed  ## Add the digests of new revisions to tests/released
 
 requirements: $(VENV)/installed  ## Pin the container's dependencies by hash
 	$(BIN)/pip install --quiet --disable-pip-version-check pip-tools
-	echo '# The runner and its `cli` extra, pinned by hash. Written by `make requirements`.' > requirements.txt
-	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --extra cli --no-header --no-annotate \
+	echo '# The runner, pinned by hash. Written by `make requirements`.' > requirements.txt
+	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-header --no-annotate \
 	    --build-deps-for editable --allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --output-file - pyproject.toml >> requirements.txt
 
 clean:           ## Remove the virtual environment and caches

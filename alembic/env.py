@@ -2,6 +2,7 @@
 
 from alembic import context
 from usage_rollup import logs
+from usage_rollup.contract import MIGRATION_RUN
 from usage_rollup.hourly.schedule import warn_if_nothing_ticks
 from usage_rollup.runner import adoption, ledger, script
 from usage_rollup.runner.downgrade import with_refusals
@@ -16,10 +17,11 @@ mutating = work.__name__ in {"upgrade", "downgrade", "do_stamp", "do_ensure_vers
 upgrade = work.__name__ == "upgrade"
 
 logs.configure_alembic(context.config)
+run = options.read(context.get_x_argument(as_dictionary=True)) if mutating else options.Options()
 
 if context.is_offline_mode():
     if work.__name__ in {"upgrade", "downgrade"}:
-        work = script.with_script(work, options.settings(context.get_x_argument(as_dictionary=True)))
+        work = script.with_script(work, run)
     context.configure(
         dialect_name="postgresql",
         fn=work,
@@ -30,16 +32,13 @@ if context.is_offline_mode():
         context.run_migrations()
 else:
     comparison = {}
-    with connection.migration_session() as session:
-        # What is read here is read in transactions that are over before context.configure: Alembic
-        # takes an open one for somebody else's, and would commit nothing.
+    with connection.migration_session(run) as session:
         if mutating:
-            options.apply(session, context.get_x_argument(as_dictionary=True))
             require_suitable(session)
-            advisory_lock.acquire(session, advisory_lock.MIGRATION_RUN)
+            advisory_lock.acquire(session, MIGRATION_RUN, run.patience_s(advisory_lock.PATIENCE_S))
         if upgrade:
             adopted = adoption.find(session)
-            work = with_hooks(adoption.with_adoption(work, adopted, session), session)
+            work = with_hooks(adoption.with_adoption(work, adopted, session), session, run)
         elif work.__name__ == "downgrade":
             work = with_refusals(work, session)
         elif work.__name__ == "retrieve_migrations":
@@ -47,15 +46,16 @@ else:
             from usage_rollup.schema import autogenerate
 
             comparison = autogenerate.options(session)
-        context.configure(
-            connection=session,
-            fn=work,
-            transaction_per_migration=True,
-            on_version_apply=ledger.record_step,
-            dont_mutate=not mutating,
-            **comparison,
-        )
-        with context.begin_transaction():
-            context.run_migrations()
+        with connection.in_transactions(session):
+            context.configure(
+                connection=session,
+                fn=work,
+                transaction_per_migration=True,
+                on_version_apply=ledger.record_step,
+                dont_mutate=not mutating,
+                **comparison,
+            )
+            with context.begin_transaction():
+                context.run_migrations()
         if upgrade:
             warn_if_nothing_ticks(session)

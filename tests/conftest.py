@@ -157,12 +157,9 @@ class Database:
     @contextmanager
     def migration_connection(self) -> Iterator[sa.Connection]:
         """Open a SQLAlchemy connection, pinned as the runner pins its own."""
-        from usage_rollup.session.connection import connect
+        from usage_rollup.session.connection import engine
 
-        engine = sa.create_engine(
-            "postgresql+psycopg://", creator=lambda: connect(self.url, 0), poolclass=sa.NullPool
-        )
-        with engine.connect() as connection:
+        with engine(self.url, 0).connect() as connection:
             yield connection
 
 

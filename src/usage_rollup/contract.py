@@ -1,11 +1,41 @@
-"""What a v0.3.4 database is made of, and the hourly tables, as far as this chain relies on it.
+"""What the field already is: the chain's names, lock numbers, and what a v0.3.4 database is made of.
 
-A test holds this list equal to what revisions 097 and 101 create.
+A test holds the inventories equal to what revisions 097 and 101 create, as far as this chain relies on it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
+
+# The chain, by revision and ledger stem; a test holds it equal to the revision files.
+STEMS = {
+    "097": "097_autopilot_project_id",
+    "100": "100_user_timezone",
+    "101": "101_task_usage_hourly_schema",
+    "102": "102_task_usage_hourly_pipeline",
+    "103": "103_drop_legacy_daily_rollups",
+    "104": "104_drop_runtime_timezone",
+}
+
+HEAD = max(STEMS)
+
+# The product's first step after this chain. It stands on nothing of ours; later ones may.
+NEXT_STEM = "105_issue_metadata"
+
+# Advisory locks. Held for a whole migration run, by the product's Go runner (since v0.3.15) and by ours;
+# and by every writer of task_usage_hourly.
+MIGRATION_RUN = 7244554146635925501
+HOURLY_ROLLUP = 4246
+
+# The guard of 103 refuses a watermark that trails the newest event by more.
+LAG_THRESHOLD = timedelta(hours=1)
+
+# The name of the pg_cron job that ticks; the product's own documentation uses it too.
+TICK_JOB = "rollup_task_usage_hourly"
+
+# Whether this database has the functions of our 102, in SQL. A later release may have replaced the window.
+OUR_FUNCTIONS = "to_regprocedure('public.task_usage_hourly_slices(tstzmultirange,bigint)') IS NOT NULL"
 
 
 @dataclass(frozen=True)

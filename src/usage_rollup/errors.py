@@ -14,15 +14,51 @@ alembic.util.CommandError        `alembic` prints one line, no traceback, exit s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
 import psycopg
 from alembic.util import CommandError
 
 
-class UsageRollupError(CommandError):
-    """Say what was refused, the measured facts and, as `hint`, the next command to type."""
+@dataclass(frozen=True)
+class Refusal:
+    """What was refused or went wrong: a sentence, the measured facts, and the next command to type.
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message if hint is None else f"{message}\nHINT: {hint}")
+    `place` shows where in a statement. `facts` are values a program would look for (an SQLSTATE, a lock's
+    key); only JSON has them.
+    """
+
+    message: str
+    detail: str | None = None
+    hint: str | None = None
+    place: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Render it for people: a line for each part."""
+        lines = [self.message]
+        lines += [f"DETAIL: {self.detail}"] if self.detail else []
+        lines += [f"HINT: {self.hint}"] if self.hint else []
+        lines += [self.place] if self.place else []
+        return "\n".join(lines)
+
+    def fields(self) -> dict[str, Any]:
+        """Render it for JSON."""
+        return {"error": self.message, "detail": self.detail, "hint": self.hint, **self.facts}
+
+
+class UsageRollupError(CommandError):
+    """Carry a Refusal up to whoever prints it."""
+
+    def __init__(
+        self, message: str | Refusal, *, detail: str | None = None, hint: str | None = None, **facts: Any
+    ) -> None:
+        if not isinstance(message, Refusal):
+            message = Refusal(message, detail=detail, hint=hint, facts=facts)
+        self.refusal = message
+        super().__init__(str(self.refusal))
 
 
 class ConfigurationError(UsageRollupError):
@@ -56,20 +92,38 @@ class BackfillRefused(UsageRollupError):
 class StatementFailed(UsageRollupError):
     """PostgreSQL reported an error; the transaction it happened in was rolled back."""
 
+    @classmethod
+    def of(
+        cls, error: psycopg.Error, *, doing: str = "", sql: str | None = None, hint: str | None = None
+    ) -> Self:
+        """Make one of explain()'s answer."""
+        return cls(explain(error, doing=doing, sql=sql, hint=hint))
 
-def explain(error: psycopg.Error, sql: str | None = None) -> str:
-    """Put PostgreSQL's report in lines: message and SQLSTATE, detail, hint, place in `sql`."""
+
+def explain(
+    error: psycopg.Error, *, doing: str = "", sql: str | None = None, hint: str | None = None
+) -> Refusal:
+    """Return PostgreSQL's report: message and SQLSTATE, detail, hint and, where known, the place in `sql`.
+
+    `doing` says what was tried; `hint` is for want of PostgreSQL's own.
+    """
     report = error.diag
     message = report.message_primary or " ".join(str(error).split())
-    lines = [f"{message} (SQLSTATE {error.sqlstate})" if error.sqlstate else message]
-    if report.message_detail:
-        lines.append(f"DETAIL: {report.message_detail}")
-    if report.message_hint:
-        lines.append(f"HINT: {report.message_hint}")
+    if error.sqlstate:
+        message += f" (SQLSTATE {error.sqlstate})"
+    if doing:
+        message = f"{doing}: {message}"
+    place = None
     if sql is not None and report.statement_position:
-        before = sql[: int(report.statement_position) - 1]
-        label = f"LINE {before.count(chr(10)) + 1}: "
-        column = len(before) - before.rfind("\n") - 1
-        lines.append(label + sql.splitlines()[before.count("\n")])
-        lines.append(" " * (len(label) + column) + "^")
-    return "\n".join(lines)
+        place = _place(sql, int(report.statement_position) - 1)
+    facts = {"sqlstate": error.sqlstate} if error.sqlstate else {}
+    return Refusal(message, report.message_detail, report.message_hint or hint, place, facts)
+
+
+def _place(sql: str, offset: int) -> str:
+    """Return the line of `sql` that holds `offset`, with its number and a caret below."""
+    before = sql[:offset]
+    line = before.count("\n")
+    label = f"LINE {line + 1}: "
+    column = offset - before.rfind("\n") - 1
+    return f"{label}{sql.splitlines()[line]}\n{' ' * (len(label) + column)}^"

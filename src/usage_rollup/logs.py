@@ -13,7 +13,7 @@ from typing import Any
 
 from alembic.config import Config
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, UsageRollupError
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,11 @@ class Formatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        # Whoever logs a refusal does so while handling it, Alembic too.
+        error = sys.exc_info()[1]
+        if isinstance(error, UsageRollupError) and record.levelno >= logging.ERROR:
+            fields = error.refusal.fields()
+            entry |= {"message": fields.pop("error"), **fields}
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry)

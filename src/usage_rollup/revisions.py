@@ -43,9 +43,19 @@ def scripts() -> ScriptDirectory:
     return ScriptDirectory.from_config(config())
 
 
+def sql_files(revision_file: str, direction: str) -> list[Path]:
+    """Return what a step of a revision runs, in order: the SQL file beside it, or the parts in a folder.
+
+    `direction` is up or down; the folder has the file's name without `.sql`, and its parts go by their names.
+    """
+    file = Path(revision_file).with_suffix(f".{direction}.sql")
+    return [file] if file.is_file() else sorted(file.with_suffix("").glob("*.sql"))
+
+
 def sql(revision: str, direction: str = "up") -> str:
-    """Return the text of a revision's SQL file."""
-    return Path(scripts().get_revision(revision).path).with_suffix(f".{direction}.sql").read_text("utf-8")
+    """Return the whole SQL text of a revision's step."""
+    files = sql_files(scripts().get_revision(revision).path, direction)
+    return "\n".join(file.read_text("utf-8") for file in files)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-ENTRY_POINTS = {"alembic": "alembic.config:main", "usage-rollup": "usage_rollup.commands.console_script:main"}
+ENTRY_POINTS = {"alembic": "alembic.config:main", "usage-rollup": "usage_rollup.commands.cli:main"}
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(

@@ -13,7 +13,8 @@ from rich.table import Table
 from ..errors import ConfigurationError
 from ..hourly import catch_up
 from ..hourly.catch_up import Planned
-from ..session import connection, options, suitability
+from ..session import connection, suitability
+from ..session.options import read as read_options
 from .output import JsonOption, console, write_json
 
 
@@ -31,13 +32,19 @@ def backfill(
     force_partial: Annotated[
         bool, typer.Option("--force-partial", help="Leave what is older without buckets, knowingly.")
     ] = False,
-    jobs: Annotated[int, typer.Option(help="Sessions that walk at once.", min=1, max=99)] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(help="Sessions that walk at once.", min=1, max=99, show_default="1")
+    ] = None,
     sleep_between_slices: Annotated[
-        str, typer.Option(help="Rest after each slice, 4246 given up meanwhile: 2s.", metavar="DURATION")
-    ] = "0",
+        str | None,
+        typer.Option(
+            help="Rest after each slice, 4246 given up meanwhile: 2s.", metavar="DURATION", show_default="0"
+        ),
+    ] = None,
     lock_timeout: Annotated[
-        str, typer.Option(help="How long to wait for advisory lock 4246.", metavar="DURATION")
-    ] = "10m",
+        str | None,
+        typer.Option(help="How long to wait for advisory lock 4246.", metavar="DURATION", show_default="10m"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bring the hourly rollup up to date under advisory lock 4246, and prove it.
@@ -51,22 +58,23 @@ def backfill(
         )
     if force_partial and not months_back:
         raise ConfigurationError("--force-partial means nothing without --months-back")
-    with connection.migration_session() as session:
+    options = read_options(
+        flags={"jobs": jobs, "sleep-between-slices": sleep_between_slices, "lock-timeout": lock_timeout}
+    )
+    with connection.migration_session(options) as session:
         if dry_run:
             _show_plan(catch_up.preview(session), as_json)
             return
         suitability.require_suitable(session)
-        options.apply(
-            session,
-            {"jobs": jobs, "sleep-between-slices": sleep_between_slices, "lock-timeout": lock_timeout},
-        )
         try:
             if repair:
-                hours = catch_up.repair(session)
+                hours = catch_up.repair(session, options)
                 done = {"repaired_hours": hours}
                 said = f"hours repaired: {hours}"
             else:
-                result = catch_up.catch_up(session, months_back=months_back, force_partial=force_partial)
+                result = catch_up.catch_up(
+                    session, options, months_back=months_back, force_partial=force_partial
+                )
                 done = dataclasses.asdict(result)
                 said = f"usage rows rolled up: {result.rows:,}, in slices: {result.slices:,}"
         except SystemExit:

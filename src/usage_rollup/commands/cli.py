@@ -48,6 +48,6 @@ def main() -> None:
 
 def _fail(error: UsageRollupError, status: int) -> None:
     if "--json" in sys.argv[1:]:
-        write_json({"error": str(error), "status": status})
+        write_json({**error.refusal.fields(), "status": status})
     log.error("usage-rollup: %s", error)
     sys.exit(status)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ..reports import preflight as flight
 from ..session import connection
+from ..session.options import read as read_options
 from .output import REFUSED, JsonOption, console, write_json
 
 Facts = list[tuple[str, str]]
@@ -18,8 +19,9 @@ Facts = list[tuple[str, str]]
 
 def preflight(as_json: JsonOption = False) -> None:
     """Tell what `alembic upgrade head` would do to this database; exit 1 when it would be refused."""
-    with connection.migration_session() as session:
-        found = flight.preflight(session)
+    options = read_options()
+    with connection.migration_session(options) as session:
+        found = flight.preflight(session, options)
     if as_json:
         write_json({"goes_through": found.goes_through, **dataclasses.asdict(found)})
     else:
@@ -34,7 +36,7 @@ def _show(out: Console, found: flight.Preflight) -> None:
         out.print(Text("not all could be seen that decides on `alembic upgrade head`", style="bold yellow"))
     else:
         out.print(Text("`alembic upgrade head` would go through", style="bold green"))
-    refusals = [("refused", refusal) for refusal in found.refusals]
+    refusals = [("refused", str(refusal)) for refusal in found.refusals]
     _print(out, refusals + [("not seen", what) for what in found.not_seen])
     _print(out, [*_place(found), *_guard(found), *_work(found), *_losses(found)])
     months = found.backfill.months if found.backfill else {}

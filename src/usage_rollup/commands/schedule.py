@@ -10,9 +10,10 @@ import sys
 import typer
 from rich.console import Console
 
+from ..contract import TICK_JOB
 from ..hourly import schedule as scheduling
-from ..hourly import ticking
 from ..session import connection
+from . import recipes
 from .output import REFUSED, JsonOption, console, write_json
 
 _INTRODUCTIONS = {
@@ -35,12 +36,12 @@ def schedule(as_json: JsonOption = False) -> None:
     with connection.migration_session() as session:
         done = scheduling.schedule(session)
     user = getpass.getuser()
-    recipes = scheduling.recipes(os.path.abspath(sys.argv[0]), user)
+    ways = recipes.recipes(os.path.abspath(sys.argv[0]), user)
     if as_json:
-        job = {"job": ticking.JOB, "period": scheduling.PERIOD, "command": scheduling.COMMAND}
-        write_json({**job, **dataclasses.asdict(done), "instead": recipes if done.not_used else {}})
+        job = {"job": TICK_JOB, "period": scheduling.PERIOD, "command": scheduling.COMMAND}
+        write_json({**job, **dataclasses.asdict(done), "instead": ways if done.not_used else {}})
     elif done.not_used:
-        _show_recipes(done.not_used, done.ticks, recipes, user)
+        _show_recipes(done.not_used, done.ticks, ways, user)
     else:
         _show_job(done)
     raise typer.Exit(REFUSED if done.not_used else 0)
@@ -55,10 +56,10 @@ def unschedule(as_json: JsonOption = False) -> None:
         return
     out = console()
     if done.removed:
-        out.print(f"removed from pg_cron: {ticking.JOB}" + (f" ({done.removed} jobs)" * (done.removed > 1)))
+        out.print(f"removed from pg_cron: {TICK_JOB}" + (f" ({done.removed} jobs)" * (done.removed > 1)))
     else:
         reason = done.not_used.reason if done.not_used else "none of that name that this role can see"
-        out.print(f"there is no pg_cron job {ticking.JOB}: {reason}", highlight=False)
+        out.print(f"there is no pg_cron job {TICK_JOB}: {reason}", highlight=False)
     if done.ticks:
         out.print(f"seen: {done.ticks}", highlight=False)
     out.print("Other places where a tick may be: `crontab -l`, `systemctl list-timers`,")
@@ -68,7 +69,7 @@ def unschedule(as_json: JsonOption = False) -> None:
 def _show_job(done: scheduling.Scheduled) -> None:
     out = console()
     again = " (replaced)" if done.replaced else ""
-    out.print(f"pg_cron job {done.job_id}{again}: {ticking.JOB}, {scheduling.PERIOD}", highlight=False)
+    out.print(f"pg_cron job {done.job_id}{again}: {TICK_JOB}, {scheduling.PERIOD}", highlight=False)
     out.print(f"  {scheduling.COMMAND}", highlight=False)
     # The job connects by itself, and pg_hba.conf may refuse it: only its runs can tell.
     out.print("Whether its runs succeed, five minutes from now:")
@@ -76,9 +77,7 @@ def _show_job(done: scheduling.Scheduled) -> None:
     out.print(f"  WHERE jobid = {done.job_id} ORDER BY runid DESC LIMIT 3", highlight=False)
 
 
-def _show_recipes(
-    unusable: scheduling.Unusable, ticks: str | None, recipes: dict[str, str], user: str
-) -> None:
+def _show_recipes(unusable: scheduling.Unusable, ticks: str | None, ways: dict[str, str], user: str) -> None:
     out = console()
     out.print(f"Not scheduled: {unusable.reason}.", style="bold", highlight=False)
     if unusable.mend:
@@ -90,7 +89,7 @@ def _show_recipes(
         out.print()
         out.print(introduction.format(user=user), style="bold", highlight=False)
         out.print()
-        _paste(out, recipes[name].rstrip("\n"))
+        _paste(out, ways[name].rstrip("\n"))
 
 
 def _paste(out: Console, text: str) -> None:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ..hourly.backfill import LAG_THRESHOLD
+from ..contract import LAG_THRESHOLD
 from ..reports import covered_days
 from ..reports import status as reporting
 from ..session import connection

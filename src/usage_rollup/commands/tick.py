@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from ..contract import LAG_THRESHOLD
 from ..hourly import tick as ticks
-from ..hourly.backfill import LAG_THRESHOLD
 from ..session import connection
 from .output import JsonOption, console, write_json
 

@@ -10,6 +10,7 @@ from alembic.command import upgrade as alembic_upgrade
 from alembic.util import CommandError
 
 from .. import revisions
+from ..contract import STEMS
 from ..errors import ConfigurationError, UsageRollupError
 from ..runner import adoption
 from ..session import connection
@@ -35,7 +36,7 @@ def upgrade(
     try:
         revisions.scripts().get_revision(revision)
     except CommandError as error:
-        raise ConfigurationError(str(error), hint=f"there is: {', '.join(adoption.STEMS)}, head") from error
+        raise ConfigurationError(str(error), hint=f"there is: {', '.join(STEMS)}, head") from error
     before = _current() if as_json else None
     try:
         alembic_upgrade(config, revision)

@@ -1,8 +1,8 @@
 """Bring the hourly rollup up to date and prove it: the hook before 103.
 
 The SQL functions of 102 do the work and keep the truth (plan, slices walked, watermark) in the database.
-Every statement here runs on the migration connection, whose session also holds advisory lock 4246
-from the first look at the state until 103 has committed.
+Every statement here runs on the migrating session, which also holds advisory lock 4246 from the first
+look at the state until 103 has committed; backfill.sql does the same in a script.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from ..errors import BackfillRefused
-from ..session import advisory_lock, options
-from . import walk
-from .progress import Slice
+from ..contract import HOURLY_ROLLUP, LAG_THRESHOLD
+from ..errors import BackfillRefused, Refusal
+from ..session import advisory_lock, blockers
+from ..session.connection import transaction
+from ..session.options import Options
+from . import pipeline, slices
+from .slices import Slice
+from .walk import walk
 
 log = logging.getLogger(__name__)
-
-# The guard of 103 refuses a watermark that trails the newest event by more (CONTRACT: one hour).
-LAG_THRESHOLD = timedelta(hours=1)
-
-# The watermark that says nothing has been rolled up, and the command that restores it.
-RESET_WATERMARK = "UPDATE public.task_usage_hourly_rollup_state SET watermark_at = 'epoch' WHERE id = 1"
 
 # Reasons for not walking.
 ROLLUP_STATE_MISSING = "rollup_state_missing"
 TASK_USAGE_EMPTY = "task_usage_empty"
 WATERMARK_WITHIN_THRESHOLD = "watermark_within_threshold"
+
+# How often hours that differ are recomputed before somebody has to look.
+_REPAIRS = 2
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Backfill:
     repaired_hours: int = 0
 
 
-def backfill_before_103(connection: sa.Connection) -> Backfill:
+def backfill_before_103(session: sa.Connection, options: Options) -> Backfill:
     """Make the guard of 103 pass by making it true; return what was done.
 
     1. No hourly tables: nothing to do here, the guard decides (`rollup_state_missing`).
@@ -60,25 +61,19 @@ def backfill_before_103(connection: sa.Connection) -> Backfill:
     Entered and left outside a transaction; left holding 4246, which the session's end frees. Raises
     LockBusy and BackfillRefused; whatever was committed until then is kept and true.
     """
-    if connection.scalar(
-        sa.text(
-            "SELECT to_regclass('public.task_usage_hourly_rollup_state') IS NULL"
-            " OR to_regclass('public.task_usage_hourly') IS NULL"
-        )
-    ):
-        connection.commit()
+    if not pipeline.find(session).tables:
         return _skip(ROLLUP_STATE_MISSING)
-    advisory_lock.acquire(connection, advisory_lock.HOURLY_ROLLUP)
-    state = _read_state(connection)
+    advisory_lock.acquire(session, HOURLY_ROLLUP, options.patience_s(advisory_lock.PATIENCE_S))
+    state = _read_state(session)
     if state.empty:
-        walk.plan(connection, empty=True)
+        slices.plan(session, empty=True)
         result = _skip(TASK_USAGE_EMPTY)
     elif state.lag <= LAG_THRESHOLD and not state.unfinished:
         result = _skip(WATERMARK_WITHIN_THRESHOLD)
     else:
-        result = _walk_history(connection, state)
-    result = dataclasses.replace(result, repaired_hours=repair(connection))
-    _look_for_losses(connection)
+        result = _walk_history(session, options, state)
+    result = dataclasses.replace(result, repaired_hours=repair(session, options))
+    _look_for_losses(session)
     return result
 
 
@@ -89,63 +84,48 @@ class _State:
     unfinished: bool
 
 
-def _read_state(connection: sa.Connection) -> _State:
+def _read_state(session: sa.Connection) -> _State:
     """Read what decides, in one snapshot, after putting back a state row deleted by hand."""
-    connection.execute(
-        sa.text(
-            "INSERT INTO public.task_usage_hourly_rollup_state (id) VALUES (1) ON CONFLICT (id) DO NOTHING"
-        )
-    )
-    row = (
-        connection.execute(
-            sa.text(
-                "SELECT NOT EXISTS (SELECT FROM public.task_usage) AS empty,"
-                " EXISTS (SELECT FROM public.task_usage_hourly_backfill) AS unfinished,"
-                " public.task_usage_hourly_rollup_lag_seconds() AS lag_s,"
-                " watermark_at > clock_timestamp() AS future, watermark_at::text AS watermark"
-                " FROM public.task_usage_hourly_rollup_state WHERE id = 1"
-            )
-        )
-        .mappings()
-        .one()
-    )
-    connection.commit()
+    session.execute(sa.text(_PUT_STATE_BACK))
+    row = session.execute(sa.text(_STATE)).mappings().one()
     if row["future"]:
-        raise BackfillRefused(
-            f"the watermark of the hourly rollup lies in the future: {row['watermark']}",
-            hint=f"{RESET_WATERMARK}; then run `alembic upgrade head` again: it walks the whole history",
-        )
+        raise BackfillRefused(future_watermark(row["watermark"]))
     return _State(row["empty"], timedelta(seconds=row["lag_s"]), row["unfinished"])
 
 
-def _walk_history(connection: sa.Connection, state: _State) -> Backfill:
+def future_watermark(watermark: str) -> Refusal:
+    """Say that a watermark beyond the database's clock is a lie, and how it is mended."""
+    return Refusal(
+        f"the watermark of the hourly rollup lies in the future: {watermark}",
+        hint="UPDATE public.task_usage_hourly_rollup_state SET watermark_at = 'epoch' WHERE id = 1;"
+        " then run `alembic upgrade head` again: it walks the whole history",
+    )
+
+
+def _walk_history(session: sa.Connection, options: Options, state: _State) -> Backfill:
     """Walk until the watermark trails by an hour at most; refuse when open transactions prevent it."""
-    jobs = int(options.read(connection, "jobs") or 1)
-    _analyze(connection, "task_usage", "agent_task_queue", "agent", "issue")
+    _analyze(session, "task_usage", "agent_task_queue", "agent", "issue")
     walked: list[Slice] = []
     if state.unfinished:
         log.info("resuming the backfill where it stopped")
-        walked += walk.walk(connection, jobs)
-        state = _read_state(connection)
+        walked += walk(session, options)
+        state = _read_state(session)
     if state.lag > LAG_THRESHOLD:
-        walk.plan(connection)
-        walked += walk.walk(connection, jobs)
-        state = _read_state(connection)
+        slices.plan(session)
+        walked += walk(session, options)
+        state = _read_state(session)
     if state.lag > LAG_THRESHOLD:
         raise BackfillRefused(
             f"the history is rolled up, but the watermark cannot follow: it trails by {state.lag},"
-            f" held back by {walk.oldest_transactions(connection)}",
+            f" held back by {blockers.oldest_transactions(session)}",
             hint="end that transaction and run `alembic upgrade head` again; finished slices stay",
         )
     # The proof and the dashboards plan their queries minutes before autovacuum would come by; the
     # columns they filter by are a third of the cost of all.
-    connection.execute(
-        sa.text(
-            "ANALYZE (SKIP_LOCKED) public.task_usage_hourly"
-            " (bucket_hour, workspace_id, runtime_id, agent_id, project_id)"
-        )
+    session.exec_driver_sql(
+        "ANALYZE (SKIP_LOCKED) public.task_usage_hourly"
+        " (bucket_hour, workspace_id, runtime_id, agent_id, project_id)"
     )
-    connection.commit()
     return summary(walked)
 
 
@@ -159,69 +139,57 @@ def summary(walked: list[Slice]) -> Backfill:
     )
 
 
-def _analyze(connection: sa.Connection, *tables: str) -> None:
+def _analyze(session: sa.Connection, *tables: str) -> None:
     """Give the planner statistics of those tables that have none, as after a restore."""
-    missing = connection.scalars(
-        sa.text(
-            "SELECT t FROM unnest(CAST(:tables AS text[])) AS t WHERE NOT EXISTS ("
-            " SELECT FROM pg_stats s WHERE s.schemaname = 'public' AND s.tablename = t)"
-        ),
-        {"tables": list(tables)},
-    ).all()
-    for table in missing:
+    for table in session.scalars(sa.text(_WITHOUT_STATISTICS), {"tables": list(tables)}).all():
         # A table that something else is vacuuming or analysing is left to it, not waited for.
-        connection.exec_driver_sql(f"ANALYZE (SKIP_LOCKED) public.{table}")
-    connection.commit()
+        session.exec_driver_sql(f"ANALYZE (SKIP_LOCKED) public.{table}")
 
 
-def repair(connection: sa.Connection) -> int:
+def repair(session: sa.Connection, options: Options) -> int:
     """Drain, compare, recompute what differs, compare again; return the hours that were recomputed.
 
     Entered and left outside a transaction, holding 4246. Leaves the proof for 103 in the session's
     settings. Raises BackfillRefused when hours still differ.
     """
-    connection.execute(sa.text("SELECT public.rollup_task_usage_hourly_window('-infinity', '-infinity')"))
-    connection.commit()
+    session.execute(sa.text("SELECT public.rollup_task_usage_hourly_window('-infinity', '-infinity')"))
     repaired = 0
-    for _ in range(3):
-        differing = connection.scalar(
-            sa.text("SELECT public.rollup_task_usage_hourly_plan_repair(:rows)"), {"rows": walk.SLICE_ROWS}
-        )
-        connection.commit()
+    for _ in range(_REPAIRS):
+        differing = slices.plan_repair(session)
         if not differing:
             break
         log.warning("%d hours of the rollup differ from raw usage; recomputing them", differing)
         repaired += differing
-        walk.walk(connection)
+        walk(session, options)
     else:
-        raise BackfillRefused(
-            f"{differing} hours of the hourly rollup still differ from raw usage after they were recomputed",
-            hint="SELECT public.task_usage_hourly_differences() names them",
-        )
-    connection.execute(
-        sa.text(
-            "SELECT set_config('usage_rollup.proof', watermark_at::text, false)"
-            " FROM public.task_usage_hourly_rollup_state WHERE id = 1"
-        )
-    )
-    # Whatever was left out once is in now.
-    connection.execute(sa.text("DELETE FROM public.task_usage_hourly_left_out"))
-    connection.commit()
+        require_equal(session)
+    with transaction(session):
+        session.execute(sa.text(_LEAVE_PROOF))
+        # Whatever was left out once is in now.
+        session.execute(sa.text("DELETE FROM public.task_usage_hourly_left_out"))
     log.info("the hourly rollup matches raw usage")
     return repaired
 
 
-def _look_for_losses(connection: sa.Connection) -> None:
-    """Report usage the rollup cannot show and totals only the legacy rollups hold; tell 103 of these."""
-    set_aside, undated, excess = connection.execute(
+def require_equal(session: sa.Connection, since: datetime | None = None) -> None:
+    """Compare the hours from `since` on, or all; raise BackfillRefused when one differs from raw usage."""
+    differing = session.scalar(
         sa.text(
-            "SELECT (SELECT COUNT(*) FROM public.task_usage_hourly_set_aside),"
-            " (SELECT COUNT(*) FROM public.task_usage_hourly_undated()),"
-            " set_config('usage_rollup.legacy_excess',"
-            " (SELECT COUNT(*)::text FROM public.task_usage_hourly_legacy_excess()), false)::bigint"
+            "SELECT COUNT(*) FROM public.task_usage_hourly_differences("
+            "COALESCE(CAST(:since AS timestamptz), '-infinity'))"
+        ),
+        {"since": since},
+    )
+    if differing:
+        raise BackfillRefused(
+            f"{differing} hours of the hourly rollup still differ from raw usage after they were recomputed",
+            hint="SELECT public.task_usage_hourly_differences() names them",
         )
-    ).one()
-    connection.commit()
+
+
+def _look_for_losses(session: sa.Connection) -> None:
+    """Report usage the rollup cannot show and totals only the legacy rollups hold; tell 103 of these."""
+    set_aside, undated, excess = session.execute(sa.text(_LOSSES)).one()
     if set_aside:
         log.warning("%d buckets are set aside, see task_usage_hourly_set_aside", set_aside)
     if undated:
@@ -233,3 +201,33 @@ def _look_for_losses(connection: sa.Connection) -> None:
 def _skip(reason: str) -> Backfill:
     log.info("no backfill: %s", reason)
     return Backfill(skipped=reason)
+
+
+_PUT_STATE_BACK = """
+INSERT INTO public.task_usage_hourly_rollup_state (id) VALUES (1) ON CONFLICT (id) DO NOTHING
+"""
+
+_STATE = """
+SELECT NOT EXISTS (SELECT FROM public.task_usage) AS empty,
+    EXISTS (SELECT FROM public.task_usage_hourly_backfill) AS unfinished,
+    public.task_usage_hourly_rollup_lag_seconds() AS lag_s,
+    watermark_at > clock_timestamp() AS future, watermark_at::text AS watermark
+FROM public.task_usage_hourly_rollup_state WHERE id = 1
+"""
+
+_WITHOUT_STATISTICS = """
+SELECT t FROM unnest(CAST(:tables AS text[])) AS t
+WHERE NOT EXISTS (SELECT FROM pg_stats s WHERE s.schemaname = 'public' AND s.tablename = t)
+"""
+
+_LEAVE_PROOF = """
+SELECT set_config('usage_rollup.proof', watermark_at::text, false)
+FROM public.task_usage_hourly_rollup_state WHERE id = 1
+"""
+
+_LOSSES = """
+SELECT (SELECT COUNT(*) FROM public.task_usage_hourly_set_aside),
+    (SELECT COUNT(*) FROM public.task_usage_hourly_undated()),
+    set_config('usage_rollup.legacy_excess',
+        (SELECT COUNT(*)::text FROM public.task_usage_hourly_legacy_excess()), false)::bigint
+"""

@@ -8,10 +8,13 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from ..errors import BackfillRefused, UnsuitableDatabase
+from ..contract import HOURLY_ROLLUP
+from ..errors import BackfillRefused, ConfigurationError
 from ..session import advisory_lock
-from . import backfill, lent, products_pipeline, walk
+from ..session.options import Options
+from . import backfill, pipeline, products_pipeline, slices
 from .backfill import Backfill
+from .walk import walk
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +29,11 @@ class Planned:
 
 
 def catch_up(
-    connection: sa.Connection, *, months_back: int | None = None, force_partial: bool = False
+    session: sa.Connection,
+    options: Options,
+    *,
+    months_back: int | None = None,
+    force_partial: bool = False,
 ) -> Backfill:
     """Bring the rollup up to date and prove it, whoever's pipeline is installed; return what was done.
 
@@ -36,12 +43,11 @@ def catch_up(
     backfill, the upgrade's included, fills it.
 
     Entered and left outside a transaction; left holding 4246, which the session's end frees. Raises
-    UnsuitableDatabase before 101, LockBusy, and BackfillRefused; finished slices stay.
+    UnsuitableDatabase before 102, ConfigurationError, LockBusy, and BackfillRefused; finished slices stay.
     """
-    _require_hourly(connection)
-    ours = products_pipeline.is_ours(connection)
-    since = _month(connection, months_back)
-    left_out = since is not None and any(planned.from_hour < since for planned in preview(connection))
+    ours = pipeline.require(session).ours
+    since = _month(session, months_back)
+    left_out = since is not None and any(planned.from_hour < since for planned in preview(session))
     if left_out and not force_partial:
         raise BackfillRefused(
             f"usage older than {since:%Y-%m-%d} is not rolled up: it would stay without buckets",
@@ -53,82 +59,65 @@ def catch_up(
                 "the product's own pipeline is installed here: it can only be caught up completely",
                 hint="leave --months-back out",
             )
-        return products_pipeline.catch_up(connection)
+        _require_one_job(options)
+        return products_pipeline.catch_up(session, options)
     if not left_out:
-        return backfill.backfill_before_103(connection)
-    return _partial(connection, since)
+        return backfill.backfill_before_103(session, options)
+    return _partial(session, options, since)
 
 
-def preview(connection: sa.Connection) -> list[Planned]:
+def preview(session: sa.Connection) -> list[Planned]:
     """Return the slices that a backfill would walk now; writes nothing, takes no lock.
 
-    Entered and left outside a transaction. Raises UnsuitableDatabase before 101.
+    Entered and left outside a transaction. Raises UnsuitableDatabase before 102.
     """
-    _require_hourly(connection)
-    schema = lent.schema(connection)
-    rows = connection.execute(
-        sa.text(
-            f"SELECT from_hour, to_hour, usage_rows FROM {schema}.task_usage_hourly_slices("
-            f"{schema}.task_usage_hourly_unwalked(), :rows) WHERE usage_rows > 0"
-        ),
-        {"rows": walk.SLICE_ROWS},
-    ).all()
-    connection.rollback()
+    pipeline.require(session)
+    rows = session.execute(pipeline.reading(session).sql(_PREVIEW), {"rows": slices.SLICE_ROWS})
     return [Planned(row[0], row[1], row[2]) for row in rows]
 
 
-def repair(connection: sa.Connection) -> int:
+def repair(session: sa.Connection, options: Options) -> int:
     """Recompute exactly the hours that differ from raw usage; return their number.
 
-    Entered and left outside a transaction; left holding 4246. Raises UnsuitableDatabase before 101,
-    LockBusy, and BackfillRefused when hours differ afterwards.
+    Entered and left outside a transaction; left holding 4246. Raises UnsuitableDatabase before 102,
+    ConfigurationError, LockBusy, and BackfillRefused when hours differ afterwards.
     """
-    _require_hourly(connection)
-    advisory_lock.acquire(connection, advisory_lock.HOURLY_ROLLUP)
-    if products_pipeline.is_ours(connection):
-        return backfill.repair(connection)
-    return products_pipeline.repair(connection)
+    ours = pipeline.require(session).ours
+    if not ours:
+        _require_one_job(options)
+    advisory_lock.acquire(session, HOURLY_ROLLUP, options.patience_s(advisory_lock.PATIENCE_S))
+    return backfill.repair(session, options) if ours else products_pipeline.repair(session)
 
 
-def _partial(connection: sa.Connection, since: datetime | None) -> Backfill:
-    advisory_lock.acquire(connection, advisory_lock.HOURLY_ROLLUP)
-    walk.plan(connection, since=since)
-    walked = walk.walk(connection)
-    differing = connection.scalar(
-        sa.text("SELECT COUNT(*) FROM public.task_usage_hourly_differences(:since)"), {"since": since}
-    )
-    connection.commit()
-    if differing:
-        raise BackfillRefused(
-            f"{differing} hours of the part that was rolled up differ from raw usage",
-            hint="usage-rollup backfill --repair mends everything, what was left out included",
-        )
+def _partial(session: sa.Connection, options: Options, since: datetime | None) -> Backfill:
+    advisory_lock.acquire(session, HOURLY_ROLLUP, options.patience_s(advisory_lock.PATIENCE_S))
+    slices.plan(session, since=since)
+    walked = walk(session, options)
+    backfill.require_equal(session, since)
     log.warning("usage created before %s is left out on purpose", f"{since:%Y-%m-%d}")
     return backfill.summary(walked)
 
 
-def _require_hourly(connection: sa.Connection) -> None:
-    missing = connection.scalar(
-        sa.text(
-            "SELECT to_regclass('public.task_usage_hourly') IS NULL"
-            " OR to_regclass('public.task_usage_hourly_rollup_state') IS NULL"
-            " OR to_regprocedure('public.rollup_task_usage_hourly_window(timestamptz,timestamptz)') IS NULL"
-        )
-    )
-    connection.commit()
-    if missing:
-        raise UnsuitableDatabase(
-            "there is no hourly rollup in this database yet",
-            hint="run `alembic upgrade 102` first; a v0.3.4 server may keep running",
+def _require_one_job(options: Options) -> None:
+    if options.jobs > 1:
+        raise ConfigurationError(
+            "the product's own pipeline is installed here: its window serves one session, not"
+            f" {options.jobs} jobs",
+            hint="leave --jobs, or JOBS in the environment, out",
         )
 
 
-def _month(connection: sa.Connection, months_back: int | None) -> datetime | None:
+def _month(session: sa.Connection, months_back: int | None) -> datetime | None:
     if months_back is None:
         return None
-    since: datetime | None = connection.scalar(
+    since: datetime | None = session.scalar(
         sa.text("SELECT date_trunc('month', now(), 'UTC') - make_interval(months => :months)"),
         {"months": months_back - 1},
     )
-    connection.commit()
     return since
+
+
+_PREVIEW = """
+SELECT from_hour, to_hour, usage_rows
+FROM public.task_usage_hourly_slices(public.task_usage_hourly_unwalked(), :rows) WHERE usage_rows > 0
+"""

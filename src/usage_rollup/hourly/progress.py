@@ -7,24 +7,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Protocol
 
 from .. import logs
+from .slices import Slice
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Slice:
-    """One committed slice: hours [from_, to), usage rows read, buckets written, seconds taken."""
-
-    from_: datetime
-    to: datetime
-    rows: int
-    buckets: int
-    seconds: float
 
 
 class Progress(Protocol):
@@ -36,26 +24,24 @@ class Progress(Protocol):
 
 @contextmanager
 def slice_progress(total_rows: int) -> Iterator[Progress]:
-    """Yield a display for a walk of `total_rows` usage rows; a bar needs a terminal and rich."""
-    if sys.stderr.isatty() and not logs.wants_json():
-        try:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-        except ImportError:
-            pass
-        else:
-            columns = (
-                TextColumn("backfill {task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("rows, {task.fields[rate]} rows/s,"),
-                TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            )
-            with Bar(*columns, console=Console(stderr=True)) as bar:
-                yield _Bar(bar, total_rows)
-            return
-    yield _Lines(total_rows)
+    """Yield a display for a walk of `total_rows` usage rows: a bar where somebody can watch it."""
+    if not sys.stderr.isatty() or logs.wants_json():
+        yield _Lines(total_rows)
+        return
+    # Only here: a run that shows no bar starts without it.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("backfill {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("rows, {task.fields[rate]} rows/s,"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        yield _Bar(bar, total_rows)
 
 
 class _Lines:

@@ -1,15 +1,16 @@
-"""Have the hourly rollup ticked every five minutes: by pg_cron, or by whatever else can run a command."""
+"""Have pg_cron tick the hourly rollup every five minutes, and find out whether anything ticks it."""
 
 from __future__ import annotations
 
 import logging
-import shlex
 from dataclasses import dataclass
+from datetime import timedelta
 
 import sqlalchemy as sa
 
-from . import ticking
-from .tick import require_pipeline
+from ..contract import TICK_JOB
+from ..session.connection import transaction
+from . import pipeline
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +18,9 @@ log = logging.getLogger(__name__)
 PERIOD = "*/5 * * * *"
 
 COMMAND = "SELECT public.rollup_task_usage_hourly()"
+
+# Three of the usual five-minute periods: one tick may be late, and one may find the lock busy.
+RECENT = timedelta(minutes=15)
 
 
 @dataclass(frozen=True)
@@ -46,45 +50,45 @@ class Unscheduled:
     ticks: str | None
 
 
-def schedule(connection: sa.Connection) -> Scheduled:
+def schedule(session: sa.Connection) -> Scheduled:
     """Make one active pg_cron job of the contract's name, where pg_cron is usable, and commit.
 
     Replaces the jobs of that name in this database that this role can see. Takes no lock; entered and
     left outside a transaction. Raises UnsuitableDatabase before 102, where the job could only fail.
     """
-    require_pipeline(connection)
-    with connection.begin():
-        not_used = pg_cron_unusable(connection)
+    pipeline.require(session)
+    with transaction(session):
+        not_used = pg_cron_unusable(session)
         if not_used:
-            return Scheduled(None, 0, not_used, ticking.find(connection))
+            return Scheduled(None, 0, not_used, who_ticks(session))
         # cron.schedule() updates a job of its name and leaves it paused when it is (pg_cron 1.4).
-        replaced = connection.scalars(sa.text(_UNSCHEDULE), {"job": ticking.JOB}).all()
-        job_id = connection.scalar(
+        replaced = session.scalars(sa.text(_UNSCHEDULE), {"job": TICK_JOB}).all()
+        job_id = session.scalar(
             sa.text(_SCHEDULE),
-            {"job": ticking.JOB, "period": PERIOD, "command": COMMAND},
+            {"job": TICK_JOB, "period": PERIOD, "command": COMMAND},
         )
-        return Scheduled(job_id, len(replaced), None, ticking.find(connection))
+        return Scheduled(job_id, len(replaced), None, who_ticks(session))
 
 
-def unschedule(connection: sa.Connection) -> Unscheduled:
+def unschedule(session: sa.Connection) -> Unscheduled:
     """Remove the pg_cron jobs of the contract's name that this role can see, and commit.
 
     Takes no lock; entered and left outside a transaction, at any revision.
     """
-    with connection.begin():
-        not_used = pg_cron_unusable(connection)
+    with transaction(session):
+        not_used = pg_cron_unusable(session)
         removed = 0
         if not not_used:
-            removed = len(connection.scalars(sa.text(_UNSCHEDULE), {"job": ticking.JOB}).all())
-        return Unscheduled(removed, not_used, ticking.find(connection))
+            removed = len(session.scalars(sa.text(_UNSCHEDULE), {"job": TICK_JOB}).all())
+        return Unscheduled(removed, not_used, who_ticks(session))
 
 
-def pg_cron_unusable(connection: sa.Connection) -> Unusable | None:
+def pg_cron_unusable(session: sa.Connection) -> Unusable | None:
     """Say why this role cannot schedule with pg_cron in this database; None when it can.
 
     Reads in the caller's transaction.
     """
-    found = connection.execute(sa.text(_PG_CRON)).one()
+    found = session.execute(sa.text(_PG_CRON)).one()
     again = "then run `usage-rollup schedule` again"
     if found.here and found.usable:
         return None
@@ -102,32 +106,57 @@ def pg_cron_unusable(connection: sa.Connection) -> Unusable | None:
         )
     return Unusable(
         f"pg_cron is installed in another database, {found.lives_in}",
-        f"as a superuser, there: SELECT cron.schedule_in_database('{ticking.JOB}', '{PERIOD}', '{COMMAND}',"
+        f"as a superuser, there: SELECT cron.schedule_in_database('{TICK_JOB}', '{PERIOD}', '{COMMAND}',"
         f" {found.database_literal})",
     )
 
 
-def warn_if_nothing_ticks(connection: sa.Connection) -> None:
-    """Warn, after an upgrade to 102 or later, when nothing ticks the hourly rollup.
+def who_ticks(session: sa.Connection) -> str | None:
+    """Say who ticks, in words: a pg_cron job, or a run that finished a while ago; None when nobody does.
 
-    Ends the transaction Alembic's reading may have left open, and its own.
+    Reads in the caller's transaction, on a database at any revision, and takes no lock. Sees only the
+    pg_cron jobs of this role, and none when pg_cron lives in another database: there a recent run tells.
     """
-    connection.commit()
-    revision = connection.scalar(sa.text("SELECT max(version_num) FROM public.alembic_version")) or ""
-    if revision >= "102" and ticking.find(connection) is None:
+    if session.scalar(sa.text(_CRON_READABLE)):
+        schedule = session.scalar(sa.text(_ITS_SCHEDULE), {"job": TICK_JOB})
+        if schedule is not None:
+            return f"pg_cron job {TICK_JOB} ({schedule})"
+    if session.scalar(sa.text(_STATE_READABLE)):
+        minutes = session.scalar(sa.text(_RECENT_RUN), {"recent": RECENT})
+        if minutes is not None:
+            return "a run finished " + (f"{minutes} min ago" if minutes else "less than a minute ago")
+    return None
+
+
+def warn_if_nothing_ticks(session: sa.Connection) -> None:
+    """Warn, after an upgrade to 102 or later, when nothing ticks the hourly rollup."""
+    revision = session.scalar(sa.text("SELECT max(version_num) FROM public.alembic_version")) or ""
+    if revision >= "102" and who_ticks(session) is None:
         log.warning("dashboards will not move until something ticks: run `usage-rollup schedule`")
-    connection.commit()
 
 
-def recipes(program: str, user: str) -> dict[str, str]:
-    """Return what runs `usage-rollup tick` every five minutes without pg_cron, ready to paste.
+_CRON_READABLE = """
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'cron' AND c.relname = 'job'
+        AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'))
+"""
 
-    `program` is the absolute path of usage-rollup, `user` the account that may run it. No password is
-    in them: DATABASE_URL comes from a file, or from the secret the server itself uses.
-    """
-    words = {"program": shlex.quote(program), "user": user, "period": PERIOD}
-    return {name: text.format_map(words) for name, text in _RECIPES.items()}
+_STATE_READABLE = """
+SELECT COALESCE(has_table_privilege(to_regclass('public.task_usage_hourly_rollup_state'), 'SELECT'), false)
+"""
 
+_ITS_SCHEDULE = """
+SELECT schedule FROM cron.job
+WHERE database = current_database() AND jobname = :job AND active ORDER BY jobid LIMIT 1
+"""
+
+# A server whose clock was set back may have finished a run in the future.
+_RECENT_RUN = """
+SELECT GREATEST(0, EXTRACT(EPOCH FROM clock_timestamp() - last_run_finished_at))::int / 60
+FROM public.task_usage_hourly_rollup_state
+WHERE id = 1 AND isfinite(last_run_finished_at) AND last_run_finished_at >= clock_timestamp() - :recent
+"""
 
 _UNSCHEDULE = """
 SELECT cron.unschedule(jobid) FROM cron.job WHERE database = current_database() AND jobname = :job
@@ -151,68 +180,3 @@ FROM (SELECT) AS always
 LEFT JOIN (pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace)
     ON n.nspname = 'cron' AND c.relname = 'job'
 """
-
-_RECIPES = {
-    "environment_file": """\
-DATABASE_URL='postgres://USER:PASSWORD@HOST:5432/DATABASE?sslmode=disable'
-""",
-    "cron": """\
-{period} set -a; . /etc/usage-rollup.env; {program} tick >/dev/null
-""",
-    "compose": """\
-{period} cd DIRECTORY && docker compose --progress quiet run -T --rm --no-deps SERVICE \
-usage-rollup tick >/dev/null
-""",
-    "systemd_service": """\
-[Unit]
-Description=One tick of the hourly usage rollup
-Wants=network-online.target
-After=network-online.target
-
-[Service]
-Type=oneshot
-User={user}
-EnvironmentFile=/etc/usage-rollup.env
-ExecStart={program} tick
-# 75: another session is writing the rollup; the next tick goes on.
-SuccessExitStatus=75
-""",
-    "systemd_timer": """\
-[Unit]
-Description=Tick the hourly usage rollup every five minutes
-
-[Timer]
-OnCalendar=*:0/5
-AccuracySec=10s
-
-[Install]
-WantedBy=timers.target
-""",
-    "kubernetes": """\
-apiVersion: batch/v1
-kind: CronJob
-metadata:
-  name: usage-rollup-tick
-spec:
-  schedule: "{period}"
-  concurrencyPolicy: Forbid
-  startingDeadlineSeconds: 240
-  successfulJobsHistoryLimit: 1
-  jobTemplate:
-    spec:
-      backoffLimit: 0
-      template:
-        spec:
-          restartPolicy: Never
-          containers:
-            - name: tick
-              image: IMAGE
-              command: ["usage-rollup", "tick"]
-              env:
-                - name: DATABASE_URL
-                  valueFrom:
-                    secretKeyRef:
-                      name: SECRET
-                      key: DATABASE_URL
-""",
-}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,8 +11,11 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from ..errors import DatabaseUnavailable, LockBusy, StatementFailed, UnsuitableDatabase, explain
+from ..contract import HOURLY_ROLLUP
+from ..errors import DatabaseUnavailable, LockBusy, StatementFailed, explain
 from ..session import advisory_lock, blockers
+from ..session.connection import transaction
+from . import pipeline
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +30,7 @@ class Tick:
     lag_s: float
 
 
-def tick(connection: sa.Connection) -> Tick:
+def tick(session: sa.Connection) -> Tick:
     """Run the installed tick, ours or the product's, in one READ COMMITTED transaction; commit.
 
     The transaction takes advisory lock 4246 first. When the tick fails it is rolled back, and the error
@@ -34,45 +38,31 @@ def tick(connection: sa.Connection) -> Tick:
     Entered and left outside a transaction. Raises UnsuitableDatabase before 102, LockBusy, which names
     the holder and leaves the state row alone, and StatementFailed.
     """
-    started: datetime = connection.scalar(sa.text("SELECT clock_timestamp()"))
-    require_pipeline(connection)
+    pipeline.require(session)
+    started: datetime = session.scalar(sa.text("SELECT clock_timestamp()"))
     try:
-        with connection.begin():
-            return _run(connection)
+        with transaction(session):
+            return _run(session)
     except DBAPIError as error:
         if not isinstance(error.orig, psycopg.Error):
             raise
-        report = explain(error.orig)
-        _record(connection, started, report)
-        hint = "mend the cause, then run `usage-rollup tick` again; `usage-rollup status` shows what waits"
-        # PostgreSQL's own hint, where there is one, is part of the report.
-        raise StatementFailed(
-            f"the tick was rolled back: {report}", hint=None if error.orig.diag.message_hint else hint
-        ) from error
-
-
-def require_pipeline(connection: sa.Connection) -> None:
-    """Raise UnsuitableDatabase where there is no tick to run; commits."""
-    installed = connection.scalar(
-        sa.text("SELECT to_regprocedure('public.rollup_task_usage_hourly()') IS NOT NULL")
-    )
-    connection.commit()
-    if not installed:
-        raise UnsuitableDatabase(
-            "there is no hourly rollup in this database: it stands before 102_task_usage_hourly_pipeline",
-            hint="run `alembic upgrade 102` first; a server may keep running",
+        report = explain(
+            error.orig,
+            hint="mend the cause, then run `usage-rollup tick` again; `usage-rollup status` shows what waits",
         )
+        _record(session, started, str(dataclasses.replace(report, hint=error.orig.diag.message_hint)))
+        raise StatementFailed(
+            dataclasses.replace(report, message=f"the tick was rolled back: {report.message}")
+        ) from error
 
 
 def _run(connection: sa.Connection) -> Tick:
     # The tick tries the same lock, and would answer 0 both for nothing to do and for busy.
-    if not connection.scalar(
-        sa.text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": advisory_lock.HOURLY_ROLLUP}
-    ):
+    if not connection.scalar(sa.text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": HOURLY_ROLLUP}):
         raise LockBusy(
             "the hourly rollup is being written by another session (advisory lock"
-            f" {advisory_lock.HOURLY_ROLLUP}):"
-            f" {advisory_lock.describe_holders(connection, advisory_lock.HOURLY_ROLLUP)}",
+            f" {HOURLY_ROLLUP}):"
+            f" {advisory_lock.describe_holders(connection, HOURLY_ROLLUP)}",
             hint=f"another tick or a backfill is over by itself; otherwise {blockers.END_THEM}",
         )
     before = connection.scalar(sa.text(_WATERMARK))
@@ -85,7 +75,7 @@ def _run(connection: sa.Connection) -> Tick:
 def _record(connection: sa.Connection, started: datetime, error: str) -> None:
     """Write `error` to the state row and commit, or say in the log that it could not be written."""
     try:
-        with connection.begin():
+        with transaction(connection):
             connection.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
             connection.execute(sa.text(_RECORD), {"started": started, "error": error})
     except (DBAPIError, DatabaseUnavailable) as failure:

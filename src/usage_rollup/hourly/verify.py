@@ -12,8 +12,8 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from ..contract import HOURLY
-from ..errors import UnsuitableDatabase
-from . import lent
+from ..session.connection import snapshot
+from . import pipeline
 
 
 @dataclass(frozen=True)
@@ -68,26 +68,20 @@ class Verdict:
         return not self.differences
 
 
-def verify(connection: sa.Connection, since: datetime | None = None) -> Verdict:
+def verify(session: sa.Connection, since: datetime | None = None) -> Verdict:
     """Compare everything, or the hours from `since` on, in one REPEATABLE READ, READ ONLY snapshot.
 
     Entered and left outside a transaction. Takes no lock a server could notice. Whose pipeline keeps
     the rollup does not matter: functions that are missing are lent to this session first. Raises
     UnsuitableDatabase where there is no hourly rollup yet.
     """
-    if connection.scalar(sa.text(_NO_ROLLUP)):
-        raise UnsuitableDatabase(
-            "the hourly pipeline of this package is not installed here: there is no task_usage_hourly",
-            hint="run `alembic upgrade 102` first; a server may keep running",
-        )
-    connection.commit()
-    schema = lent.schema(connection)
+    pipeline.require(session)
+    reading = pipeline.reading(session)
 
     def rows(statement: str, **parameters: Any) -> Sequence[sa.RowMapping]:
-        return connection.execute(sa.text(statement.format(schema=schema)), parameters).mappings().all()
+        return session.execute(reading.sql(statement), parameters).mappings().all()
 
-    with connection.begin():
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    with snapshot(session):
         return Verdict(
             **rows(_STATE)[0],
             differences=[Difference(**row) for row in rows(_DIFFERENCES, since=since)],
@@ -97,17 +91,11 @@ def verify(connection: sa.Connection, since: datetime | None = None) -> Verdict:
         )
 
 
-_NO_ROLLUP = """
-SELECT to_regclass('public.task_usage') IS NULL OR to_regclass('public.task_usage_hourly') IS NULL
-    OR to_regclass('public.task_usage_hourly_dirty') IS NULL
-    OR to_regclass('public.task_usage_hourly_rollup_state') IS NULL
-"""
-
 _STATE = """
 SELECT
     COALESCE((SELECT watermark_at::text FROM public.task_usage_hourly_rollup_state WHERE id = 1), 'missing')
         AS watermark,
-    (SELECT COUNT(*) FROM {schema}.task_usage_hourly_pending_hours()) AS pending_hours
+    (SELECT COUNT(*) FROM public.task_usage_hourly_pending_hours()) AS pending_hours
 """
 
 # Within the years that clients can read: the product's own pipeline stores others too.
@@ -117,13 +105,13 @@ SELECT d.hour, e.events AS expected_events, h.events AS found_events, e.tokens A
     ARRAY(SELECT tu.id FROM public.task_usage tu
           WHERE tu.created_at >= d.hour AND tu.created_at < d.hour + interval '1 hour'
           ORDER BY tu.created_at LIMIT 3) AS usage_ids
-FROM {schema}.task_usage_hourly_differences(
-    GREATEST({schema}.task_usage_hour_bucket(CAST(:since AS timestamptz)), '0001-01-01 00:00:00+00'),
+FROM public.task_usage_hourly_differences(
+    GREATEST(public.task_usage_hour_bucket(CAST(:since AS timestamptz)), '0001-01-01 00:00:00+00'),
     '9999-01-01 00:00:00+00') AS d (hour)
 CROSS JOIN LATERAL (
     SELECT COALESCE(SUM(event_count), 0)::bigint AS events, COALESCE(SUM(
         input_tokens::numeric + output_tokens + cache_read_tokens + cache_write_tokens), 0) AS tokens
-    FROM {schema}.task_usage_hourly_expected(d.hour, d.hour + interval '1 hour')) AS e
+    FROM public.task_usage_hourly_expected(d.hour, d.hour + interval '1 hour')) AS e
 CROSS JOIN LATERAL (
     SELECT COALESCE(SUM(event_count), 0)::bigint AS events, COALESCE(SUM(
         input_tokens::numeric + output_tokens + cache_read_tokens + cache_write_tokens), 0) AS tokens
@@ -132,13 +120,13 @@ ORDER BY d.hour
 """
 
 _SET_ASIDE = """
-SELECT bucket_hour AS hour, agent_id, label_start, error FROM {schema}.task_usage_hourly_set_aside
+SELECT bucket_hour AS hour, agent_id, label_start, error FROM public.task_usage_hourly_set_aside
 ORDER BY 1, 2, 3
 """
 
 _LEGACY = """
 SELECT rollup, bucket_date AS day, workspace_id, model, legacy_tokens, raw_tokens
-FROM {schema}.task_usage_hourly_legacy_excess()
+FROM public.task_usage_hourly_legacy_excess()
 """
 
 # All that 101 gave the table are compared, updated_at excepted.

@@ -1,124 +1,118 @@
-"""Walk the history: plan, slice by slice, finish. Each is one transaction; the truth is in the database.
+"""Walk what is planned to its end, with one session or several.
 
-The caller's session holds advisory lock 4246 and is outside a transaction, before and after.
+Slices are disjoint ranges of hours, and PostgreSQL hands them out (SKIP LOCKED), so no two sessions write
+the same bucket. The caller's session, the leader's, holds advisory lock 4246 exclusively and is outside a
+transaction, before and after.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator
-from contextlib import closing
-from datetime import datetime
+from collections.abc import Generator, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing, suppress
+from typing import Any
 
+import psycopg
 import sqlalchemy as sa
 
-from ..errors import BackfillRefused, ConfigurationError
-from ..session import advisory_lock, blockers, options
-from . import workers
-from .progress import Slice, slice_progress
+from ..contract import HOURLY_ROLLUP
+from ..session import advisory_lock
+from ..session.options import Options
+from . import slices
+from .progress import slice_progress
+from .slices import Slice
 
 log = logging.getLogger(__name__)
 
-# Bounds what a kill can undo and how long a slice holds its snapshot: a second or two of work.
-SLICE_ROWS = 200_000
+# A cancel is one round trip; a server that does not answer it is not waited for.
+_CANCEL_TIMEOUT_S = 10.0
 
 
-def plan(connection: sa.Connection, *, empty: bool = False, since: datetime | None = None) -> None:
-    """Fix the horizon, in a statement of its own before any snapshot that relies on it, and plan.
+def walk(leader: sa.Connection, options: Options) -> list[Slice]:
+    """Walk with `options.jobs` sessions at once, a transaction a slice, and move the watermark at the end.
 
-    Without a horizon a walk would end where it began, so it is not begun; an empty table can wait for
-    its first tick. What was created before `since` is left out of the plan, and the database says so
-    from then on.
+    Between slices 4246 is given up for the rest that `options` ask for, and for a moment when a session is
+    blocked on it (workspace deletion waits 10 s). Raises LockBusy and DatabaseUnavailable.
     """
-    horizon = connection.scalar(sa.text("SELECT public.task_usage_hourly_horizon('10 seconds')::text"))
-    connection.commit()
-    if horizon == "-infinity" and not empty:
-        raise BackfillRefused(
-            "no safe horizon: transactions are open whose start this role cannot see, or that were"
-            f" prepared and left: {oldest_transactions(connection)}",
-            hint="end them (COMMIT PREPARED, ROLLBACK PREPARED), or GRANT pg_read_all_stats to the"
-            " migrating role, and run `alembic upgrade head` again",
-        )
-    connection.execute(
-        sa.text(
-            "SELECT public.rollup_task_usage_hourly_plan("
-            "CAST(:horizon AS timestamptz), :rows, COALESCE(CAST(:since AS timestamptz), '-infinity'))"
-        ),
-        {"horizon": horizon, "rows": SLICE_ROWS, "since": since},
-    )
-    connection.commit()
-
-
-def walk(connection: sa.Connection, jobs: int = 1) -> list[Slice]:
-    """Walk what is planned to its end, with `jobs` sessions at once; each slice commits.
-
-    Between slices, 4246 is given up for the run's option sleep-between-slices, and for a moment when a
-    session is blocked on it (workspace deletion waits 10 s). Raises ConfigurationError for both a rest
-    and several jobs.
-    """
-    rest_s = options.read_seconds(connection, "sleep-between-slices", 0.0)
-    if rest_s and jobs > 1:
-        raise ConfigurationError(
-            "several jobs hurry and sleep-between-slices spares the server: only one of them can be had"
-        )
-    total_rows = connection.scalar(
-        sa.text(
-            "SELECT COALESCE(SUM(usage_rows), 0)::bigint FROM public.task_usage_hourly_backfill"
-            " WHERE walked_at IS NULL"
-        )
-    )
-    connection.commit()
-    log.info("backfill: %d usage rows to walk", total_rows)
+    rows = slices.rows_left(leader)
+    log.info("backfill: %d usage rows to walk", rows)
     walked = []
     # Closed however it is left: that is what cancels the workers' statements.
-    with slice_progress(total_rows or 0) as progress, closing(_slices(connection, jobs, rest_s)) as slices:
-        for done in slices:
-            walked.append(done)
-            progress.advance(done)
-    connection.execute(sa.text("SELECT public.rollup_task_usage_hourly_finish()"))
-    connection.commit()
+    with slice_progress(rows) as progress, closing(_walked(leader, options)) as done:
+        for one in done:
+            walked.append(one)
+            progress.advance(one)
+    slices.finish(leader)
     return walked
 
 
-def _slices(connection: sa.Connection, jobs: int, rest_s: float) -> Generator[Slice, None, None]:
-    if jobs > 1:
-        yield from workers.slices(connection, jobs, _next_slice)
+def rest(session: sa.Connection, options: Options) -> None:
+    """Give 4246 up for as long as `options` say, and take it again. Raises LockBusy."""
+    advisory_lock.release(session, HOURLY_ROLLUP)
+    time.sleep(options.sleep_between_slices_s)
+    advisory_lock.acquire(session, HOURLY_ROLLUP, options.patience_s(advisory_lock.PATIENCE_S))
+
+
+def _walked(leader: sa.Connection, options: Options) -> Generator[Slice, None, None]:
+    if options.jobs > 1:
+        yield from _by_workers(leader, options)
     # Whatever the workers have left, this session walks.
-    while (done := _next_slice(connection)) is not None:
+    while (done := slices.walk_next(leader)) is not None:
         yield done
-        waiting = advisory_lock.is_waited_for(connection, advisory_lock.HOURLY_ROLLUP)
-        connection.commit()
-        if waiting or rest_s:
-            advisory_lock.release(connection, advisory_lock.HOURLY_ROLLUP)
-            time.sleep(rest_s)
-            advisory_lock.acquire(connection, advisory_lock.HOURLY_ROLLUP)
+        if options.sleep_between_slices_s or advisory_lock.is_waited_for(leader, HOURLY_ROLLUP):
+            rest(leader, options)
 
 
-def _next_slice(connection: sa.Connection) -> Slice | None:
-    """Walk the first slice that nobody else is walking and commit; None when there is none."""
-    started = time.monotonic()
-    row = connection.execute(sa.text("SELECT * FROM public.rollup_task_usage_hourly_slice()")).one_or_none()
-    connection.commit()
-    if row is None:
-        return None
-    return Slice(row[0], row[1], row[2], row[3], seconds=time.monotonic() - started)
+def _by_workers(leader: sa.Connection, options: Options) -> Iterator[Slice]:
+    """Yield the slices that sessions of their own walk, until each has found none.
+
+    Meanwhile they and the leader hold 4246 shared, each on its own session; afterwards the leader holds it
+    exclusively again. Between slices all give it up when a session is blocked on it. Left early, by an error
+    or a signal, running statements are cancelled in the server, finished slices stay, and the locks go
+    with the sessions. Threads do nothing but wait for their own session's statement.
+    """
+    patience_s = options.patience_s(advisory_lock.PATIENCE_S)
+    with ExitStack() as stack:
+        workers = [stack.enter_context(leader.engine.connect()) for _ in range(options.jobs)]
+        everyone = [leader, *workers]
+        advisory_lock.release(leader, HOURLY_ROLLUP)
+        advisory_lock.acquire_shared(everyone, HOURLY_ROLLUP, patience_s)
+        pool = stack.enter_context(ThreadPoolExecutor(options.jobs))
+        running: dict[Future[Slice | None], sa.Connection] = {}
+        stack.callback(_cancel, [_driver(worker) for worker in workers])
+        idle = list(workers)
+        while True:
+            waited_for = advisory_lock.is_waited_for(leader, HOURLY_ROLLUP)
+            if waited_for and not running:
+                for session in everyone:
+                    advisory_lock.release(session, HOURLY_ROLLUP, shared=True)
+                advisory_lock.acquire_shared(everyone, HOURLY_ROLLUP, patience_s)
+            if not waited_for or not running:
+                running.update({pool.submit(slices.walk_next, worker): worker for worker in idle})
+                idle.clear()
+            if not running:
+                break
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                worker = running.pop(future)
+                done = future.result()
+                if done is not None:
+                    idle.append(worker)
+                    yield done
+    advisory_lock.release(leader, HOURLY_ROLLUP, shared=True)
+    advisory_lock.acquire(leader, HOURLY_ROLLUP, patience_s)
 
 
-def oldest_transactions(connection: sa.Connection) -> str:
-    """Name what holds the horizon back: the oldest open transactions, and prepared ones."""
-    holders = connection.execute(
-        sa.text(
-            "(SELECT s.pid, l.virtualtransaction FROM pg_stat_activity s JOIN pg_locks l ON l.pid = s.pid"
-            " AND l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock'"
-            " WHERE s.datname = current_database() AND s.pid <> pg_backend_pid()"
-            " AND s.usesysid IS NOT NULL ORDER BY s.xact_start NULLS FIRST LIMIT 3)"
-            " UNION ALL"
-            " SELECT NULL, l.virtualtransaction FROM pg_prepared_xacts p JOIN pg_locks l"
-            " ON l.locktype = 'transactionid' AND l.pid IS NULL AND l.transactionid = p.transaction"
-            " WHERE p.database = current_database()"
-        )
-    ).all()
-    described = blockers.describe(connection, holders)
-    connection.commit()
-    return described
+def _driver(session: sa.Connection) -> psycopg.Connection[Any]:
+    driver = session.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    return driver
+
+
+def _cancel(drivers: list[psycopg.Connection[Any]]) -> None:
+    """Cancel what runs; a session that is idle or gone has nothing to cancel."""
+    for driver in drivers:
+        with suppress(psycopg.OperationalError):
+            driver.cancel_safe(timeout=_CANCEL_TIMEOUT_S)

@@ -9,6 +9,8 @@ from itertools import groupby
 
 import sqlalchemy as sa
 
+from ..hourly.pipeline import Reading
+
 COMPLETE = "complete"
 # Above the watermark or queued: the next windows will see to it.
 PENDING = "pending"
@@ -40,15 +42,13 @@ class Hole:
     rolled_up_rows: int
 
 
-def read(connection: sa.Connection, schema: str, left_out_before: str | None = None) -> list[Day]:
+def read(session: sa.Connection, reading: Reading, left_out_before: str | None = None) -> list[Day]:
     """Return the days that hold usage or rolled up usage, in order; all others hold nothing.
 
     Counts rows, never tokens: `verify` compares those. Reads in the caller's transaction, by the
-    functions of 102 in `schema`, and costs about what the comparison costs.
+    functions of 102, and costs about what the comparison costs.
     """
-    rows = connection.execute(
-        sa.text(_DAYS.format(schema=schema)), {"left_out_before": left_out_before or "-infinity"}
-    )
+    rows = session.execute(reading.sql(_DAYS), {"left_out_before": left_out_before or "-infinity"})
     return [Day(row.day, row.expected, row.found, row.state) for row in rows]
 
 
@@ -73,18 +73,18 @@ def holes(days: Sequence[Day]) -> list[Hole]:
 # pipeline stores hours that clients cannot read; those are left out on both sides.
 _DAYS = f"""
 WITH raw AS (
-    SELECT {{schema}}.task_usage_hour_bucket(tu.created_at) AS hour, COUNT(*) AS events
+    SELECT public.task_usage_hour_bucket(tu.created_at) AS hour, COUNT(*) AS events
     FROM public.task_usage tu
     JOIN public.agent_task_queue q ON q.id = tu.task_id
     JOIN public.agent a ON a.id = q.agent_id
-    WHERE {{schema}}.task_usage_hourly_dated(tu.created_at) AND q.runtime_id IS NOT NULL
+    WHERE public.task_usage_hourly_dated(tu.created_at) AND q.runtime_id IS NOT NULL
     GROUP BY 1
 ), rolled AS (
     SELECT bucket_hour AS hour, SUM(event_count) AS events FROM public.task_usage_hourly
-    WHERE {{schema}}.task_usage_hourly_dated(bucket_hour) GROUP BY 1
+    WHERE public.task_usage_hourly_dated(bucket_hour) GROUP BY 1
 ), hours AS (
     SELECT hour, COALESCE(raw.events, 0) AS expected, COALESCE(rolled.events, 0) AS found,
-        hour NOT IN (SELECT {{schema}}.task_usage_hourly_pending_hours()) AS settled
+        hour NOT IN (SELECT public.task_usage_hourly_pending_hours()) AS settled
     FROM raw FULL JOIN rolled USING (hour)
 ), days AS (
     SELECT (hour AT TIME ZONE 'UTC')::date AS day, SUM(expected)::bigint AS expected,

@@ -1,6 +1,6 @@
 """Say what 103 would decide today: its guard, and whether it keeps the legacy tables. Nothing is written.
 
-Both read in the caller's transaction; `schema` has the functions (lent.schema).
+Both read in the caller's transaction; `reading` has the functions of 102.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..contract import HOURLY, LEGACY
+from ..errors import Refusal
 from ..hourly import backfill
+from ..hourly.pipeline import Reading
 
 # Less than the hook's patience, because the snapshot is open meanwhile.
 HORIZON_WAIT = "2 seconds"
@@ -33,7 +35,7 @@ class Guard:
     walks: bool
     resumes: bool
     held_back: bool
-    refusals: list[str]
+    refusals: list[Refusal]
 
 
 @dataclass(frozen=True)
@@ -44,23 +46,21 @@ class Legacy:
     totals_only_there: int
     examples: list[str]
     kept_because: list[str]
-    refusals: list[str]
+    refusals: list[Refusal]
 
 
-def guard(connection: sa.Connection, schema: str, *, drops: bool, has_schema: bool) -> Guard:
+def guard(session: sa.Connection, reading: Reading, *, drops: bool, has_schema: bool) -> Guard:
     """Decide as the hook and the guard of 103 do, up to the comparison of every hour.
 
     `drops`: 103 is pending; `has_schema`: 101 is not. A few look-ups by index, and a wait of two seconds
     at most for transactions whose start this role may not see.
     """
     names = {"hourly": sorted(HOURLY.columns), "legacy": sorted(LEGACY.columns)}
-    has = connection.execute(sa.text(_HAS), names).mappings().one()
+    has = session.execute(sa.text(_HAS), names).mappings().one()
     watermark = _WATERMARK if has["hourly"] else "NULL::timestamptz"
     planned = _PLANNED if has["plan"] else "NULL::timestamptz"
     state: Any = (
-        connection.execute(sa.text(_STATE.format(schema=schema, watermark=watermark, planned=planned)))
-        .mappings()
-        .one()
+        session.execute(reading.sql(_STATE.format(watermark=watermark, planned=planned))).mappings().one()
     )
     walks = state["used"] and not state["future"] and (state["behind"] or state["unfinished"])
     held_back, refusals = False, []
@@ -71,22 +71,19 @@ def guard(connection: sa.Connection, schema: str, *, drops: bool, has_schema: bo
     elif has_schema and not has["hourly"] and state["used"]:
         verdict = "refuses: the hourly pipeline is not installed, although its revisions are recorded"
         refusals.append(
-            "the hourly pipeline is not installed, although its revisions are recorded"
-            "\nHINT: put 101 and 102 back: `alembic downgrade 100`, then `alembic upgrade head`"
+            Refusal(
+                "the hourly pipeline is not installed, although its revisions are recorded",
+                hint="put 101 and 102 back: `alembic downgrade 100`, then `alembic upgrade head`",
+            )
         )
     elif state["future"]:
         verdict = "refuses: the watermark lies in the future"
-        refusals.append(
-            f"the watermark of the hourly rollup lies in the future: {state['watermark']}"
-            f"\nHINT: {backfill.RESET_WATERMARK}; the upgrade then walks the whole history"
-        )
+        refusals.append(backfill.future_watermark(state["watermark"]))
     elif not state["used"]:
         verdict = NO_USAGE
     elif walks:
         verdict = "would refuse, until the history is rolled up: the upgrade does that just before 103"
-        held_back = state["needs_horizon"] and connection.scalar(
-            sa.text(_HELD_BACK.format(schema=schema)), {"wait": HORIZON_WAIT}
-        )
+        held_back = state["needs_horizon"] and session.scalar(reading.sql(_HELD_BACK), {"wait": HORIZON_WAIT})
     else:
         verdict = "passes: the watermark trails usage by an hour at most; every hour is compared before 103"
     return Guard(
@@ -94,30 +91,29 @@ def guard(connection: sa.Connection, schema: str, *, drops: bool, has_schema: bo
     )
 
 
-def legacy(connection: sa.Connection, schema: str) -> Legacy:
-    """Decide as 103 does whether the legacy tables are dropped or kept.
+def legacy(session: sa.Connection, reading: Reading, keep: bool | None) -> Legacy:
+    """Decide as 103 does whether the legacy tables are dropped or kept; `keep` is what the operator says.
 
     Compares the legacy rollups, where they hold rows, with all of raw usage: 5 s a million rows.
     """
-    found = (
-        connection.execute(sa.text(_LEGACY.format(schema=schema)), {"tables": sorted(LEGACY.columns)})
-        .mappings()
-        .one()
-    )
-    excess = connection.execute(sa.text(_EXCESS.format(schema=schema))).all()
+    found = session.execute(reading.sql(_LEGACY), {"tables": sorted(LEGACY.columns)}).mappings().one()
+    excess = session.execute(reading.sql(_EXCESS)).all()
     totals = excess[0].totals if excess else 0
     because = []
-    if found["choice"] == "true":
+    if keep:
         because = ["KEEP_LEGACY=true asks for it"]
-    elif found["choice"] != "false":
+    elif keep is None:
         because = [f"{totals:,} daily totals exist only there"] if totals else []
         because += ["some usage is set aside"] if found["set_aside"] else []
     refusals = []
     if because and not found["may_keep"]:
         refusals.append(
-            f"role {found['role']} may not create schema legacy_usage to keep the legacy rollups in:"
-            f" {', and '.join(because)}\nHINT: GRANT CREATE ON DATABASE {found['database']} TO"
-            f" {found['role']}, or drop them: alembic -x keep-legacy=false upgrade head"
+            Refusal(
+                f"role {found['role']} may not create schema legacy_usage to keep the legacy rollups in:"
+                f" {', and '.join(because)}",
+                hint=f"GRANT CREATE ON DATABASE {found['quoted_database']} TO {found['quoted_role']},"
+                " or drop them: alembic -x keep-legacy=false upgrade head",
+            )
         )
     return Legacy(found["bytes"], totals, [row.example for row in excess], because, refusals)
 
@@ -143,30 +139,30 @@ SELECT s.watermark::text AS watermark, s.latest::text AS latest, s.used, s.plann
 FROM (
     SELECT *, CASE WHEN isfinite(watermark) THEN watermark ELSE 'epoch' END AS rolled_up
     FROM (SELECT {watermark} AS watermark, {planned} AS planned,
-            {schema}.task_usage_hourly_latest_event() AS latest,
+            public.task_usage_hourly_latest_event() AS latest,
             EXISTS (SELECT FROM public.task_usage) AS used) AS r
 ) AS s
 """
 
 _HELD_BACK = """
-SELECT {schema}.task_usage_hourly_latest_event() - interval '1 hour'
-    > {schema}.task_usage_hourly_horizon(CAST(:wait AS interval))
+SELECT public.task_usage_hourly_latest_event() - interval '1 hour'
+    > public.task_usage_hourly_horizon(CAST(:wait AS interval))
 """
 
 _LEGACY = """
 SELECT
     (SELECT COALESCE(SUM(pg_total_relation_size(to_regclass('public.' || t))), 0)::bigint
      FROM unnest(CAST(:tables AS text[])) AS t) AS bytes,
-    current_setting('usage_rollup.keep_legacy', true) AS choice,
-    EXISTS (SELECT FROM {schema}.task_usage_hourly_set_aside)
-        OR EXISTS (SELECT FROM {schema}.task_usage_hourly_undated()) AS set_aside,
+    EXISTS (SELECT FROM public.task_usage_hourly_set_aside)
+        OR EXISTS (SELECT FROM public.task_usage_hourly_undated()) AS set_aside,
     to_regnamespace('legacy_usage') IS NOT NULL
         OR has_database_privilege(current_database(), 'CREATE') AS may_keep,
-    current_user AS role, current_database() AS database
+    current_user AS role, quote_ident(current_user) AS quoted_role,
+    quote_ident(current_database()) AS quoted_database
 """
 
 _EXCESS = """
 SELECT COUNT(*) OVER () AS totals, format('%s %s, workspace %s, %s: %s tokens there, %s in raw usage',
     rollup, bucket_date, workspace_id, left(model, 60), legacy_tokens, raw_tokens) AS example
-FROM {schema}.task_usage_hourly_legacy_excess() LIMIT 3
+FROM public.task_usage_hourly_legacy_excess() LIMIT 3
 """

@@ -8,6 +8,7 @@ once more, joined to its tasks, to compare. A million rows took 1.5 s, and 5 s m
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -16,11 +17,14 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from .. import revisions
-from ..contract import PIPELINE
-from ..errors import AdoptionRefused, UsageRollupError, explain
-from ..hourly import lent, walk
-from ..runner import adoption, ledger, step
-from ..session import advisory_lock, blockers, options, suitability
+from ..contract import HEAD, HOURLY_ROLLUP, MIGRATION_RUN, PIPELINE, STEMS
+from ..errors import AdoptionRefused, Refusal, UsageRollupError, explain
+from ..hourly import pipeline, slices
+from ..hourly.pipeline import Reading
+from ..runner import adoption, ledger, table_locks
+from ..session import advisory_lock, blockers, suitability
+from ..session.connection import snapshot
+from ..session.options import Options
 from . import estimate, forecast_103, odd_usage
 
 T = TypeVar("T")
@@ -62,7 +66,7 @@ class Place:
 class Preflight:
     """The answer: reasons for refusal, then facts. None is what was not asked, or not seen."""
 
-    refusals: list[str] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
     not_seen: list[str] = field(default_factory=list)
     in_the_way: list[str] = field(default_factory=list)
     server: Server | None = None
@@ -82,81 +86,79 @@ class Preflight:
         return self.place is not None and any(step.name[:3] in revisions for step in self.place.pending)
 
 
-def preflight(connection: sa.Connection) -> Preflight:
-    """Collect every refusal and every fact in one REPEATABLE READ READ ONLY transaction.
+def preflight(session: sa.Connection, options: Options) -> Preflight:
+    """Collect every refusal and every fact in one REPEATABLE READ, READ ONLY snapshot.
 
-    Entered and left outside a transaction, on a session of its own, which keeps that isolation, the
-    temporary functions of lent.py and the environment's options. Takes no advisory lock and waits at most
-    half a second for a table. Raises ConfigurationError for an option there is not.
+    Entered and left outside a transaction, on a session that keeps the functions lent to it. Takes no
+    advisory lock and waits at most half a second for a table.
     """
-    look = _Look(connection)
-    options.apply(connection, {})
-    look.ask("the server", lambda: suitability.require_suitable(connection), None)
-    connection.rollback()
-    look.schema = look.ask("usage", lambda: lent.schema(connection), "")
-    connection.rollback()
-    look.around()
+    look = _Look(session, options)
+    look.ask("the server", lambda: suitability.require_suitable(session), None)
+    look.reading = look.ask("usage", lambda: pipeline.reading(session), None)
+    with snapshot(session):
+        session.exec_driver_sql("SET LOCAL lock_timeout = '500ms'")
+        look.around()
     return look.found
 
 
 class _Look:
     """One look at a database: each question in a savepoint, so that a refused one is noted and no more."""
 
-    def __init__(self, connection: sa.Connection) -> None:
-        self.connection = connection
+    def __init__(self, session: sa.Connection, options: Options) -> None:
+        self.session = session
+        self.options = options
         self.found = Preflight()
-        self.schema = ""
+        self.reading: Reading | None = None
+        self.in_snapshot = False
 
     def around(self) -> None:
         """Ask everything: what is quick first, because it is about this moment."""
-        found, connection = self.found, self.connection
-        connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        with connection.begin():
-            connection.exec_driver_sql("SET LOCAL lock_timeout = '500ms'")
-            found.server = self.ask("the server", self.server, None)
-            found.place = self.ask("ledger and catalog", self.place, None)
-            found.in_the_way = self.ask("locks", self.in_the_way, [])
-            if found.server and not found.server.owner and found.is_pending("103"):
-                found.guard = forecast_103.Guard(forecast_103.NO_USAGE, None, None, False, False, False, [])
-            elif found.server and found.server.owner and found.place and self.schema:
-                self.usage()
+        found = self.found
+        self.in_snapshot = True
+        found.server = self.ask("the server", self.server, None)
+        found.place = self.ask("ledger and catalog", self.place, None)
+        found.in_the_way = self.ask("locks", self.in_the_way, [])
+        if found.server and not found.server.owner and found.is_pending("103"):
+            found.guard = forecast_103.Guard(forecast_103.NO_USAGE, None, None, False, False, False, [])
+        elif found.server and found.server.owner and found.place and self.reading:
+            self.usage(self.reading)
         if found.guard and found.guard.held_back:
             found.refusals.append(
-                "the watermark cannot follow usage to within an hour; it is held back by"
-                f" {walk.oldest_transactions(connection)}"
-                "\nHINT: end them (COMMIT PREPARED, ROLLBACK PREPARED); where their start is not visible,"
-                " GRANT pg_read_all_stats to the migrating role"
+                Refusal(
+                    "the watermark cannot follow usage to within an hour; it is held back by"
+                    f" {blockers.oldest_transactions(self.session)}",
+                    hint=slices.END_HORIZON_HOLDERS,
+                )
             )
 
     def ask(self, what: str, question: Callable[[], T], otherwise: T) -> T:
         """Return the answer, or note a refusal, or that it cannot be seen, and return `otherwise`."""
         try:
-            if not self.connection.in_transaction():
-                return question()
-            with self.connection.begin_nested():
+            # Before the snapshot each statement stands alone.
+            with self.session.begin_nested() if self.in_snapshot else nullcontext():
                 return question()
         except UsageRollupError as error:
-            self.found.refusals.append(str(error))
+            self.found.refusals.append(error.refusal)
         except DBAPIError as error:
             if not isinstance(error.orig, psycopg.Error) or error.orig.sqlstate not in _UNSEEN:
                 raise
-            self.found.not_seen.append(f"{what}: {explain(error.orig).splitlines()[0]}")
+            self.found.not_seen.append(f"{what}: {explain(error.orig).message}")
         return otherwise
 
     def server(self) -> Server:
-        return Server(**self.connection.execute(sa.text(_SERVER)).mappings().one())
+        return Server(**self.session.execute(sa.text(_SERVER)).mappings().one())
 
     def place(self) -> Place:
         """Read ledger and catalog as the upgrade does."""
-        read = adoption.read(self.connection)
-        if read.current is not None and read.current not in adoption.STEMS:
+        read = adoption.read(self.session)
+        if read.current is not None and read.current not in STEMS:
             raise AdoptionRefused(
                 f"alembic_version holds {read.current}, which is no revision of this chain",
                 hint="point DATABASE_URL at the product's database",
             )
         adopted = adoption.decide(read)
         start = adopted.revision if adopted else read.current
-        scripts = [revisions.scripts().get_revision(r) for r in adoption.STEMS if start is None or r > start]
+        scripts = [revisions.scripts().get_revision(r) for r in STEMS if start is None or r > start]
         pending = [Step(ledger.stem_of(script), dict(script.module.LOCK)) for script in scripts]
         return Place(_shape(read, adopted), read.current, adopted.reason if adopted else None, pending)
 
@@ -164,11 +166,11 @@ class _Look:
         """Name who holds what a pending step needs; refuse for what would outlast the step's patience."""
         steps_pending = self.found.place.pending if self.found.place else []
         wanted = [(t, mode) for step in steps_pending for mode, tables in step.locks.items() for t in tables]
-        keys = [advisory_lock.MIGRATION_RUN]
+        keys = [MIGRATION_RUN]
         if self.found.is_pending("103"):
-            keys.append(advisory_lock.HOURLY_ROLLUP)
+            keys.append(HOURLY_ROLLUP)
         waited_for = []
-        patience_s = options.read_seconds(self.connection, "lock-timeout", step.LOCK_DEADLINE_S)
+        patience_s = self.options.patience_s(table_locks.PATIENCE_S)
         parameters = {
             "tables": [table for table, _ in wanted],
             "modes": [mode for _, mode in wanted],
@@ -176,37 +178,41 @@ class _Look:
             "names": [f"advisory lock {key} ({advisory_lock.NAMES[key]})" for key in keys],
             "patience_s": patience_s,
         }
-        for holder in self.connection.execute(sa.text(_HOLDERS), parameters).all():
-            who = blockers.describe(self.connection, [(holder.pid, holder.virtualtransaction)])
+        for holder in self.session.execute(sa.text(_HOLDERS), parameters).all():
+            who = blockers.describe(self.session, [(holder.pid, holder.virtualtransaction)])
             if holder.in_vain:
                 self.found.refusals.append(
-                    f"{holder.what} would not be free within {patience_s:.0f} s: held by {who}"
-                    f"\nHINT: {blockers.END_THEM}"
+                    Refusal(
+                        f"{holder.what} would not be free within {patience_s:.0f} s: held by {who}",
+                        hint=blockers.END_THEM,
+                    )
                 )
             else:
                 waited_for.append(f"{holder.what}: {who}")
         return waited_for
 
-    def usage(self) -> None:
+    def usage(self, reading: Reading) -> None:
         """Ask about usage: what the guard would say, what would be rolled up, what would be lost."""
-        found, connection, schema = self.found, self.connection, self.schema
+        found, session = self.found, self.session
         drops, has_schema = found.is_pending("103"), not found.is_pending("101")
         found.guard = guard = self.ask(
             "the guard of 103",
-            lambda: forecast_103.guard(connection, schema, drops=drops, has_schema=has_schema),
+            lambda: forecast_103.guard(session, reading, drops=drops, has_schema=has_schema),
             None,
         )
-        found.oddities = self.ask("oddities in raw usage", lambda: odd_usage.find(connection), [])
+        found.oddities = self.ask("oddities in raw usage", lambda: odd_usage.find(session), [])
         if guard and guard.walks:
             has_state, resumes = guard.watermark is not None, guard.resumes
             found.backfill = self.ask(
                 "the history to roll up",
-                lambda: estimate.estimate(connection, schema, has_state=has_state, unfinished=resumes),
+                lambda: estimate.estimate(session, reading, has_state=has_state, unfinished=resumes),
                 None,
             )
         if drops:
             found.legacy = self.ask(
-                "the legacy rollups", lambda: forecast_103.legacy(connection, schema), None
+                "the legacy rollups",
+                lambda: forecast_103.legacy(session, reading, self.options.keep_legacy),
+                None,
             )
         for asked in (guard, found.legacy):
             found.refusals.extend(asked.refusals if asked else [])
@@ -214,11 +220,11 @@ class _Look:
 
 def _shape(read: adoption.Found, adopted: adoption.Adoption | None) -> str:
     """Say in words what kind of database this is."""
-    if read.current == max(adoption.STEMS):
+    if read.current == HEAD:
         return "migrated by this runner to its newest revision"
     if read.current is not None:
         since = ", and since then by the product's own runner" if adopted else ""
-        return f"migrated by this runner to {adoption.STEMS[read.current]}{since}"
+        return f"migrated by this runner to {STEMS[read.current]}{since}"
     if adopted is None:
         return "empty"
     if adopted.revision == "097":
@@ -229,7 +235,7 @@ def _shape(read: adoption.Found, adopted: adoption.Adoption | None) -> str:
         return (
             "stuck before 103: the product's own runner got as far as 102, whose functions this one replaces"
         )
-    return f"migrated by the product's own runner to {adoption.STEMS[adopted.revision]}"
+    return f"migrated by the product's own runner to {STEMS[adopted.revision]}"
 
 
 _SERVER = """

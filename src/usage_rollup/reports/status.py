@@ -7,9 +7,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ..hourly import lent, ticking
+from ..contract import HOURLY_ROLLUP
+from ..hourly import pipeline, schedule
+from ..hourly.pipeline import Pipeline, Reading
 from ..runner import ledger
 from ..session import advisory_lock
+from ..session.connection import snapshot
 from . import covered_days
 
 OURS = "ours"
@@ -17,9 +20,6 @@ PRODUCTS = "the product's"
 
 # In place of a watermark whose row was deleted by hand.
 NO_ROW = "missing"
-
-# The contract's tables of 101, which lag and coverage are read from.
-ROLLUP = frozenset({"task_usage_hourly", "task_usage_hourly_dirty", "task_usage_hourly_rollup_state"})
 
 
 @dataclass(frozen=True)
@@ -81,63 +81,63 @@ class Status:
     coverage: list[covered_days.Day] | None
 
 
-def status(connection: sa.Connection) -> Status:
+def status(session: sa.Connection) -> Status:
     """Read everything in one REPEATABLE READ, READ ONLY snapshot, at any revision and any release.
 
     Entered and left outside a transaction. Takes no lock that a server could notice. Where functions
     of 102 are missing they are lent to this session first. Raises AdoptionRefused when
     schema_migrations is not the product's ledger.
     """
-    tables = frozenset(connection.scalars(sa.text(_TABLES)))
-    connection.commit()
+    tables = frozenset(session.scalars(sa.text(_TABLES)))
     has_usage = "task_usage" in tables
-    schema = lent.schema(connection) if has_usage else ""
+    reading = pipeline.reading(session) if has_usage else Reading(lent=False)
 
     def row(table: str, statement: str) -> dict[str, Any]:
-        found = connection.execute(sa.text(statement)).mappings().first() if table in tables else None
+        found = session.execute(sa.text(statement)).mappings().first() if table in tables else None
         return dict(found or {})
 
-    def value(present: bool, statement: str, **parameters: Any) -> Any:
-        text = sa.text(statement.format(schema=schema))
-        return connection.scalar(text, parameters) if present else None
+    def value(present: bool, statement: str) -> Any:
+        return session.scalar(reading.sql(statement)) if present else None
 
-    with connection.begin():
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        stems = ledger.read(connection)
+    with snapshot(session):
+        installed = pipeline.find(session)
+        stems = ledger.read(session)
         state = row("task_usage_hourly_rollup_state", _STATE)
         backfill = row("task_usage_hourly_backfill", _BACKFILL)
         left_out = row("task_usage_hourly_left_out", _LEFT_OUT)
-        has_rollup = has_usage and tables >= ROLLUP
-        locked = advisory_lock.is_held(connection, advisory_lock.HOURLY_ROLLUP)
+        has_rollup = has_usage and installed.tables
+        locked = advisory_lock.is_held(session, HOURLY_ROLLUP)
         return Status(
             revision=value("alembic_version" in tables, _REVISION),
             ledger_rows=None if stems is None else len(stems),
             newest_stem=max(stems or (), default=None),
-            pipeline=value(True, _PIPELINE, ours=OURS, products=PRODUCTS),
-            ticked_by=ticking.find(connection),
+            pipeline=_owner(installed),
+            ticked_by=schedule.who_ticks(session),
             watermark=state.get("watermark", NO_ROW if has_rollup else None),
             watermark_in_future=state.get("in_future", False),
-            lag_seconds=value(has_rollup, "SELECT {schema}.task_usage_hourly_rollup_lag_seconds()"),
+            lag_seconds=value(has_rollup, "SELECT public.task_usage_hourly_rollup_lag_seconds()"),
             queues=[
                 Queue(table=table, **row(table, _QUEUE.format(table=table)))
                 for table in ("task_usage_hourly_invalidation", "task_usage_hourly_dirty")
                 if table in tables
             ],
             last_run=Run(**{name: state[name] for name in _RUN}) if state else None,
-            lock_holders=advisory_lock.describe_holders(connection, advisory_lock.HOURLY_ROLLUP)
-            if locked
-            else None,
+            lock_holders=advisory_lock.describe_holders(session, HOURLY_ROLLUP) if locked else None,
             backfill=Unfinished(**backfill) if backfill.get("slices") else None,
             set_aside=value(
                 "task_usage_hourly_set_aside" in tables,
                 "SELECT count(*) FROM public.task_usage_hourly_set_aside",
             ),
-            undated=value(has_usage, "SELECT count(*) FROM {schema}.task_usage_hourly_undated()"),
+            undated=value(has_usage, "SELECT count(*) FROM public.task_usage_hourly_undated()"),
             left_out=LeftOut(**left_out) if left_out else None,
-            coverage=covered_days.read(connection, schema, left_out.get("before_hour"))
-            if has_rollup
-            else None,
+            coverage=covered_days.read(session, reading, left_out.get("before_hour")) if has_rollup else None,
         )
+
+
+def _owner(installed: Pipeline) -> str | None:
+    if not installed.installed:
+        return None
+    return OURS if installed.ours else PRODUCTS
 
 
 _TABLES = """
@@ -169,11 +169,4 @@ FROM public.task_usage_hourly_backfill
 _LEFT_OUT = """
 SELECT before_hour::text, date_trunc('second', acknowledged_at)::text AS acknowledged_at, acknowledged_by
 FROM public.task_usage_hourly_left_out
-"""
-
-# Only our window drains a queue of its own.
-_PIPELINE = """
-SELECT CASE WHEN prosrc LIKE '%rollup_task_usage_hourly_drain%' THEN CAST(:ours AS text) ELSE :products END
-FROM pg_catalog.pg_proc
-WHERE oid = to_regprocedure('public.rollup_task_usage_hourly_window(timestamptz,timestamptz)')
 """

@@ -16,10 +16,12 @@ from alembic.runtime.migration import MigrationContext, MigrationStep
 
 from ..contract import (
     BASELINE,
+    HEAD,
     HOURLY,
     LEGACY,
     PIPELINE,
     RUNTIME_TIMEZONE,
+    STEMS,
     USER_TIMEZONE,
 )
 from ..errors import AdoptionRefused
@@ -27,20 +29,6 @@ from . import ledger
 from .hooks import Work
 
 log = logging.getLogger(__name__)
-
-# The chain, by revision and ledger stem; a test holds it equal to the revision files.
-STEMS = {
-    "097": "097_autopilot_project_id",
-    "100": "100_user_timezone",
-    "101": "101_task_usage_hourly_schema",
-    "102": "102_task_usage_hourly_pipeline",
-    "103": "103_drop_legacy_daily_rollups",
-    "104": "104_drop_runtime_timezone",
-}
-
-
-# The product's first step after this chain. It stands on nothing of ours; later ones may.
-NEXT_STEM = "105_issue_metadata"
 
 
 @dataclass(frozen=True)
@@ -64,10 +52,9 @@ class Found:
 def find(connection: sa.Connection) -> Adoption | None:
     """Decide where an upgrade starts, say so in one line if that is news, and change nothing.
 
-    Call it while holding the migration-run lock; ends its transaction. Raises AdoptionRefused.
+    Call it while holding the migration-run lock. Raises AdoptionRefused.
     """
     adoption = decide(read(connection))
-    connection.commit()
     if adoption is not None:
         log.info("%s", adoption.reason)
     return adoption
@@ -78,7 +65,7 @@ def read(connection: sa.Connection) -> Found:
     current = None
     if connection.scalar(sa.text("SELECT to_regclass('public.alembic_version') IS NOT NULL")):
         current = connection.scalar(sa.text("SELECT max(version_num) FROM public.alembic_version"))
-    if current == max(STEMS):
+    if current == HEAD:
         return Found(current, None, frozenset())
     return Found(current, ledger.read(connection), frozenset(connection.scalars(sa.text(OBJECTS))))
 

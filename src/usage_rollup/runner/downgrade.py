@@ -8,11 +8,9 @@ from typing import Any
 import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext, MigrationStep, RevisionStep
 
-from ..contract import BASELINE
+from ..contract import BASELINE, NEXT_STEM, OUR_FUNCTIONS
 from ..errors import DowngradeRefused
-from ..hourly import lent
 from . import ledger
-from .adoption import NEXT_STEM
 from .hooks import Work
 
 
@@ -45,7 +43,7 @@ def require_possible(connection: sa.Connection, *, to_nothing: bool) -> None:
             " stand on this schema",
             hint="to go back, restore a backup taken before the upgrade; to stay, alembic upgrade head",
         )
-    if connection.scalar(sa.text(_PIPED)) and not lent.installed(connection):
+    if connection.scalar(sa.text(_PIPED)) and not connection.scalar(sa.text(f"SELECT {OUR_FUNCTIONS}")):
         raise DowngradeRefused(
             "refusing to downgrade: the functions of the hourly rollup here are the product's own, not those"
             " of this chain",

@@ -1,8 +1,9 @@
 """Run what a revision asks for before its upgrade: Alembic has no such hook of its own.
 
-A revision module declares `before_upgrade = <function of one sa.Connection>`. Alembic iterates its
-work function lazily and runs each step in a transaction of its own (transaction_per_migration), so
-code between two steps runs after the previous one has committed and before the next begins.
+A revision module declares `before_upgrade = <function of a session and the run's options>`. Alembic
+iterates its work function lazily and runs each step in a transaction of its own
+(transaction_per_migration), so code between two steps runs after the previous one has committed and before
+the next begins.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ from typing import Any
 import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext, MigrationStep, RevisionStep
 
+from ..session.connection import alone
+from ..session.options import Options
+
 Work = Callable[[Any, MigrationContext], Iterable[MigrationStep]]
-Hook = Callable[[sa.Connection], object]
+Hook = Callable[[sa.Connection, Options], object]
 
 
-def with_hooks(work: Work, connection: sa.Connection) -> Work:
+def with_hooks(work: Work, session: sa.Connection, options: Options) -> Work:
     """Return `work` with every revision's before_upgrade run just before its upgrade.
 
-    Only for upgrade steps, every time one is about to be applied. The hook gets the migration
-    connection outside a transaction and is expected to leave it so; what it commits stays, and when it
-    raises, the revision is not applied.
+    Only for upgrade steps, every time one is about to be applied. The hook gets the migrating session
+    outside a transaction, each of its statements commits by itself, and when it raises, the revision is
+    not applied.
     """
 
     def work_with_hooks(heads: Any, context: MigrationContext) -> Iterator[MigrationStep]:
@@ -30,9 +34,8 @@ def with_hooks(work: Work, connection: sa.Connection) -> Work:
             hook = before_upgrade(step)
             if hook is not None:
                 # Reading alembic_version opened a transaction when this is the first step.
-                connection.commit()
-                hook(connection)
-                connection.commit()
+                with alone(session):
+                    hook(session, options)
             yield step
 
     return work_with_hooks

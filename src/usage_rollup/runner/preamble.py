@@ -5,11 +5,21 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping
 
-from ..contract import BASELINE, HOURLY, LEGACY, PIPELINE, RUNTIME_TIMEZONE, USER_TIMEZONE
-from ..hourly.lent import INSTALLED
+from ..contract import (
+    BASELINE,
+    HOURLY,
+    LEGACY,
+    MIGRATION_RUN,
+    NEXT_STEM,
+    OUR_FUNCTIONS,
+    PIPELINE,
+    RUNTIME_TIMEZONE,
+    STEMS,
+    USER_TIMEZONE,
+)
 from ..session import advisory_lock
 from ..session.connection import MINIMUM_VERSION, SESSION_SETTINGS
-from .adoption import NEXT_STEM, OBJECTS, STEMS
+from .adoption import OBJECTS
 
 # Where an empty database stands.
 NOTHING = "base"
@@ -26,8 +36,8 @@ def session(settings: Mapping[str, str]) -> str:
             for name, value in {**SESSION_SETTINGS, **_QUIET, **settings}.items()
         ),
         minimum=MINIMUM_VERSION,
-        run=advisory_lock.MIGRATION_RUN,
-        patience=f"{advisory_lock.DEFAULT_DEADLINE_S:.0f}s",
+        run=MIGRATION_RUN,
+        patience=f"{advisory_lock.PATIENCE_S:.0f}s",
     )
 
 
@@ -51,7 +61,7 @@ def place(start: str, command: str, target: str) -> str:
         user_timezone=literal(USER_TIMEZONE),
         runtime_timezone=literal(RUNTIME_TIMEZONE),
         objects=OBJECTS,
-        installed=INSTALLED,
+        installed=OUR_FUNCTIONS,
     )
     # Alembic makes its table with the first step.
     table = "" if start == NOTHING else f"{_VERSION_TABLE}\n\n"

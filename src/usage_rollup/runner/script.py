@@ -14,16 +14,17 @@ from typing import Any
 
 from alembic.runtime.migration import MigrationContext, MigrationInfo, MigrationStep, RevisionStep
 
-from ..session.advisory_lock import HOURLY_ROLLUP, MIGRATION_RUN
+from ..contract import HOURLY_ROLLUP, MIGRATION_RUN
+from ..session.options import Options
 from . import ledger, preamble
 from .hooks import Work
 from .preamble import NOTHING, literal
 
 
-def with_script(work: Work, settings: Mapping[str, str]) -> Work:
+def with_script(work: Work, options: Options) -> Work:
     """Return an upgrade's or downgrade's `work` with what its script needs before and after the steps.
 
-    `settings` are the run's options, as settings of the session. Before a step lies what its revision
+    Before a step lies what its revision
     keeps in a .before.sql file, outside the step's transaction. A script without steps stays empty.
     """
 
@@ -33,7 +34,7 @@ def with_script(work: Work, settings: Mapping[str, str]) -> Work:
             return
         write = context.impl.static_output
         start = max(heads, default=NOTHING)
-        write(preamble.session(settings))
+        write(preamble.session(options.settings()))
         if steps[0].is_upgrade:
             write(preamble.place(start, "upgrade", "head"))
         else:

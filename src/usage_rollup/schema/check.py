@@ -8,15 +8,14 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from ..contract import HEAD, STEMS
 from ..errors import UnsuitableDatabase
 from ..runner import adoption
-from ..runner.adoption import STEMS
+from ..session.connection import snapshot
 from . import catalog, later_releases
 from .catalog import Catalog
 
 MISSING, UNEXPECTED, CHANGED = "missing", "unexpected", "changed"
-
-HEAD = max(STEMS)
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,7 @@ def check(connection: sa.Connection) -> Check:
     alembic_version and schema_migrations may run it. Raises UnsuitableDatabase when the database does not
     stand at head, and AdoptionRefused when ledger and schema contradict each other.
     """
-    with connection.begin():
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    with snapshot(connection):
         _require_head(connection)
         standing = later_releases.find(connection)
         expected, found = catalog.expected(), catalog.read(connection)

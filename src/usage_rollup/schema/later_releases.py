@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from ..contract import BASELINE
-from ..hourly import lent
+from ..contract import BASELINE, NEXT_STEM, STEMS
+from ..hourly import pipeline
 from ..runner import ledger
-from ..runner.adoption import NEXT_STEM, STEMS
 from .catalog import Catalog
 
 COST_COLUMNS = frozenset(
@@ -86,7 +85,7 @@ def find(connection: sa.Connection) -> Standing:
     private = connection.scalar(
         sa.text("SELECT to_regclass('public.task_usage_hourly_invalidation') IS NOT NULL")
     )
-    return Standing(stems, STEMS["104"] in stems and not private and not lent.installed(connection))
+    return Standing(stems, STEMS["104"] in stems and not private and not pipeline.find(connection).readable)
 
 
 def accept(standing: Standing, expected: Catalog, found: Catalog) -> tuple[Catalog, list[str]]:

@@ -8,77 +8,63 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import takewhile
 
 import sqlalchemy as sa
 
+from ..contract import HOURLY_ROLLUP, MIGRATION_RUN
 from ..errors import LockBusy
-from . import blockers, options
-
-# Held for a whole migration run, by the product's Go runner (since v0.3.15) and by ours.
-MIGRATION_RUN = 7244554146635925501
-
-# Held by every writer of task_usage_hourly.
-HOURLY_ROLLUP = 4246
+from . import blockers
 
 NAMES = {MIGRATION_RUN: "migration run", HOURLY_ROLLUP: "hourly rollup"}
 
 # A healthy migration run or tick is over long before; a crash loop's supervisor is still patient.
-DEFAULT_DEADLINE_S = 600.0
+PATIENCE_S = 600.0
 
 _POLL_INTERVAL_S = 0.1
 
 
-def acquire(connection: sa.Connection, key: int, deadline_s: float | None = None) -> None:
-    """Take the session lock `key`, waiting up to `deadline_s` seconds, and commit.
+def acquire(session: sa.Connection, key: int, patience_s: float = PATIENCE_S) -> None:
+    """Take the session lock `key`, waiting up to `patience_s` seconds.
 
-    Without a deadline, the run's option lock-timeout is one, else DEFAULT_DEADLINE_S. The lock is held
-    by the session until it ends or calls release(); taking it again nests. Commits between attempts, so
-    no snapshot is held while waiting. Raises LockBusy, naming the holder.
+    The lock is held by the session until it ends or calls release(); taking it again nests. No transaction
+    is open between attempts, so no snapshot is held while waiting. Raises LockBusy, naming the holder.
     """
-    _take([connection], key, deadline_s, shared=False)
+    _take([session], key, patience_s, shared=False)
 
 
-def acquire_shared(connections: Sequence[sa.Connection], key: int) -> None:
-    """Take the session lock `key` shared on every one of `connections`, under acquire()'s terms.
+def acquire_shared(sessions: Sequence[sa.Connection], key: int, patience_s: float = PATIENCE_S) -> None:
+    """Take the session lock `key` shared on every one of `sessions`, under acquire()'s terms.
 
     All of them or, while it waits, none: PostgreSQL refuses a shared lock as soon as somebody is queued
     for the exclusive one, and who held some and asked for more would wait for the one that waits for it.
     """
-    _take(connections, key, None, shared=True)
+    _take(sessions, key, patience_s, shared=True)
 
 
-def _take(connections: Sequence[sa.Connection], key: int, deadline_s: float | None, *, shared: bool) -> None:
-    first = connections[0]
-    if deadline_s is None:
-        deadline_s = options.read_seconds(first, "lock-timeout", DEFAULT_DEADLINE_S)
-    give_up = time.monotonic() + deadline_s
+def _take(sessions: Sequence[sa.Connection], key: int, patience_s: float, *, shared: bool) -> None:
+    give_up = time.monotonic() + patience_s
     attempt = sa.text(f"SELECT pg_try_advisory_lock{_SHARED[shared]}(:key)")
     while True:
-        taken = []
-        for connection in connections:
-            if not connection.scalar(attempt, {"key": key}):
-                break
-            connection.commit()
-            taken.append(connection)
-        if len(taken) == len(connections):
+        taken = list(takewhile(lambda session: session.scalar(attempt, {"key": key}), sessions))
+        if len(taken) == len(sessions):
             return
-        for connection in taken:
-            release(connection, key, shared=shared)
-        holders = describe_holders(connection, key)
-        connection.commit()
+        for session in taken:
+            release(session, key, shared=shared)
+        holders = describe_holders(sessions[0], key)
         if time.monotonic() >= give_up:
             raise LockBusy(
-                f"advisory lock {key} ({NAMES[key]}) was not free within {deadline_s:.0f} s;"
+                f"advisory lock {key} ({NAMES[key]}) was not free within {patience_s:.0f} s;"
                 f" held by {holders}",
                 hint=blockers.END_THEM,
+                lock=key,
             )
         time.sleep(_POLL_INTERVAL_S)
 
 
-def release(connection: sa.Connection, key: int, *, shared: bool = False) -> None:
-    """Give the session lock `key` back once, and commit."""
-    connection.execute(sa.text(f"SELECT pg_advisory_unlock{_SHARED[shared]}(:key)"), {"key": key})
-    connection.commit()
+def release(session: sa.Connection, key: int, *, shared: bool = False) -> None:
+    """Give the session lock `key` back once."""
+    session.execute(sa.text(f"SELECT pg_advisory_unlock{_SHARED[shared]}(:key)"), {"key": key})
 
 
 def is_waited_for(connection: sa.Connection, key: int) -> bool:

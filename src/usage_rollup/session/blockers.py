@@ -25,6 +25,22 @@ def describe(connection: sa.Connection, holders: Iterable[Sequence[Any]]) -> str
     return ", ".join(described) or "a session that has just ended"
 
 
+def oldest_transactions(connection: sa.Connection) -> str:
+    """Name what holds the horizon back: the oldest open transactions of this database, and prepared ones."""
+    return describe(connection, connection.execute(sa.text(_OLDEST)).all())
+
+
+_OLDEST = """
+(SELECT s.pid, l.virtualtransaction FROM pg_stat_activity s
+ JOIN pg_locks l ON l.pid = s.pid AND l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock'
+ WHERE s.datname = current_database() AND s.pid <> pg_backend_pid() AND s.usesysid IS NOT NULL
+ ORDER BY s.xact_start NULLS FIRST LIMIT 3)
+UNION ALL
+SELECT NULL, l.virtualtransaction FROM pg_prepared_xacts p
+JOIN pg_locks l ON l.locktype = 'transactionid' AND l.pid IS NULL AND l.transactionid = p.transaction
+WHERE p.database = current_database()
+"""
+
 _DESCRIBE = """
 SELECT format('pid %s (%s, %s, %s%s)', pid, COALESCE(usename, 'no role'),
     COALESCE(NULLIF(application_name, ''), 'no application name'),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +17,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
-from ..errors import DatabaseUnavailable, StatementFailed, UnsuitableDatabase, explain
-from . import durations, signals
+from ..errors import DatabaseUnavailable, StatementFailed, UnsuitableDatabase
+from . import options, signals
 from .database_url import conninfo_from_environment
+from .options import Options
 
 log = logging.getLogger(__name__)
 
@@ -61,22 +62,20 @@ SESSION_SETTINGS = {
 
 
 @contextmanager
-def migration_session() -> Iterator[sa.Connection]:
+def migration_session(options: Options = Options()) -> Iterator[sa.Connection]:  # noqa: B008
     """Open the one session that migrates the database the environment names.
 
-    It is waited for, pinned and never pooled: when the block is left, however it is left, the session
-    ends, and with it its transaction and every advisory lock. From here on SIGTERM and SIGINT leave
-    the block. Raises ConfigurationError, DatabaseUnavailable, UnsuitableDatabase and, for whatever
-    PostgreSQL reports inside the block, StatementFailed.
+    Each statement commits by itself: transaction() and snapshot() say what belongs together. The session is
+    waited for, pinned, given what SQL reads of `options`, and never pooled: when the block is left, however
+    it is left, the session ends, and with it its transaction and every advisory lock. From here on SIGTERM
+    and SIGINT leave the block. Raises ConfigurationError, DatabaseUnavailable, UnsuitableDatabase and, for
+    whatever PostgreSQL reports inside the block, StatementFailed.
     """
     conninfo = conninfo_from_environment()
     timeout_s = startup_timeout_s()
     signals.exit_on_termination()
-    engine = sa.create_engine(
-        "postgresql+psycopg://", creator=lambda: connect(conninfo, timeout_s), poolclass=NullPool
-    )
     try:
-        with engine.connect() as session:
+        with engine(conninfo, timeout_s, options.settings()).connect() as session:
             yield session
     except DBAPIError as error:
         if not isinstance(error.orig, psycopg.Error):
@@ -84,21 +83,79 @@ def migration_session() -> Iterator[sa.Connection]:
         again = (
             "run the same command again; what was committed stays" if error.connection_invalidated else None
         )
-        raise StatementFailed(explain(error.orig), hint=again) from error
+        raise StatementFailed.of(error.orig, hint=again) from error
+
+
+def engine(conninfo: str, timeout_s: float, settings: Mapping[str, str] | None = None) -> sa.Engine:
+    """Return what opens sessions by connect(), each statement committing by itself, and pools none."""
+    return sa.create_engine(
+        "postgresql+psycopg://",
+        creator=lambda: connect(conninfo, timeout_s, settings),
+        poolclass=NullPool,
+        isolation_level="AUTOCOMMIT",
+    )
+
+
+@contextmanager
+def transaction(session: sa.Connection) -> Iterator[None]:
+    """Run the block as one READ COMMITTED transaction: committed when it ends, rolled back when it raises."""
+    with _isolated(session, "READ COMMITTED"), session.begin():
+        yield
+
+
+@contextmanager
+def snapshot(session: sa.Connection) -> Iterator[None]:
+    """Run the block as one REPEATABLE READ, READ ONLY transaction: all it reads is of one moment."""
+    with _isolated(session, "REPEATABLE READ", read_only=True), session.begin():
+        yield
+
+
+@contextmanager
+def alone(session: sa.Connection) -> Iterator[None]:
+    """Commit what is open, then let each statement of the block commit by itself."""
+    session.commit()
+    with _isolated(session, "AUTOCOMMIT"):
+        yield
+
+
+@contextmanager
+def in_transactions(session: sa.Connection) -> Iterator[sa.Connection]:
+    """Lend the session to somebody who begins and commits by himself, as Alembic does."""
+    with _isolated(session, "READ COMMITTED"):
+        yield session
+
+
+@contextmanager
+def _isolated(session: sa.Connection, level: str, *, read_only: bool = False) -> Iterator[None]:
+    # Without a round trip: psycopg sends it with BEGIN. SQLAlchemy counts a statement that committed by
+    # itself as the beginning of something, which has to be ended first.
+    before = session.get_execution_options().get("isolation_level", "AUTOCOMMIT")
+    session.rollback()
+    session.execution_options(isolation_level=level, postgresql_readonly=read_only)
+    try:
+        yield
+    finally:
+        # A session that was lost has nothing to restore, and would be opened anew by the attempt.
+        if not session.closed and not session.invalidated:
+            session.rollback()
+            session.execution_options(isolation_level=before, postgresql_readonly=False)
 
 
 def startup_timeout_s() -> float:
-    """Return DATABASE_STARTUP_TIMEOUT in seconds: a number, or one with the unit s, m or h."""
+    """Return DATABASE_STARTUP_TIMEOUT in seconds: how long to wait for a server that does not answer yet."""
     text = os.environ.get("DATABASE_STARTUP_TIMEOUT", "").strip()
-    return durations.seconds(text, "DATABASE_STARTUP_TIMEOUT") if text else DEFAULT_STARTUP_TIMEOUT_S
+    return options.seconds(text, "DATABASE_STARTUP_TIMEOUT") if text else DEFAULT_STARTUP_TIMEOUT_S
 
 
-def connect(conninfo: str, timeout_s: float) -> psycopg.Connection[Any]:
+def connect(
+    conninfo: str, timeout_s: float, settings: Mapping[str, str] | None = None
+) -> psycopg.Connection[Any]:
     """Open a session, waiting up to `timeout_s` seconds for the server, and pin its settings.
 
-    Waits only while the server does not answer or says it is starting up (libpq's PQping, which
-    needs no login); a refused login or an unknown database is final at once. Raises
-    DatabaseUnavailable, and UnsuitableDatabase for a server that is too old. Returns outside a transaction.
+    `settings` are custom ones, with a dot in their names, besides SESSION_SETTINGS. Waits only while the
+    server does not answer or says it is starting up (libpq's PQping, which needs no login); a refused login
+    or an unknown database is final at once. Raises DatabaseUnavailable, and UnsuitableDatabase for a server
+    that is too old. Returns outside a transaction.
     """
 
     def not_accepting(error: BaseException) -> bool:
@@ -137,15 +194,14 @@ def connect(conninfo: str, timeout_s: float) -> psycopg.Connection[Any]:
             f"PostgreSQL {MINIMUM_VERSION} or newer is required, this server is {version}",
             hint="upgrade the server with pg_upgrade or dump and restore, then try again",
         )
-    names = list(SESSION_SETTINGS)
-    # By way of pg_settings, because not every server knows every one (transaction_timeout is new in 17).
+    pinned = SESSION_SETTINGS | dict(settings or {})
+    # Not every server knows every one (transaction_timeout is new in 17).
     connection.execute(
-        "SELECT set_config(s.name, p.value, false) FROM pg_settings s"
-        " JOIN unnest(%s::text[], %s::text[]) AS p (name, value) USING (name)",
-        (names, [SESSION_SETTINGS[name] for name in names]),
+        "SELECT set_config(p.name, p.value, false) FROM unnest(%s::text[], %s::text[]) AS p (name, value)"
+        " WHERE p.name LIKE '%%.%%' OR p.name IN (SELECT s.name FROM pg_settings s)",
+        (list(pinned), list(pinned.values())),
     )
     connection.add_notice_handler(_log_warning)
-    connection.autocommit = False
     return connection
 
 

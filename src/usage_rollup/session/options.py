@@ -1,6 +1,7 @@
-"""Options of a migration run: `alembic -x name=value upgrade head`, or NAME in the environment.
+"""Options of a run, read once at the door: what was typed, else -x, else the environment, else a default.
 
-They travel as settings of the migrating session, where the SQL of a revision reads them.
+They are handed down as one value. What the SQL of a revision or of a script reads travels as settings of
+the session besides: usage_rollup.<name>.
 """
 
 from __future__ import annotations
@@ -10,66 +11,92 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import sqlalchemy as sa
-
 from ..errors import ConfigurationError
-from . import durations
+
+# 90, 0.5s, 500ms, 3m, 2m30s: a number of seconds, or numbers with their units, as people and Go write them.
+_UNIT_S = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PART = re.compile(rf"([0-9]+(?:\.[0-9]*)?)({'|'.join(_UNIT_S)})")
+DURATION = rf"[0-9]+(?:\.[0-9]*)?|(?:{_PART.pattern})+"
 
 
 @dataclass(frozen=True)
-class Option:
-    """What an option may be: a pattern, and how a message shows it."""
+class Options:
+    """How a run goes; the defaults are those of a run that was asked for nothing.
 
-    pattern: str
-    shown: str
+    `keep_legacy` (103): True keeps the legacy tables in schema legacy_usage, False drops them whatever they
+    hold, None decides by what they hold. `jobs`: sessions that walk at once. `sleep_between_slices_s`:
+    seconds of rest for the server after each slice. `lock_timeout_s`: seconds to wait for an advisory lock
+    or a step's table locks; None is the patience each of them has by itself.
+    """
+
+    keep_legacy: bool | None = None
+    jobs: int = 1
+    sleep_between_slices_s: float = 0.0
+    lock_timeout_s: float | None = None
+
+    def patience_s(self, default_s: float) -> float:
+        """Return how many seconds to wait for a lock whose own patience is `default_s`."""
+        return default_s if self.lock_timeout_s is None else self.lock_timeout_s
+
+    def settings(self) -> dict[str, str]:
+        """Return what SQL reads of them, as settings of a session: intervals are written in seconds."""
+        settings = {}
+        if self.keep_legacy is not None:
+            settings["usage_rollup.keep_legacy"] = "true" if self.keep_legacy else "false"
+        if self.sleep_between_slices_s:
+            settings["usage_rollup.sleep_between_slices"] = f"{self.sleep_between_slices_s:f}s"
+        if self.lock_timeout_s is not None:
+            settings["usage_rollup.lock_timeout"] = f"{self.lock_timeout_s:f}s"
+        return settings
 
 
-# Its variable is the name in capitals, its setting usage_rollup.<name>, both with underscores.
-OPTIONS = {
-    # 103: true keeps the legacy tables in schema legacy_usage, false drops them whatever they hold.
-    "keep-legacy": Option("true|false", "true|false"),
-    # The walk: sessions at once, and a rest for the server between two slices.
-    "jobs": Option("[1-9][0-9]?", "1..99"),
-    "sleep-between-slices": Option(durations.PATTERN, "2s"),
-    # How long to wait for advisory locks and for a step's table locks.
-    "lock-timeout": Option(durations.PATTERN, "30s"),
+# What each may be, as a pattern and as a message shows it. Its variable is the name in capitals.
+_KNOWN = {
+    "keep-legacy": ("true|false", "true|false"),
+    "jobs": ("[1-9][0-9]?", "1..99"),
+    "sleep-between-slices": (DURATION, "2s"),
+    "lock-timeout": (DURATION, "30s"),
 }
 
 
-def settings(arguments: Mapping[str, object]) -> dict[str, str]:
-    """Return the run's options as settings of a session; `arguments` win over the environment.
+def read(
+    x: Mapping[str, object] | None = None,
+    flags: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Options:
+    """Return the run's options: `flags` win over `x`, the -x arguments, and those over the environment.
 
-    Raises ConfigurationError for a name or value there is not.
+    A flag that is None was not given. Raises ConfigurationError for a name or value there is not, and for
+    options that contradict each other.
     """
-    variables = {name: os.environ.get(name.upper().replace("-", "_"), "") for name in OPTIONS}
-    given = {name: value for name, value in variables.items() if value} | dict(arguments)
+    variables = {name: environ.get(name.upper().replace("-", "_"), "") for name in _KNOWN}
+    typed = {name: value for name, value in (flags or {}).items() if value is not None}
+    given = {name: value for name, value in variables.items() if value} | dict(x or {}) | typed
     for name, value in given.items():
-        if name not in OPTIONS or not re.fullmatch(OPTIONS[name].pattern, str(value)):
-            known = "; ".join(f"-x {name}={option.shown}" for name, option in OPTIONS.items())
+        if name not in _KNOWN or not re.fullmatch(_KNOWN[name][0], str(value)):
+            known = "; ".join(f"-x {name}={shown}" for name, (_, shown) in _KNOWN.items())
             raise ConfigurationError(f"no such option: -x {name}={value}", hint=f"there is: {known}")
-    return {_setting(name): str(value) for name, value in given.items()}
-
-
-def apply(connection: sa.Connection, arguments: Mapping[str, object]) -> None:
-    """Put settings() into the session and commit; raises before anything is changed."""
-    for name, value in settings(arguments).items():
-        connection.execute(
-            sa.text("SELECT set_config(:setting, :value, false)"), {"setting": name, "value": value}
+    text = {name: str(value) for name, value in given.items()}
+    options = Options(
+        keep_legacy=text["keep-legacy"] == "true" if "keep-legacy" in text else None,
+        jobs=int(text.get("jobs", "1")),
+        sleep_between_slices_s=seconds(text.get("sleep-between-slices", "0"), "sleep-between-slices"),
+        lock_timeout_s=seconds(text["lock-timeout"], "lock-timeout") if "lock-timeout" in text else None,
+    )
+    if options.jobs > 1 and options.sleep_between_slices_s:
+        raise ConfigurationError(
+            "jobs finishes the walk sooner and sleep-between-slices spares the server: only one can be had",
+            hint="leave one out; either may also come from the environment, JOBS or SLEEP_BETWEEN_SLICES",
         )
-    connection.commit()
+    return options
 
 
-def read(connection: sa.Connection, name: str) -> str | None:
-    """Return what apply() put into this session, None when the option was not given."""
-    value = connection.scalar(sa.text("SELECT current_setting(:setting, true)"), {"setting": _setting(name)})
-    return value or None
+def seconds(text: str, name: str) -> float:
+    """Return the seconds that the duration `text` stands for.
 
-
-def read_seconds(connection: sa.Connection, name: str, default_s: float) -> float:
-    """Return an option that is a duration in seconds, `default_s` when it was not given."""
-    value = read(connection, name)
-    return default_s if value is None else durations.seconds(value, name)
-
-
-def _setting(name: str) -> str:
-    return f"usage_rollup.{name.replace('-', '_')}"
+    Raises ConfigurationError, which calls it `name`, when it is none.
+    """
+    if not re.fullmatch(DURATION, text):
+        raise ConfigurationError(f"{name} is not a duration: {text!r}", hint="use 180, 90s, 2m30s or 500ms")
+    parts = _PART.findall(text)
+    return sum(float(number) * _UNIT_S[unit] for number, unit in parts) if parts else float(text)

@@ -14,13 +14,11 @@ from ..errors import UnsuitableDatabase
 def require_suitable(connection: sa.Connection) -> None:
     """Refuse a server or session the upgrade cannot run on, in one sentence, before any change.
 
-    One round trip that only reads, in a transaction of its own; a few more behind a pooler. Raises
-    UnsuitableDatabase.
+    One round trip that only reads; a few more behind a pooler. Raises UnsuitableDatabase.
     """
     raw = connection.connection.dbapi_connection
     assert isinstance(raw, psycopg.Connection)
     row = connection.execute(sa.text(_SUITABILITY)).mappings().one()
-    connection.commit()
     if row["backend_pid"] != raw.info.backend_pid:
         _require_session_pooling(raw, row["backend_pid"])
     if row["standby"]:
@@ -41,13 +39,14 @@ def require_suitable(connection: sa.Connection) -> None:
     if row["not_ours"]:
         raise UnsuitableDatabase(
             f"role {row['role']} may not act for the owner of: {row['not_ours']}",
-            hint=f"connect as their owner, or: GRANT {row['owner']} TO {row['role']};"
-            f" ALTER ROLE {row['role']} INHERIT (from PostgreSQL 16: GRANT ... WITH INHERIT TRUE, SET TRUE)",
+            hint=f"connect as their owner, or: GRANT {row['quoted_owner']} TO {row['quoted_role']};"
+            f" ALTER ROLE {row['quoted_role']} INHERIT"
+            " (from PostgreSQL 16: GRANT ... WITH INHERIT TRUE, SET TRUE)",
         )
     if not row["may_create"]:
         raise UnsuitableDatabase(
             f"role {row['owner']} may not create objects in schema public",
-            hint=f"GRANT CREATE ON SCHEMA public TO {row['owner']}",
+            hint=f"GRANT CREATE ON SCHEMA public TO {row['quoted_owner']}",
         )
 
 
@@ -79,7 +78,9 @@ WITH owner AS (
 SELECT
     pg_backend_pid() AS backend_pid,
     current_user AS role,
+    quote_ident(current_user) AS quoted_role,
     pg_get_userbyid(owner.oid) AS owner,
+    quote_ident(pg_get_userbyid(owner.oid)) AS quoted_owner,
     pg_is_in_recovery() AS standby,
     current_setting('transaction_read_only') AS read_only,
     has_schema_privilege(owner.oid, 'public', 'CREATE') AS may_create,

@@ -1,0 +1,109 @@
+"""The plan of a backfill: made, walked slice by slice, finished, by the functions of 102.
+
+It lives in the database. The caller's session holds advisory lock 4246 and is outside a transaction; each
+function is one transaction. A kill between two of them loses nothing: what is planned is walked by whoever
+comes next.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from ..errors import BackfillRefused
+from ..session import blockers
+from .pipeline import Reading
+
+# Bounds what a kill can undo and how long a slice holds its snapshot: a second or two of work.
+SLICE_ROWS = 200_000
+
+# How long to wait for transactions whose start this role cannot see.
+HORIZON_WAIT = "10 seconds"
+
+END_HORIZON_HOLDERS = (
+    "end them (COMMIT PREPARED, ROLLBACK PREPARED), or GRANT pg_read_all_stats to the migrating role"
+)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One committed slice: hours [from_, to), usage rows read, buckets written, seconds taken."""
+
+    from_: datetime
+    to: datetime
+    rows: int
+    buckets: int
+    seconds: float
+
+
+def horizon(session: sa.Connection, reading: Reading) -> str:
+    """Return a time before which no open transaction began that may write usage, or `-infinity`.
+
+    Read it in a statement of its own, before any snapshot that relies on it.
+    """
+    statement = reading.sql("SELECT public.task_usage_hourly_horizon(CAST(:wait AS interval))::text")
+    return str(session.scalar(statement, {"wait": HORIZON_WAIT}))
+
+
+def require_horizon(session: sa.Connection, reading: Reading) -> str:
+    """Return horizon(); without one a walk would end where it began, so raise BackfillRefused."""
+    found = horizon(session, reading)
+    if found == "-infinity":
+        raise BackfillRefused(
+            "no safe horizon: transactions are open whose start this role cannot see, or that were"
+            f" prepared and left: {blockers.oldest_transactions(session)}",
+            hint=f"{END_HORIZON_HOLDERS}; then run the same command again",
+        )
+    return found
+
+
+def plan(session: sa.Connection, *, empty: bool = False, since: datetime | None = None) -> None:
+    """Fix the horizon and plan what lies below it.
+
+    An empty table can wait for a horizon until its first tick. What was created before `since` is left out
+    of the plan, and the database says so from then on. Raises BackfillRefused without a horizon.
+    """
+    installed = Reading(lent=False)
+    upto = horizon(session, installed) if empty else require_horizon(session, installed)
+    session.execute(
+        sa.text(
+            "SELECT public.rollup_task_usage_hourly_plan("
+            "CAST(:upto AS timestamptz), :rows, COALESCE(CAST(:since AS timestamptz), '-infinity'))"
+        ),
+        {"upto": upto, "rows": SLICE_ROWS, "since": since},
+    )
+
+
+def plan_repair(session: sa.Connection) -> int:
+    """Compare rollup and raw usage in one snapshot, plan the hours that differ and return their number."""
+    return int(
+        session.scalar(
+            sa.text("SELECT public.rollup_task_usage_hourly_plan_repair(:rows)"), {"rows": SLICE_ROWS}
+        )
+        or 0
+    )
+
+
+def rows_left(session: sa.Connection) -> int:
+    """Return how many usage rows the slices hold that are planned and not walked."""
+    return int(session.scalar(sa.text(_ROWS_LEFT)) or 0)
+
+
+def walk_next(session: sa.Connection) -> Slice | None:
+    """Walk the first slice that nobody else is walking; None when there is none."""
+    started = time.monotonic()
+    row = session.execute(sa.text("SELECT * FROM public.rollup_task_usage_hourly_slice()")).one_or_none()
+    return None if row is None else Slice(row[0], row[1], row[2], row[3], time.monotonic() - started)
+
+
+def finish(session: sa.Connection) -> None:
+    """Move the watermark to the horizon of the plan, which is empty then; every slice must be walked."""
+    session.execute(sa.text("SELECT public.rollup_task_usage_hourly_finish()"))
+
+
+_ROWS_LEFT = """
+SELECT SUM(usage_rows)::bigint FROM public.task_usage_hourly_backfill WHERE walked_at IS NULL
+"""
