@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from usage_rollup.runner.adoption import STEMS
+from usage_rollup.contract import STEMS
 
 TRACKED = [
     ROOT / name

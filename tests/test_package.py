@@ -68,18 +68,6 @@ def bare(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return environment
 
 
-@pytest.fixture(scope="session")
-def full(dist: Path, bare: Environment, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """Return an environment with the wheel and its extra `cli`, the rest lent by the other one."""
-    environment = make_environment(tmp_path_factory.mktemp("full") / "venv")
-    environment.install("--no-deps", str(next(dist.glob("*.whl"))))
-    (site,) = environment.directory.glob("lib/python*/site-packages")
-    (lent,) = bare.directory.glob("lib/python*/site-packages")
-    (site / "lent.pth").write_text(f"{lent}\n")
-    environment.install("usage-rollup[cli]")
-    return environment
-
-
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
     """Return another project's directory, with an alembic.ini that leads nowhere."""
@@ -150,25 +138,18 @@ def test_wheel_upgrades_as_the_checkout_does_whatever_lies_in_the_current_direct
     assert schema(v034) == schema(head)
 
 
-def test_wheel_without_the_extra_says_how_to_get_the_commands(bare: Environment, v034: Database) -> None:
-    done = v034.run(bare.program("usage-rollup"), "status", cwd=bare.directory)
-    assert done.returncode == 2
-    assert "usage-rollup[cli]" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_command_upgrades_to_the_same_catalog_as_the_checkout(
-    full: Environment, elsewhere: Path, with_history: Database, head: Database
+    bare: Environment, elsewhere: Path, with_history: Database, head: Database
 ) -> None:
-    done = with_history.run(full.program("usage-rollup"), "upgrade", cwd=elsewhere)
+    done = with_history.run(bare.program("usage-rollup"), "upgrade", cwd=elsewhere)
     assert done.returncode == 0, done.stderr
     assert schema(with_history) == schema(head)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_of_the_wheel_runs_on_a_real_database(
-    command: str, full: Environment, elsewhere: Path, head: Database
+    command: str, bare: Environment, elsewhere: Path, head: Database
 ) -> None:
-    done = head.run(full.program("usage-rollup"), command, *ARGUMENTS.get(command, []), cwd=elsewhere)
+    done = head.run(bare.program("usage-rollup"), command, *ARGUMENTS.get(command, []), cwd=elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout + done.stderr != ""

@@ -220,7 +220,7 @@ def test_backfill_before_101_names_the_step_that_is_missing(
 ) -> None:
     result = v034.usage_rollup("backfill", *arguments)
     assert result.returncode == 1
-    assert "there is no hourly rollup in this database yet" in result.stderr
+    assert "there is no hourly rollup in this database" in result.stderr
     assert "alembic upgrade 102" in result.stderr
 
 

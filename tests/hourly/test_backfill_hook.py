@@ -10,13 +10,13 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import ROOT, Database
 from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
+from tests.support.sessions import is_idle
 from tests.support.walks import (
     advisory_locks,
     blocked_at,
@@ -25,10 +25,12 @@ from tests.support.walks import (
     slices,
     wait_until_blocked,
 )
+from usage_rollup.contract import HOURLY_ROLLUP, MIGRATION_RUN
 from usage_rollup.errors import BackfillRefused, LockBusy
-from usage_rollup.hourly import walk
+from usage_rollup.hourly import slices as slice_plan
 from usage_rollup.hourly.backfill import Backfill, backfill_before_103
 from usage_rollup.session import advisory_lock
+from usage_rollup.session.options import Options
 
 HORIZON = "public.task_usage_hourly_horizon(interval)"
 
@@ -42,8 +44,8 @@ JANUARY, MARCH, APRIL = utc(2025, 1, 1), utc(2025, 3, 1), utc(2025, 4, 1)
 
 def run_hook(database: Database) -> Backfill:
     with database.migration_connection() as connection:
-        result = backfill_before_103(connection)
-        assert not connection.in_transaction()
+        result = backfill_before_103(connection, Options())
+        assert is_idle(connection)
         return result
 
 
@@ -156,7 +158,7 @@ def test_watermark_in_the_future_is_refused_with_a_command_that_mends_it(
     assert "lies in the future" in printed
     assert footprint(used) == before
 
-    command = re.search(r"HINT: (UPDATE .*); then run `alembic upgrade head`", printed)
+    command = re.search(r"HINT: (UPDATE .*); the next upgrade", printed)
     assert command is not None, printed
     used.execute(command[1])
     used.upgrade(DATABASE_URL=url)
@@ -251,7 +253,7 @@ def test_walk_takes_a_slice_a_month_and_skips_months_without_events(used: Databa
 def test_slice_ends_where_its_row_budget_does_but_never_inside_an_hour(
     used: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(walk, "SLICE_ROWS", 1)
+    monkeypatch.setattr(slice_plan, "SLICE_ROWS", 1)
     done = run_hook(used)
     assert (done.slices, done.rows, done.repaired_hours) == (4, 5, 0)
 
@@ -289,7 +291,8 @@ def test_killed_walk_resumes_without_redoing_finished_slices(used: Database, how
 
     printed = used.upgrade()
     assert "resuming the backfill" in printed
-    assert slices(printed) == 2
+    # A backend that has lost its client ends its statement first, and with it one more slice.
+    assert slices(printed) == (1 if how == "SIGKILL of the runner" else 2)
     assert versions(used, "bucket_hour < '2025-02-01 00:00+00'") == finished
     assert events(used) == 5
     assert used.value("SELECT count(*) FROM task_usage_hourly_backfill") == 0
@@ -466,25 +469,25 @@ def test_holder_of_4246_is_named_when_the_deadline_has_passed(at_102: Database) 
     holder.execute("SELECT pg_advisory_lock(4246)")
     with at_102.migration_connection() as connection:
         with pytest.raises(LockBusy) as caught:
-            advisory_lock.acquire(connection, advisory_lock.HOURLY_ROLLUP, deadline_s=0.2)
-        assert not connection.in_transaction()
+            advisory_lock.acquire(connection, HOURLY_ROLLUP, patience_s=0.2)
+        assert is_idle(connection)
     message = str(caught.value)
     assert f"pid {holder.info.backend_pid} (postgres, a stuck tick, idle since " in message
     assert "4246" in message
 
 
 def test_hook_waits_for_4246_and_reads_the_state_only_then(used: Database) -> None:
-    commits: set[datetime] = set()
+    attempts: set[datetime] = set()
 
     def polled_again_and_again() -> bool:
-        commits.update(
+        attempts.update(
             row[0]
             for row in used.execute(
                 "SELECT query_start FROM pg_stat_activity WHERE application_name = 'usage-rollup'"
-                " AND datname = current_database() AND query = 'COMMIT' AND state = 'idle'"
+                " AND datname = current_database() AND query LIKE '%pg_try_advisory_lock%' AND state = 'idle'"
             )
         )
-        return len(commits) > 2
+        return len(attempts) > 2
 
     with ThreadPoolExecutor(1) as pool:
         with used.connect(autocommit=True) as holder:
@@ -508,7 +511,7 @@ def test_4246_is_held_while_103_runs_and_free_afterwards(used: Database) -> None
         "103 asks for its table locks",
     )
     assert used.revision == "102"
-    assert set(advisory_locks(used)) == {advisory_lock.MIGRATION_RUN, advisory_lock.HOURLY_ROLLUP}
+    assert set(advisory_locks(used)) == {MIGRATION_RUN, HOURLY_ROLLUP}
     reader.rollback()
     printed, _ = runner.communicate(timeout=60)
     assert runner.returncode == 0, printed
@@ -643,11 +646,3 @@ def test_on_a_terminal_the_walk_shows_a_bar(used: Database) -> None:
     assert "━" in shown
     assert "5/5" in shown
     assert "slice 1:" not in shown
-
-
-def test_on_a_terminal_without_rich_the_walk_prints_lines(used: Database, tmp_path: Path) -> None:
-    (tmp_path / "rich.py").write_text("raise ImportError('not installed')\n")
-    shown = upgrade_on_a_terminal(used, PYTHONPATH=str(tmp_path))
-    assert "━" not in shown
-    assert "slice 3: 2025-04-01 00:00 to 2025-04-02 00:00" in shown
-    assert used.revision == "104"

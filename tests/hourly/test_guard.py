@@ -13,7 +13,9 @@ from tests.conftest import ROOT, Database
 from tests.support.product import event, small_world, wait_until
 from usage_rollup.errors import LockBusy
 from usage_rollup.hourly import backfill
-from usage_rollup.runner import step
+from usage_rollup.runner import table_locks
+from usage_rollup.session.connection import transaction
+from usage_rollup.session.options import Options
 
 SQL = (ROOT / "alembic" / "versions" / "103_drop_legacy_daily_rollups.up.sql").read_bytes()
 
@@ -73,7 +75,7 @@ def used(at_102: Database) -> Database:
 def rolled_up(used: Database) -> Database:
     """Return a database at 102 whose usage is rolled up and proven, in a session that has ended."""
     with used.migration_connection() as connection:
-        backfill.backfill_before_103(connection)
+        backfill.backfill_before_103(connection, Options())
     return used
 
 
@@ -223,7 +225,7 @@ def test_guard_is_not_held_for_ever_by_a_row_with_an_absurd_date(
     with used.connect(autocommit=True) as connection:
         event(connection, small_world(connection), created_at, updated_at)
     with used.migration_connection() as connection:
-        backfill.backfill_before_103(connection)
+        backfill.backfill_before_103(connection, Options())
     # What the comparison of the first release would say, for dates in the future.
     trailing = used.value(
         "SELECT max(COALESCE(updated_at, created_at)) > watermark_at + interval '1 hour'"
@@ -293,26 +295,27 @@ def exclusive_locks(database: Database) -> int:
 def test_103_names_the_reader_it_could_not_get_past(
     at_102: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step, "LOCK_DEADLINE_S", 0.2)
+    monkeypatch.setattr(table_locks, "PATIENCE_S", 0.2)
     reader = at_102.connect(application_name="a long report")
     reader.execute("SELECT count(*) FROM task_usage_dashboard_daily")
     with at_102.migration_connection() as connection:
-        with pytest.raises(LockBusy) as caught:
-            step.lock_tables(connection, {"ACCESS EXCLUSIVE": LOCKED_TABLES})
+        with pytest.raises(LockBusy) as caught, transaction(connection):
+            table_locks.lock_tables(connection, {"ACCESS EXCLUSIVE": LOCKED_TABLES})
         message = str(caught.value)
         assert f"pid {reader.info.backend_pid} (postgres, a long report, idle in transaction" in message
         assert "pg_terminate_backend" in message
         assert exclusive_locks(at_102) == 0
 
         reader.rollback()
-        step.lock_tables(connection, {"ACCESS EXCLUSIVE": LOCKED_TABLES})
-        assert exclusive_locks(at_102) == len(LOCKED_TABLES)
+        with transaction(connection):
+            table_locks.lock_tables(connection, {"ACCESS EXCLUSIVE": LOCKED_TABLES})
+            assert exclusive_locks(at_102) == len(LOCKED_TABLES)
 
 
 def test_103_names_a_prepared_transaction_it_could_not_get_past(
     at_102: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step, "LOCK_DEADLINE_S", 0.2)
+    monkeypatch.setattr(table_locks, "PATIENCE_S", 0.2)
     gid = f"forgotten {uuid.uuid4()}"
     session = at_102.connect(autocommit=True)
     session.execute("BEGIN")
@@ -320,8 +323,12 @@ def test_103_names_a_prepared_transaction_it_could_not_get_past(
     session.execute("CREATE TABLE prepared_here ()")
     session.execute(f"PREPARE TRANSACTION '{gid}'")
     try:
-        with at_102.migration_connection() as connection, pytest.raises(LockBusy) as caught:
-            step.lock_tables(connection, {"ACCESS EXCLUSIVE": LOCKED_TABLES})
+        with (
+            at_102.migration_connection() as connection,
+            pytest.raises(LockBusy) as caught,
+            transaction(connection),
+        ):
+            table_locks.lock_tables(connection, {"ACCESS EXCLUSIVE": LOCKED_TABLES})
     finally:
         at_102.execute(f"ROLLBACK PREPARED '{gid}'")
     assert gid in str(caught.value)

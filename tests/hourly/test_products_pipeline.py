@@ -14,6 +14,7 @@ from tests.support.walks import advisory_locks
 from usage_rollup.hourly import products_pipeline
 from usage_rollup.hourly.catch_up import catch_up
 from usage_rollup.session.connection import migration_session
+from usage_rollup.session.options import Options
 
 FIRST = datetime(2025, 1, 10, 10, 20, tzinfo=UTC)
 
@@ -99,7 +100,7 @@ def test_steps_of_a_row_budget_end_as_one_step(products: Database, monkeypatch: 
     monkeypatch.setattr(products_pipeline, "STEP_ROWS", 7)
     monkeypatch.setenv("DATABASE_URL", products.url)
     with migration_session() as session:
-        done = catch_up(session)
+        done = catch_up(session, Options())
     assert (done.slices, done.rows) == (6, 40)
     assert differing_hours(products) == 0
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Database
-from usage_rollup.hourly.ticking import JOB
+from usage_rollup.contract import TICK_JOB as JOB
 
 # pg_cron 1.4 as far as jobs go, its upsert and row security included. It can live in one database of
 # a server only, and needs the server's configuration, so that tests cannot have the real one each.

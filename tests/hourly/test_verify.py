@@ -143,7 +143,7 @@ def test_verify_refuses_where_there_is_no_hourly_rollup(
 ) -> None:
     result = make_database(point).usage_rollup("verify")
     assert result.returncode == 1
-    assert "there is no task_usage_hourly" in result.stderr
+    assert "there is no hourly rollup in this database" in result.stderr
     assert "HINT: run `alembic upgrade 102` first" in result.stderr
 
 

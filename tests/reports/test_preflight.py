@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psycopg
 import pytest
-import sqlalchemy as sa
 
 from tests.conftest import Database
 from tests.runner.test_adoption import drop_legacy, record, run, taken_by_go_to, unrecord
@@ -20,9 +19,10 @@ from tests.support.server import Server, start_server
 from tests.support.v034 import build_v034
 from tests.support.walks import advisory_locks, write_history
 from usage_rollup import revisions
+from usage_rollup.contract import STEMS
 from usage_rollup.reports.preflight import Preflight, preflight
-from usage_rollup.runner.adoption import STEMS
-from usage_rollup.session.connection import connect
+from usage_rollup.session.connection import engine
+from usage_rollup.session.options import Options
 
 MakeDatabase = Callable[[str], Database]
 
@@ -30,13 +30,15 @@ MakeDatabase = Callable[[str], Database]
 LONG_MODEL = "m" * 2700
 
 
-def look(database: Database, url: str | None = None) -> Preflight:
+def look(database: Database, url: str | None = None, options: Options | None = None) -> Preflight:
     """Look at a database in a session pinned as the runner pins its own."""
-    engine = sa.create_engine(
-        "postgresql+psycopg://", creator=lambda: connect(url or database.url, 0), poolclass=sa.NullPool
-    )
-    with engine.connect() as connection:
-        return preflight(connection)
+    with engine(url or database.url, 0).connect() as session:
+        return preflight(session, options or Options())
+
+
+def refusals(found: Preflight) -> list[str]:
+    """Return the refusals as a person reads them."""
+    return [str(refusal) for refusal in found.refusals]
 
 
 def pending(found: Preflight) -> list[str]:
@@ -149,14 +151,14 @@ def test_what_the_upgrade_refuses_is_refused_here_in_its_words(v034: Database, s
     run(v034, spoil)
     found = look(v034)
     assert not found.goes_through
-    assert any(fact in refusal for refusal in found.refusals), found.refusals
+    assert any(fact in refusal for refusal in refusals(found)), found.refusals
     assert fact in v034.refused()
 
 
 def test_every_reason_is_collected(v034: Database) -> None:
     v034.execute("DROP FUNCTION task_usage_rollup_lag_seconds")
     v034.execute(f"ALTER DATABASE {v034.name} SET default_transaction_read_only = on")
-    reasons = look(v034).refusals
+    reasons = refusals(look(v034))
     assert len(reasons) == 2
     assert "read-only here" in reasons[0]
     assert "missing function task_usage_rollup_lag_seconds" in reasons[1]
@@ -167,7 +169,7 @@ def test_every_reason_is_collected(v034: Database) -> None:
 def test_another_applications_database_is_refused(empty: Database) -> None:
     empty.execute("CREATE TABLE orders (id bigint PRIMARY KEY)")
     found = look(empty)
-    assert "holds tables but no ledger" in found.refusals[0]
+    assert "holds tables but no ledger" in refusals(found)[0]
     assert found.place is None
 
 
@@ -182,7 +184,7 @@ def test_standby_gets_a_verdict() -> None:
         (data / "standby.signal").touch(mode=0o644)
         own.restart()
         found = look(database)
-        assert found.refusals == [
+        assert refusals(found) == [
             "this server is a standby: it replays a primary and cannot be changed"
             "\nHINT: point DATABASE_URL at the primary"
         ]
@@ -207,7 +209,7 @@ def test_role_without_rights_gets_a_verdict(make_database: MakeDatabase, server:
     with role(server, database) as stranger:
         found = look(database, server.url(database.name, user=stranger))
         assert not found.goes_through
-        assert any(f"role {stranger} may not" in refusal for refusal in found.refusals), (
+        assert any(f"role {stranger} may not" in refusal for refusal in refusals(found)), (
             found.refusals,
             found.not_seen,
         )
@@ -223,7 +225,7 @@ def test_what_a_role_may_not_see_counts_against_the_upgrade(v034: Database, serv
             v034.execute(f'ALTER TABLE public."{table}" OWNER TO {owner}')
         url = server.url(v034.name, user=owner)
         found = look(v034, url)
-        assert found.refusals == []
+        assert refusals(found) == []
         assert len(found.not_seen) == 1
         assert "permission denied to create temporary tables" in found.not_seen[0]
         assert not found.goes_through
@@ -237,9 +239,9 @@ def test_future_watermark_is_refused_and_its_hint_cures_it(at_102: Database) -> 
     found = look(at_102)
     assert found.guard is not None
     assert found.guard.watermark == "infinity"
-    assert "lies in the future: infinity" in found.refusals[0]
+    assert "lies in the future: infinity" in refusals(found)[0]
     at_102.refused()
-    at_102.execute(found.refusals[0].split("HINT: ")[1].split(";")[0])
+    at_102.execute(refusals(found)[0].split("HINT: ")[1].split(";")[0])
     assert look(at_102).goes_through
     at_102.upgrade()
 
@@ -247,7 +249,7 @@ def test_future_watermark_is_refused_and_its_hint_cures_it(at_102: Database) -> 
 def test_missing_pipeline_is_refused_as_the_guard_would(at_102: Database) -> None:
     rows_of(at_102, "2026-01-05 10:15+00")
     at_102.execute("DROP TABLE task_usage_hourly_rollup_state")
-    assert "the hourly pipeline is not installed" in look(at_102).refusals[0]
+    assert "the hourly pipeline is not installed" in refusals(look(at_102))[0]
     assert "the hourly pipeline is not installed" in at_102.refused()
     assert at_102.alembic("downgrade", "100").returncode == 0
     assert look(at_102).goes_through
@@ -285,16 +287,13 @@ def test_reader_is_in_nobodys_way_where_only_writers_are_kept_out(head: Database
     assert look(head).in_the_way == []
 
 
-def test_session_that_outlasts_the_patience_of_a_step_is_a_refusal(
-    v034: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LOCK_TIMEOUT", "0s")
+def test_session_that_outlasts_the_patience_of_a_step_is_a_refusal(v034: Database) -> None:
     reader = v034.connect(application_name="forgotten")
     reader.execute("SELECT FROM issue")
-    found = look(v034)
+    found = look(v034, options=Options(lock_timeout_s=0))
     assert not found.goes_through
-    assert "forgotten" in found.refusals[0]
-    assert "pg_terminate_backend" in found.refusals[0]
+    assert "forgotten" in refusals(found)[0]
+    assert "pg_terminate_backend" in refusals(found)[0]
 
 
 def test_holders_of_both_advisory_locks_are_named(at_102: Database) -> None:
@@ -324,7 +323,7 @@ def test_prepared_transaction_that_wrote_usage_is_named_as_what_holds_the_waterm
         found = look(at_102)
         assert found.guard is not None
         assert found.guard.held_back
-        locked, held_back = found.refusals
+        locked, held_back = refusals(found)
         assert gid in locked
         assert "the watermark cannot follow usage" in held_back
         assert gid in held_back
@@ -444,10 +443,9 @@ def test_totals_that_exist_only_in_the_legacy_tables_are_told_and_kept(v034: Dat
     assert v034.value("SELECT count(*) FROM legacy_usage.task_usage_daily") == 1
 
 
-def test_option_to_drop_them_is_heeded(v034: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_option_to_drop_them_is_heeded(v034: Database) -> None:
     legacy_row(v034)
-    monkeypatch.setenv("KEEP_LEGACY", "false")
-    found = look(v034)
+    found = look(v034, options=Options(keep_legacy=False))
     assert found.legacy is not None
     assert (found.legacy.totals_only_there, found.legacy.kept_because) == (1, [])
 
@@ -459,9 +457,8 @@ def test_role_that_may_not_make_the_schema_to_keep_them_in_is_refused(v034: Data
         for (table,) in v034.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'"):
             v034.execute(f'ALTER TABLE public."{table}" OWNER TO {owner}')
         url = server.url(v034.name, user=owner)
-        refusals = look(v034, url).refusals
-        assert len(refusals) == 1
-        assert f"role {owner} may not create schema legacy_usage" in refusals[0]
+        (refusal,) = refusals(look(v034, url))
+        assert f"role {owner} may not create schema legacy_usage" in refusal
         v034.execute(f"GRANT CREATE ON DATABASE {v034.name} TO {owner}")
         assert look(v034, url).goes_through
 

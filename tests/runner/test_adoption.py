@@ -16,10 +16,11 @@ from usage_rollup.contract import (
     LEGACY,
     PIPELINE,
     RUNTIME_TIMEZONE,
+    STEMS,
     USER_TIMEZONE,
 )
 from usage_rollup.errors import AdoptionRefused
-from usage_rollup.runner.adoption import STEMS, Adoption, Found, decide
+from usage_rollup.runner.adoption import Adoption, Found, decide
 
 MakeDatabase = Callable[[str], Database]
 

@@ -22,7 +22,7 @@ from tests.support.product import World, event, small_world, task, upsert_usage,
 from tests.support.server import Server
 from tests.support.shapes import make_products
 from tests.support.v034 import build_v034, generate_history
-from usage_rollup.runner.adoption import STEMS
+from usage_rollup.contract import STEMS
 
 MakeDatabase = Callable[[str], Database]
 Rows = list[tuple[Any, ...]]

@@ -37,7 +37,7 @@ def downgrade() -> None:
 """
 HOOK = """
 
-def before_upgrade(connection: sa.Connection) -> None:
+def before_upgrade(connection: sa.Connection, options: object) -> None:
     pid = connection.connection.dbapi_connection.info.backend_pid
     with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as observer:
         observer.execute(
@@ -55,8 +55,8 @@ def before_upgrade(connection: sa.Connection) -> None:
 AS_ONE_TRANSACTION = ("transaction_per_migration=True", "transaction_per_migration=False")
 MATERIALISED = ("fn=work,", "fn=lambda heads, context: list(work(heads, context)),")
 NAIVE_HOOKS = (
-    "with_hooks(adoption.with_adoption(work, adopted, session), session)",
-    "(lambda real: lambda heads, context: ((before_upgrade(step) or (lambda _: None))(session)"
+    "with_hooks(adoption.with_adoption(work, adopted, session), session, run)",
+    "(lambda real: lambda heads, context: ((before_upgrade(step) or (lambda *_: None))(session, run)"
     " or step for step in real(heads, context)))(work)",
 )
 IMPORTED = ("import with_hooks", "import before_upgrade")

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import ROOT, Database
 from tests.support.product import wait_until
+from tests.support.sessions import is_idle
 from tests.support.v034 import V034_STEMS
 from tests.support.walks import (
     advisory_locks,
@@ -22,8 +23,8 @@ from tests.support.walks import (
     wait_until_blocked,
     write_history,
 )
+from usage_rollup.contract import STEMS
 from usage_rollup.errors import LockBusy
-from usage_rollup.runner.adoption import STEMS
 from usage_rollup.session import advisory_lock
 
 RUN = 7244554146635925501
@@ -44,7 +45,7 @@ def wait_until_polling(database: Database, count: int = 1) -> None:
             database.value(
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
                 " AND application_name = 'usage-rollup' AND state = 'idle'"
-                " AND query IN ('COMMIT', 'BEGIN')"
+                " AND query LIKE '%pg_try_advisory_lock%'"
             )
             == count
             == runners(database)
@@ -106,8 +107,8 @@ def test_deadline_ends_the_wait_and_names_the_holder(at_102: Database) -> None:
     holder = hold_run_lock(at_102, application="container seven")
     with at_102.migration_connection() as session:
         with pytest.raises(LockBusy) as caught:
-            advisory_lock.acquire(session, RUN, deadline_s=0.2)
-        assert not session.in_transaction()
+            advisory_lock.acquire(session, RUN, patience_s=0.2)
+        assert is_idle(session)
     message = str(caught.value)
     assert message.startswith(f"advisory lock {RUN} (migration run) was not free within 0 s; held by ")
     assert f"pid {holder.info.backend_pid} (postgres, container seven, idle since 20" in message

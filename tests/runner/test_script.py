@@ -26,7 +26,7 @@ from tests.support.walks import (
     wait_until_blocked,
     write_history,
 )
-from usage_rollup.runner.adoption import STEMS
+from usage_rollup.contract import STEMS
 
 MakeDatabase = Callable[[str], Database]
 

@@ -12,8 +12,9 @@ from tests.conftest import ROOT, Database
 from tests.runner.test_adoption import GO_LATER, drop_legacy, drop_runtime_timezone, record, taken_by_go_to
 from tests.support.shapes import COST_COLUMNS, make_products
 from tests.support.terminal import ESCAPES, on_a_terminal
-from usage_rollup.runner.adoption import STEMS
+from usage_rollup.contract import STEMS
 from usage_rollup.schema import catalog
+from usage_rollup.session.connection import snapshot
 
 MakeDatabase = Callable[[str], Database]
 
@@ -40,9 +41,9 @@ def passes(database: Database) -> str:
 
 def test_snapshot_is_what_the_revisions_make(empty: Database) -> None:
     empty.upgrade()
-    with empty.migration_connection() as connection:
+    with empty.migration_connection() as connection, snapshot(connection):
         made = catalog.render(catalog.read(connection))
-    file = (ROOT / "src" / "usage_rollup" / catalog.SNAPSHOT).read_text("utf-8")
+    file = (ROOT / "src" / "usage_rollup" / "schema" / catalog.SNAPSHOT).read_text("utf-8")
     assert file == made, "review the change, then write the snapshot anew: make snapshot"
     assert len(catalog.expected()) > 50
     assert catalog.render(catalog.expected()) == file

@@ -18,8 +18,8 @@ from tests.conftest import ROOT, Database
 from tests.support.product import event, small_world, upsert_usage, usage, wait_until
 from tests.support.server import Server
 from tests.support.v034 import V034_STEMS, generate_history
-from usage_rollup.contract import BASELINE, HOURLY, LEGACY
-from usage_rollup.runner.adoption import STEMS, read
+from usage_rollup.contract import BASELINE, HOURLY, LEGACY, STEMS
+from usage_rollup.runner.adoption import read
 
 MakeDatabase = Callable[[str], Database]
 

@@ -16,7 +16,7 @@ from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, wait_until
 from tests.support.server import Server, start_server
 from tests.support.v034 import V034_STEMS, build_v034
-from usage_rollup.runner.adoption import STEMS
+from usage_rollup.contract import STEMS
 
 # What the test holds and a trigger of the test asks for.
 KEY = 815
@@ -232,6 +232,9 @@ def test_run_killed_at_a_boundary_ends_as_an_undisturbed_one(
     if kill == "crash of the server" and boundary.revision == "102":
         # Slices are committed without waiting for the disk: the last ones go with their cursor.
         assert rolled_up <= boundary.months
+    elif kill == "SIGKILL of the runner" and boundary.revision == "102":
+        # A backend that has lost its client ends its statement first, and with it the slice.
+        assert rolled_up - boundary.months in {0, 1}
     else:
         assert rolled_up == boundary.months
     finished = versions(database)

@@ -122,6 +122,7 @@ def test_failure_in_json_is_json_to_the_last_line(at_102: Database) -> None:
     assert "lies in the future" in entries[-5]["message"]
     assert "docker compose run" in entries[-3]["message"]
     assert '"secretRef":{"name":"SECRET"}' in entries[-1]["message"]
+    assert entries[-5].pop("hint").startswith("UPDATE ")
     assert {tuple(entry) for entry in entries} == {("time", "level", "logger", "message")}
 
 

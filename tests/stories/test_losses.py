@@ -14,6 +14,7 @@ from tests.conftest import Database
 from tests.support.oracle import differing_hours
 from tests.support.product import World, event, small_world, task, upsert_usage, usage
 from usage_rollup.hourly.backfill import backfill_before_103
+from usage_rollup.session.options import Options
 
 TICK = "SELECT rollup_task_usage_hourly()"
 WINDOW = "SELECT rollup_task_usage_hourly_window('-infinity', 'infinity')"
@@ -510,7 +511,7 @@ def test_verify_names_what_only_the_legacy_rollups_hold(used: tuple[Database, Wo
     lose_raw_rows(database, "created_at < '2025-03-15'")
     database.upgrade("102")
     with database.migration_connection() as connection:
-        backfill_before_103(connection)
+        backfill_before_103(connection, Options())
     result = database.usage_rollup("verify", "--json")
     assert result.returncode == 0, result.stdout
     excess = json.loads(result.stdout)["legacy_excess"]

@@ -6,7 +6,7 @@ import psycopg
 
 from tests.conftest import Database
 from tests.support.v034 import V034_STEMS, generate_history
-from usage_rollup.runner.adoption import STEMS
+from usage_rollup.contract import STEMS
 
 
 def test_one_command_takes_a_v034_database_with_a_history_to_104(v034: Database) -> None:

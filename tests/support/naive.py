@@ -14,6 +14,7 @@ import psycopg
 
 from tests.conftest import Database
 from usage_rollup.hourly.backfill import backfill_before_103
+from usage_rollup.session.options import Options
 
 T = TypeVar("T")
 
@@ -126,7 +127,7 @@ class Ours(Pipeline):
 
     def hook(self) -> None:
         with self.db.migration_connection() as connection:
-            backfill_before_103(connection)
+            backfill_before_103(connection, Options())
 
     def upgrade(self) -> None:
         self.db.upgrade()

@@ -59,10 +59,10 @@ def find(session: sa.Connection) -> Pipeline:
     return Pipeline(**session.execute(sa.text(_FIND)).mappings().one())
 
 
-def require(session: sa.Connection) -> Pipeline:
-    """Return find(); raise UnsuitableDatabase where there is no hourly rollup to work on."""
+def require(session: sa.Connection, *, window: bool = True) -> Pipeline:
+    """Return find(); raise UnsuitableDatabase without 101's tables, or without a `window` if one is needed."""
     found = find(session)
-    if not (found.tables and found.installed):
+    if not (found.tables and (found.installed or not window)):
         raise UnsuitableDatabase(
             "there is no hourly rollup in this database: it stands before 102_task_usage_hourly_pipeline",
             hint="run `alembic upgrade 102` first; a v0.3.4 server may keep running",
