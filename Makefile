@@ -37,7 +37,7 @@ lint: $(VENV)/installed  ## Run ruff, mypy, squawk and the rule of the floors
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/squawk alembic/versions/*.sql
+	$(BIN)/squawk alembic/versions/*.sql alembic/versions/*/*.sql
 
 bench: $(VENV)/installed ## Measure everything in one run: MAX_ROWS=10000000; SAVE=1 writes docs/speed.{json,svg}
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'

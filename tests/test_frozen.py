@@ -23,10 +23,10 @@ UNKNOWN = "{} has no digest in tests/released.sha256: `make freeze`, in the comm
 
 
 def digests(root: Path) -> dict[str, str]:
-    """Return the sha256 of every SQL file of a revision, by name below `root`."""
+    """Return the sha256 of every SQL file of a revision, parts included, by name below `root`."""
     return {
         path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in (root / "alembic" / "versions").glob("*.sql")
+        for path in (root / "alembic" / "versions").rglob("*.sql")
     }
 
 
@@ -57,6 +57,7 @@ def project(directory: Path) -> Path:
 
 def test_sql_of_released_revisions_is_as_released() -> None:
     assert len(digests(ROOT)) >= 12
+    assert any(name.endswith(".up/20_expected.sql") for name in digests(ROOT))
     assert "\n".join(complaints(ROOT, RELEASED)) == ""
 
 
@@ -76,9 +77,13 @@ def test_a_changed_file_is_named_with_what_to_do_and_freezing_again_changes_noth
 
 def test_a_new_revision_is_named_until_it_is_frozen(tmp_path: Path) -> None:
     released = project(tmp_path)
-    (tmp_path / "alembic" / "versions" / "110_something.up.sql").write_text("SELECT 1;\n")
-    (complaint,) = complaints(tmp_path, released)
-    assert complaint.startswith("alembic/versions/110_something.up.sql has no digest")
+    versions = tmp_path / "alembic" / "versions"
+    (versions / "110_something.up.sql").write_text("SELECT 1;\n")
+    (versions / "111_in_parts.up").mkdir()
+    (versions / "111_in_parts.up" / "10_one.sql").write_text("SELECT 1;\n")
+    file, part = complaints(tmp_path, released)
+    assert file.startswith("alembic/versions/110_something.up.sql has no digest")
+    assert part.startswith("alembic/versions/111_in_parts.up/10_one.sql has no digest")
     freeze(tmp_path, released)
     assert complaints(tmp_path, released) == []
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 from usage_rollup.contract import STEMS
+from usage_rollup.revisions import sql_files
 
 TRACKED = [
     ROOT / name
@@ -22,8 +23,10 @@ TRACKED = [
 ]
 VERSIONS = ROOT / "alembic" / "versions"
 REVISIONS = sorted(VERSIONS.glob("*.py"))
-UPS = sorted(VERSIONS.glob("*.up.sql"))
-DOWNS = sorted(VERSIONS.glob("*.down.sql"))
+# What a step runs, in order: a file beside its revision, or the parts in a folder there.
+UPS = [sql_files(str(path), "up") for path in REVISIONS]
+DOWNS = [sql_files(str(path), "down") for path in REVISIONS]
+PARTS = [path for step in (*UPS, *DOWNS) for path in step if path.parent != VERSIONS]
 
 
 def name_of(path: Path) -> str:
@@ -31,7 +34,7 @@ def name_of(path: Path) -> str:
 
 
 def stem_of(path: Path) -> str:
-    return path.name.split(".")[0]
+    return path.relative_to(VERSIONS).parts[0].split(".")[0]
 
 
 def test_alembic_directory_is_no_package() -> None:
@@ -49,15 +52,30 @@ def test_no_module_is_called_utils() -> None:
     assert [name_of(path) for path in TRACKED if path.stem in {"utils", "util", "helpers", "common"}] == []
 
 
-def test_a_revision_is_three_files_of_one_name() -> None:
-    stems = [path.stem for path in REVISIONS]
-    assert len(stems) >= 6
-    assert [stem_of(path) for path in UPS] == stems
-    assert [stem_of(path) for path in DOWNS] == stems
-    others = {path.name for path in VERSIONS.iterdir() if path.is_file()}
-    others -= {path.name for path in (*REVISIONS, *UPS, *DOWNS)}
+def test_a_revision_and_its_two_steps_go_by_one_name() -> None:
+    assert [path.stem for path in REVISIONS] == list(STEMS.values())
+    assert all(UPS)
+    assert all(DOWNS)
+    others = {path for path in VERSIONS.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    others -= {path for step in ([*REVISIONS], *UPS, *DOWNS) for path in step}
     # What the hook does, for a script.
-    assert others == {f"{STEMS['103']}.before.sql"}
+    assert others == {VERSIONS / f"{STEMS['103']}.before.sql"}
+
+
+def test_a_step_is_a_file_or_a_folder_and_never_both() -> None:
+    # Of the two, only the file would be run.
+    assert [name_of(path) for path in VERSIONS.glob("*.sql") if path.with_suffix("").exists()] == []
+
+
+@pytest.mark.parametrize("path", PARTS, ids=name_of)
+def test_part_of_a_step_is_one_idea_and_says_which(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem)
+    # The first has the header of the whole step.
+    if path != min(path.parent.iterdir()):
+        assert lines[0].startswith(f"-- {stem_of(path).split('_')[0]}, part {path.stem}: ")
+    # The baseline is what the field has, letter for letter.
+    assert len(lines) <= 300 or stem_of(path) == STEMS["097"]
 
 
 @pytest.mark.parametrize("path", REVISIONS, ids=lambda path: path.stem)
@@ -71,8 +89,8 @@ def test_revision_goes_by_its_file_name_everywhere(path: Path) -> None:
     assert STEMS[number] == path.stem
 
 
-@pytest.mark.parametrize("path", UPS, ids=lambda path: path.name)
-def test_header_of_an_up_file_says_what_why_on_what_with_which_locks_and_the_way_back(path: Path) -> None:
+@pytest.mark.parametrize("path", [step[0] for step in UPS], ids=stem_of)
+def test_header_of_an_up_step_says_what_why_on_what_with_which_locks_and_the_way_back(path: Path) -> None:
     header = header_of(path)
     assert header[0].startswith(f"-- {stem_of(path)}: ")
     for topic in ("Why now", "Assumes", "Locks", "Undone"):
@@ -80,8 +98,8 @@ def test_header_of_an_up_file_says_what_why_on_what_with_which_locks_and_the_way
     assert f"{stem_of(path)}.down.sql" in "".join(header)
 
 
-@pytest.mark.parametrize("path", DOWNS, ids=lambda path: path.name)
-def test_header_of_a_down_file_says_what_it_undoes_and_with_which_locks(path: Path) -> None:
+@pytest.mark.parametrize("path", [step[0] for step in DOWNS], ids=stem_of)
+def test_header_of_a_down_step_says_what_it_undoes_and_with_which_locks(path: Path) -> None:
     header = header_of(path)
     assert stem_of(path) in header[0]
     assert [line for line in header if re.match(r"-- Locks\b", line)]
@@ -93,7 +111,7 @@ def header_of(path: Path) -> list[str]:
     return lines[:end]
 
 
-@pytest.mark.parametrize("path", UPS + DOWNS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [path for step in (*UPS, *DOWNS) for path in step], ids=name_of)
 def test_sql_of_a_revision_leaves_transactions_and_psql_alone(path: Path) -> None:
     # PL/pgSQL's BEGIN has no semicolon.
     control = re.compile(

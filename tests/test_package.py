@@ -110,6 +110,7 @@ def test_wheel_is_the_package_with_the_revisions_inside(dist: Path) -> None:
         "usage_rollup/py.typed",
         "usage_rollup/alembic.ini",
         "usage_rollup/alembic/versions/103_drop_legacy_daily_rollups.up.sql",
+        "usage_rollup/alembic/versions/102_task_usage_hourly_pipeline.up/10_tables.sql",
     } <= set(found)
 
 

@@ -177,16 +177,64 @@ def test_guard_refuses_when_a_bucket_is_left_without_raw_rows(rolled_up: Databas
     assert legacy_tables(rolled_up) == 0
 
 
-def test_guard_refuses_while_another_session_writes_the_rollup(rolled_up: Database) -> None:
-    with psycopg.connect(rolled_up.url, autocommit=True) as writer:
-        writer.execute("SELECT pg_advisory_lock(4246)")
-        assert "another session is writing" in str(refusal(rolled_up).message_primary)
-    wait_until(
-        lambda: rolled_up.value("SELECT count(*) = 0 FROM pg_locks WHERE locktype = 'advisory'"),
-        "the writer's session has ended",
+PATIENCE = b"interval '5 seconds'"
+
+
+def is_waiting(database: Database, session: psycopg.Connection) -> bool:
+    """Tell whether the guard, run by `session`, is between two attempts to take 4246."""
+    waits: bool = database.value(
+        "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = %s", session.info.backend_pid
     )
-    drop_by_hand(rolled_up)
+    return waits
+
+
+def test_guard_refuses_while_another_session_goes_on_writing_the_rollup(rolled_up: Database) -> None:
+    assert SQL.count(PATIENCE) == 1
+    writer = rolled_up.connect(autocommit=True)
+    writer.execute("SELECT pg_advisory_lock(4246)")
+    with rolled_up.connect() as session, pytest.raises(errors.LockNotAvailable) as caught:
+        session.execute(SQL.replace(PATIENCE, b"interval '200 milliseconds'"))
+    report = caught.value.diag
+    assert report.message_primary == (
+        "refusing to drop legacy daily rollups: another session is writing the hourly rollup"
+    )
+    assert report.message_detail == "Advisory lock 4246 is held."
+    assert "alembic upgrade head" in str(report.message_hint)
+    assert legacy_tables(rolled_up) == 6
+
+
+def test_guard_waits_for_a_tick_that_is_running(rolled_up: Database) -> None:
+    tick = rolled_up.connect()
+    tick.execute("SELECT pg_advisory_xact_lock(4246), public.rollup_task_usage_hourly()")
+    with ThreadPoolExecutor(1) as pool, rolled_up.connect() as session:
+        # Only the tick's end may end the wait.
+        dropping = pool.submit(session.execute, SQL.replace(PATIENCE, b"interval '1 hour'"))
+        wait_until(lambda: is_waiting(rolled_up, session), "the guard waits for 4246")
+        # It keeps nobody from a table meanwhile.
+        assert exclusive_locks(rolled_up) == 0
+        tick.commit()
+        dropping.result(timeout=30)
     assert legacy_tables(rolled_up) == 0
+
+
+def test_guard_does_not_wait_under_table_locks_for_which_the_tick_waits(rolled_up: Database) -> None:
+    tick = rolled_up.connect()
+    tick.execute("SELECT pg_advisory_xact_lock(4246)")
+    with ThreadPoolExecutor(1) as pool, rolled_up.connect(options="-c statement_timeout=30s") as session:
+        session.execute("LOCK TABLE task_usage IN ACCESS EXCLUSIVE MODE")
+        ticking = pool.submit(tick.execute, "SELECT public.rollup_task_usage_hourly()")
+        wait_until(
+            lambda: rolled_up.value(
+                "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = %s)", tick.info.backend_pid
+            ),
+            "the tick waits for task_usage",
+        )
+        # Were it to wait, each would wait for the other.
+        with pytest.raises(errors.LockNotAvailable, match="another session is writing the hourly rollup"):
+            session.execute(SQL.replace(PATIENCE, b"interval '1 hour'"))
+        session.rollback()
+        ticking.result(timeout=30)
+    tick.commit()
 
 
 def test_guard_refuses_when_the_pipeline_is_not_installed(rolled_up: Database) -> None:

@@ -102,21 +102,6 @@ def test_each_revision_opens_with_its_name_and_a_promise() -> None:
         assert len(first_line) > len(stem) + 10
 
 
-def test_each_revision_has_its_sql_beside_it_and_nothing_else_lies_there() -> None:
-    folder = ROOT / "alembic" / "versions"
-    expected = {f"{stem}{suffix}" for stem in STEMS.values() for suffix in (".py", ".up.sql", ".down.sql")}
-    # What the hook does, for a script.
-    expected.add(f"{STEMS['103']}.before.sql")
-    assert {path.name for path in folder.iterdir() if path.is_file()} == expected
-
-
-def test_each_sql_file_names_its_revision_in_its_first_line() -> None:
-    for stem in STEMS.values():
-        for direction in ("up", "down"):
-            path = ROOT / "alembic" / "versions" / f"{stem}.{direction}.sql"
-            assert stem in path.read_text().splitlines()[0], path.name
-
-
 def test_the_chain_is_one_line_from_097_to_104() -> None:
     links = [(script.revision, script.down_revision) for script in chain()]
     assert links == list(zip(REVISIONS, [None, *REVISIONS], strict=False))
