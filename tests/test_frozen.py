@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.support.database import ROOT
 
 RELEASED = Path(__file__).with_name("released.sha256")
 

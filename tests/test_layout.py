@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.database import ROOT
 from usage_rollup.runner.adoption import STEMS
 
 TRACKED = [

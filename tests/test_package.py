@@ -13,7 +13,7 @@ import psycopg
 import pytest
 import typer.main
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database
 from tests.support.v034 import generate_history
 from tests.test_layout import PLACE
 from usage_rollup.commands.cli import app

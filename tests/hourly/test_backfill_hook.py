@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database
 from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
 from tests.support.walks import (
     advisory_locks,

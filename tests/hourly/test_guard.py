@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database
 from tests.support.product import event, small_world, wait_until
 from usage_rollup.errors import LockBusy
 from usage_rollup.hourly import backfill

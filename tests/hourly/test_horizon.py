@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg import IsolationLevel
 
-from tests.conftest import Connection, Database
+from tests.support.database import Connection, Database, MakeDatabase
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
 from tests.support.server import start_server
@@ -177,9 +177,7 @@ def test_oldest_of_several_open_transactions_bounds_the_horizon(at_102: Database
     assert horizon_of(at_102) == second
 
 
-def test_transaction_of_another_database_is_ignored(
-    at_102: Database, make_database: Callable[[str], Database]
-) -> None:
+def test_transaction_of_another_database_is_ignored(at_102: Database, make_database: MakeDatabase) -> None:
     old_after_no_time(at_102)
     elsewhere = make_database("empty")
     _, began = begin(elsewhere)
@@ -342,7 +340,7 @@ def test_prepared_transaction_that_did_not_write_usage_is_ignored(at_102: Databa
 
 
 def test_prepared_transaction_of_another_database_is_ignored(
-    at_102: Database, make_database: Callable[[str], Database]
+    at_102: Database, make_database: MakeDatabase
 ) -> None:
     elsewhere = make_database("102")
     world = small_world(elsewhere.url)

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from tests.conftest import Connection, Database
+from tests.support.database import Connection, Database
 from tests.support.oracle import differing_hours
 from tests.support.product import (
     World,

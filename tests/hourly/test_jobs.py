@@ -18,7 +18,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.conftest import Database
 from tests.hourly.test_backfill_hook import without_margin
 from tests.stories.test_crash_safety import (
     BOUNDARIES,
@@ -29,6 +28,7 @@ from tests.stories.test_crash_safety import (
     versions,
     waits_at,
 )
+from tests.support.database import Database
 from tests.support.oracle import differing_hours
 from tests.support.product import event, project, small_world, upsert_usage, wait_until
 from tests.support.server import Server, start_server

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from tests.conftest import Database
+from tests.support.database import Database
 from tests.support.product import event, small_world
 from tests.support.shapes import make_products
 from tests.support.walks import advisory_locks

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Database
+from tests.support.database import Database
 from usage_rollup.hourly.ticking import JOB
 
 # pg_cron 1.4 as far as jobs go, its upsert and row security included. It can live in one database of

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from psycopg.types.multirange import TimestamptzMultirange
 from psycopg.types.range import TimestamptzRange
 
-from tests.conftest import Connection, Database
+from tests.support.database import Connection, Database
 from tests.support.product import Timestamp, event, small_world, task
 from tests.support.walks import blocked_at, slices, wait_until_blocked
 from usage_rollup.hourly import walk

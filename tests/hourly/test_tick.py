@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from psycopg import IsolationLevel, errors
 
-from tests.conftest import Connection, Database
+from tests.support.database import Connection, Database
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
 

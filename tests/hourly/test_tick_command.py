@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from psycopg import errors
 
-from tests.conftest import Database
+from tests.support.database import Database
 from tests.support.product import event, small_world, wait_until
 from tests.support.shapes import make_products
 from tests.support.walks import advisory_locks, runners

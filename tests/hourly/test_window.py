@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg import IsolationLevel, errors, sql
 
-from tests.conftest import Connection, Database
+from tests.support.database import Connection, Database
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
 from tests.support.v034 import generate_history

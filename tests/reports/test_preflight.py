@@ -13,8 +13,8 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from tests.conftest import Database
 from tests.runner.test_adoption import drop_legacy, record, run, taken_by_go_to, unrecord
+from tests.support.database import Database, MakeDatabase
 from tests.support.product import event, small_world, task, upsert_usage, usage
 from tests.support.server import Server, start_server
 from tests.support.v034 import build_v034
@@ -23,8 +23,6 @@ from usage_rollup import revisions
 from usage_rollup.reports.preflight import Preflight, preflight
 from usage_rollup.runner.adoption import STEMS
 from usage_rollup.session.connection import connect
-
-MakeDatabase = Callable[[str], Database]
 
 # Fits the index of task_usage because it compresses, and is too long for a comparison by length alone.
 LONG_MODEL = "m" * 2700

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import Database
+from tests.support.database import Database, MakeDatabase
 from tests.support.product import World, event, small_world, task, upsert_usage
 from tests.support.shapes import make_products
 from tests.support.terminal import ESCAPES, on_a_terminal
@@ -70,7 +69,7 @@ def used(head: Database) -> tuple[Database, World]:
     ],
 )
 def test_status_reads_a_database_at_every_revision(
-    make_database: Callable[[str], Database], point: str, revision: str | None, pipeline: str | None
+    make_database: MakeDatabase, point: str, revision: str | None, pipeline: str | None
 ) -> None:
     database = make_database(point)
     result = database.usage_rollup("status")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import psycopg
 import pytest
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database, MakeDatabase
 from tests.support.product import event, small_world, wait_until
 from tests.support.v034 import V034_STEMS, generate_history
 from usage_rollup.contract import (
@@ -20,8 +18,6 @@ from usage_rollup.contract import (
 )
 from usage_rollup.errors import AdoptionRefused
 from usage_rollup.runner.adoption import STEMS, Adoption, Found, decide
-
-MakeDatabase = Callable[[str], Database]
 
 REVISIONS = list(STEMS)
 

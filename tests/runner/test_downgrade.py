@@ -12,11 +12,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.conftest import ROOT, Database
 from tests.hourly.test_horizon import begin, old_after_no_time
 from tests.hourly.test_schedule import JOBS, OURS, PG_CRON
 from tests.stories.test_chain import give_everything_to, hourly, migrating_backend, schema
 from tests.stories.test_losses import LONG_MODEL, lose_raw_rows, roll_up_as_v034, where_legacy_is
+from tests.support.database import ROOT, Database, MakeDatabase
 from tests.support.oracle import differing_hours
 from tests.support.product import World, event, small_world, task, upsert_usage, usage, wait_until
 from tests.support.server import Server
@@ -24,7 +24,6 @@ from tests.support.shapes import make_products
 from tests.support.v034 import build_v034, generate_history
 from usage_rollup.runner.adoption import STEMS
 
-MakeDatabase = Callable[[str], Database]
 Rows = list[tuple[Any, ...]]
 
 TARGETS = ("102", "101", "100", "097")

@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database
 from tests.support.product import wait_until
 from tests.support.v034 import V034_STEMS
 from tests.support.walks import (

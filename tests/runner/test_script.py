@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
 
-from tests.conftest import Database
 from tests.runner.test_adoption import GO_102, record, run, taken_by_go_to, unrecord
 from tests.stories.test_chain import SETTINGS, hourly
+from tests.support.database import Database, MakeDatabase
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, upsert_usage, wait_until
 from tests.support.v034 import V034_STEMS, generate_history
@@ -27,8 +26,6 @@ from tests.support.walks import (
     write_history,
 )
 from usage_rollup.runner.adoption import STEMS
-
-MakeDatabase = Callable[[str], Database]
 
 NOWHERE = "postgres://nobody@127.0.0.1:1/nowhere"
 WATERMARK = "SELECT watermark_at FROM task_usage_hourly_rollup_state"

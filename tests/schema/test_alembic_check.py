@@ -7,16 +7,14 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from tests.conftest import Database
 from tests.runner.test_adoption import taken_by_go_to
+from tests.support.database import Database, MakeDatabase
 from tests.support.product import event, small_world
 from tests.support.shapes import make_products
 from tests.support.v034 import generate_history
 from usage_rollup.contract import BASELINE, HOURLY, RUNTIME_TIMEZONE, USER_TIMEZONE
 from usage_rollup.schema.metadata import METADATA, OWNED
 from usage_rollup.schema.product_metadata import PRODUCTS
-
-MakeDatabase = Callable[[str], Database]
 
 CLEAN = "No new upgrade operations detected."
 

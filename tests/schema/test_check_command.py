@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import psycopg
 import pytest
 
-from tests.conftest import ROOT, Database
 from tests.runner.test_adoption import GO_LATER, drop_legacy, drop_runtime_timezone, record, taken_by_go_to
+from tests.support.database import ROOT, Database, MakeDatabase
 from tests.support.shapes import COST_COLUMNS, make_products
 from tests.support.terminal import ESCAPES, on_a_terminal
 from usage_rollup.runner.adoption import STEMS
 from usage_rollup.schema import catalog
-
-MakeDatabase = Callable[[str], Database]
 
 WINDOW = "function rollup_task_usage_hourly_window(timestamp with time zone, timestamp with time zone)"
 

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from psycopg import pq
 
-from tests.conftest import Database
+from tests.support.database import Database
 from tests.support.product import event, small_world, wait_until
 from tests.support.server import Server, start_server
 from tests.support.v034 import build_v034

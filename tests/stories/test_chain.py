@@ -14,14 +14,12 @@ from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
 from psycopg import sql
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database, MakeDatabase
 from tests.support.product import event, small_world, upsert_usage, usage, wait_until
 from tests.support.server import Server
 from tests.support.v034 import V034_STEMS, generate_history
 from usage_rollup.contract import BASELINE, HOURLY, LEGACY
 from usage_rollup.runner.adoption import STEMS, read
-
-MakeDatabase = Callable[[str], Database]
 
 REVISIONS = list(STEMS)
 

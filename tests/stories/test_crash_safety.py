@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.conftest import Database
+from tests.support.database import Database
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, wait_until
 from tests.support.server import Server, start_server

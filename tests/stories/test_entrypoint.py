@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from psycopg import pq
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database
 from tests.support.product import wait_until
 from tests.support.server import Server, start_server
 from tests.support.walks import (

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, Database
 from tests.stories.test_entrypoint import ENTRYPOINT, SHELLS, STARTED
+from tests.support.database import ROOT, Database
 from tests.support.product import wait_until
 from tests.support.walks import runners
 

@@ -7,7 +7,7 @@ show. docs/correctness.md lists the stories, and those that other files tell.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from psycopg import IsolationLevel, errors
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, MakeDatabase
 from tests.support.naive import Naive, NaiveRefusal, Ours, Pipeline
 from tests.support.product import (
     World,
@@ -40,7 +40,7 @@ LONG_MODEL = "(SELECT string_agg(md5(n::text), '') FROM generate_series(1, 82) A
 
 
 @pytest.fixture(params=["naive", "ours"])
-def pipeline(request: pytest.FixtureRequest, make_database: Callable[[str], Database]) -> Pipeline:
+def pipeline(request: pytest.FixtureRequest, make_database: MakeDatabase) -> Pipeline:
     """Return a v0.3.4 database with the hourly tables and one of the two pipelines on it."""
     return Naive(make_database("101")) if request.param == "naive" else Ours(make_database("102"))
 

@@ -7,7 +7,7 @@ import re
 import pytest
 import typer.main
 
-from tests.conftest import ROOT
+from tests.support.database import ROOT
 from usage_rollup.commands.cli import app
 from usage_rollup.session.options import OPTIONS
 

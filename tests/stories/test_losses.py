@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Database
+from tests.support.database import Database
 from tests.support.oracle import differing_hours
 from tests.support.product import World, event, small_world, task, upsert_usage, usage
 from usage_rollup.hourly.backfill import backfill_before_103

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from tests.conftest import Database
+from tests.support.database import Database
 from tests.support.v034 import V034_STEMS, generate_history
 from usage_rollup.runner.adoption import STEMS
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from tests.conftest import Database
+from tests.support.database import Database
 from usage_rollup.hourly.backfill import backfill_before_103
 
 T = TypeVar("T")

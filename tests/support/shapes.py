@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psycopg
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database
 
 _OURS_AWAY = ROOT / "alembic" / "versions" / "102_task_usage_hourly_pipeline.down.sql"
 _PRODUCTS = Path(__file__).parent / "naive_pipeline.sql"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database
 from tests.support.server import open_server
 from usage_rollup.schema import catalog
 

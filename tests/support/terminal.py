@@ -10,7 +10,7 @@ import struct
 import subprocess
 import termios
 
-from tests.conftest import BIN, ROOT, Database
+from tests.support.database import BIN, ROOT, Database
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from tests.conftest import Database
+from tests.support.database import Database
 from tests.support.product import wait_until
 from tests.support.v034 import generate_history
 
