@@ -5,11 +5,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 
-import psycopg
 import pytest
 
 from tests.support.database import Database, MakeDatabase
 from tests.support.oracle import differing_hours
+from tests.support.roles import MakeRole
 from tests.support.server import Server, open_server
 from tests.support.v034 import build_v034
 
@@ -37,7 +37,7 @@ def templates(server: Server) -> Callable[[str], str]:
             server.create_database(name, template=source)
             database = Database(server, name)
             if point == "v034":
-                with psycopg.connect(database.url) as connection:
+                with database.connect() as connection:
                     build_v034(connection)
             elif point != "empty":
                 database.upgrade(point)
@@ -48,10 +48,37 @@ def templates(server: Server) -> Callable[[str], str]:
 
 
 @pytest.fixture
+def make_role(server: Server, request: pytest.FixtureRequest) -> Iterator[MakeRole]:
+    """Return a function that makes a login role, gone when the test ends; its password is its name.
+
+    A failed test keeps its roles, as it keeps its databases.
+    """
+    made: list[str] = []
+    admin = Database(server, "postgres")
+
+    def make(prefix: str, attributes: str = "") -> str:
+        name = f"{prefix}_{uuid.uuid4().hex[:12]}"
+        admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{name}' {attributes}")
+        made.append(name)
+        return name
+
+    yield make
+    if not getattr(request.node, "failed", False):
+        for name in reversed(made):
+            admin.execute(f"DROP ROLE {name}")
+
+
+@pytest.fixture
 def make_database(
-    server: Server, templates: Callable[[str], str], request: pytest.FixtureRequest
+    server: Server,
+    templates: Callable[[str], str],
+    make_role: MakeRole,
+    request: pytest.FixtureRequest,
 ) -> Iterator[MakeDatabase]:
-    """Return a function that clones the template of a point; every clone ends with the oracle."""
+    """Return a function that clones the template of a point; every clone ends with the oracle.
+
+    It asks for make_role so that databases go before the roles that own something in them.
+    """
     made: list[Database] = []
 
     def make(point: str) -> Database:
@@ -64,8 +91,7 @@ def make_database(
 
     failed = getattr(request.node, "failed", False)
     for database in made:
-        for connection in database.opened:
-            connection.close()
+        database.end_sessions()
         if failed:
             request.node.add_report_section(
                 "teardown", "database kept", f"psql '{database.url}' (while its server runs)"

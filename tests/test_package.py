@@ -9,7 +9,6 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import psycopg
 import pytest
 import typer.main
 
@@ -89,7 +88,7 @@ def elsewhere(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def with_history(v034: Database) -> Database:
-    with psycopg.connect(v034.url) as connection:
+    with v034.connect() as connection:
         generate_history(connection, 200)
     return v034
 

@@ -32,7 +32,7 @@ LOCKED_TABLES = ["agent_task_queue", "issue", "task_usage", *LEGACY_TABLES]
 def drop_by_hand(database: Database) -> None:
     """Run 103's SQL in one transaction of a session that proved nothing."""
     # Settings an operator's psql may bring along.
-    with psycopg.connect(database.url, options="-c TimeZone=Asia/Kathmandu -c DateStyle=German") as session:
+    with database.connect(options="-c TimeZone=Asia/Kathmandu -c DateStyle=German") as session:
         session.execute(SQL)
 
 
@@ -176,7 +176,7 @@ def test_guard_refuses_when_a_bucket_is_left_without_raw_rows(rolled_up: Databas
 
 
 def test_guard_refuses_while_another_session_writes_the_rollup(rolled_up: Database) -> None:
-    with psycopg.connect(rolled_up.url, autocommit=True) as writer:
+    with rolled_up.connect(autocommit=True) as writer:
         writer.execute("SELECT pg_advisory_lock(4246)")
         assert "another session is writing" in str(refusal(rolled_up).message_primary)
     wait_until(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
-import psycopg
 import pytest
 from psycopg import IsolationLevel
 
 from tests.support.database import Connection, Database, MakeDatabase
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
+from tests.support.roles import MakeRole
 from tests.support.server import start_server
 from tests.support.v034 import build_v034
 
@@ -38,7 +37,7 @@ def horizon(connection: Connection, wait: str = AT_ONCE) -> datetime | None:
 
 def horizon_of(db: Database, wait: str = AT_ONCE) -> datetime | None:
     """Return the horizon as a session of its own sees it."""
-    with psycopg.connect(db.url, autocommit=True, options="-c TimeZone=UTC") as connection:
+    with db.connect(autocommit=True, options="-c TimeZone=UTC") as connection:
         return horizon(connection, wait)
 
 
@@ -86,34 +85,8 @@ def wrong_hours(db: Database) -> list[datetime]:
         db.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = %s", watermark)
 
 
-@pytest.fixture
-def make_role(at_102: Database) -> Iterator[Callable[..., str]]:
-    """Return a function that makes a login role, which ends with the test."""
-    made: list[str] = []
-
-    def make(*also: str) -> str:
-        role = f"runner_{uuid.uuid4().hex[:12]}"
-        at_102.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{role}'")
-        made.append(role)
-        for statement in also:
-            at_102.execute(statement.format(role=role))
-        return role
-
-    yield make
-    for connection in at_102.opened:
-        connection.close()
-    for role in made:
-        at_102.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
-
-
 def login(db: Database, role: str) -> Connection:
-    connection = psycopg.connect(
-        db.server.url(db.name, user=role, password=role),
-        autocommit=True,
-        options=f"{BOUNDED} -c TimeZone=UTC",
-    )
-    db.opened.append(connection)
-    return connection
+    return at_horizon(db, user=role, password=role)
 
 
 # The clock
@@ -227,9 +200,9 @@ def test_session_that_does_not_report_is_waited_for(at_102: Database) -> None:
 
 
 def test_invisible_open_transaction_leaves_no_horizon_after_the_wait(
-    at_102: Database, make_role: Callable[..., str]
+    at_102: Database, make_role: MakeRole
 ) -> None:
-    caller = login(at_102, make_role())
+    caller = login(at_102, make_role("runner"))
     assert horizon(caller) is not None
     writer, began = begin(at_102)
     assert began is not None
@@ -243,10 +216,10 @@ def test_invisible_open_transaction_leaves_no_horizon_after_the_wait(
 
 
 def test_invisible_transaction_that_ends_during_the_wait_leaves_a_horizon_before_the_wait(
-    at_102: Database, make_role: Callable[..., str]
+    at_102: Database, make_role: MakeRole
 ) -> None:
     old_after_no_time(at_102)
-    caller = login(at_102, make_role())
+    caller = login(at_102, make_role("runner"))
     writer, _ = begin(at_102)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(horizon, caller, LONG)
@@ -259,20 +232,16 @@ def test_invisible_transaction_that_ends_during_the_wait_leaves_a_horizon_before
     assert found < later
 
 
-def test_role_that_may_read_all_statistics_need_not_wait(
-    at_102: Database, make_role: Callable[..., str]
-) -> None:
+def test_role_that_may_read_all_statistics_need_not_wait(at_102: Database, make_role: MakeRole) -> None:
     old_after_no_time(at_102)
-    caller = login(at_102, make_role("GRANT pg_read_all_stats TO {role}"))
+    caller = login(at_102, make_role("runner", "IN ROLE pg_read_all_stats"))
     _, began = begin(at_102)
     assert horizon(caller) == began
 
 
-def test_role_sees_its_own_transactions_without_any_grant(
-    at_102: Database, make_role: Callable[..., str]
-) -> None:
+def test_role_sees_its_own_transactions_without_any_grant(at_102: Database, make_role: MakeRole) -> None:
     old_after_no_time(at_102)
-    role = make_role()
+    role = make_role("runner")
     caller, writer = login(at_102, role), login(at_102, role)
     writer.execute("BEGIN")
     (began,) = at_102.execute(
@@ -282,9 +251,10 @@ def test_role_sees_its_own_transactions_without_any_grant(
 
 
 def test_tick_without_a_horizon_drains_the_queue_and_leaves_the_watermark(
-    at_102: Database, make_role: Callable[..., str]
+    at_102: Database, make_role: MakeRole
 ) -> None:
-    role = make_role("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+    role = make_role("runner")
+    at_102.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
     caller = login(at_102, role)
     world = small_world(at_102.url)
     event(at_102.url, world, "2025-03-01 10:15+00")
@@ -305,7 +275,7 @@ def test_prepared_transaction_that_wrote_usage_leaves_no_horizon_until_it_is_res
     world = small_world(at_102.url)
     reported = task(at_102.url, world.agents[0])
     gid = uuid.uuid4().hex
-    with psycopg.connect(at_102.url) as writer:
+    with at_102.connect() as writer:
         upsert_usage(writer, reported)
         writer.execute(f"PREPARE TRANSACTION '{gid}'")
     try:
@@ -329,7 +299,7 @@ def test_prepared_transaction_that_wrote_usage_leaves_no_horizon_until_it_is_res
 def test_prepared_transaction_that_did_not_write_usage_is_ignored(at_102: Database, statement: str) -> None:
     event(at_102.url, small_world(at_102.url), "2025-03-01 10:15+00")
     gid = uuid.uuid4().hex
-    with psycopg.connect(at_102.url) as writer:
+    with at_102.connect() as writer:
         writer.execute(statement)
         writer.execute("UPDATE workspace SET name = name")
         writer.execute(f"PREPARE TRANSACTION '{gid}'")
@@ -345,7 +315,7 @@ def test_prepared_transaction_of_another_database_is_ignored(
     elsewhere = make_database("102")
     world = small_world(elsewhere.url)
     gid = uuid.uuid4().hex
-    with psycopg.connect(elsewhere.url) as writer:
+    with elsewhere.connect() as writer:
         event(writer, world)
         writer.execute(f"PREPARE TRANSACTION '{gid}'")
     try:
@@ -360,7 +330,7 @@ def test_move_prepared_before_a_tick_is_right_after_it_commits(at_102: Database)
     moved = task(at_102.url, world.agents[0])
     usage(at_102.url, moved, "2025-03-01 10:15+00")
     gid = uuid.uuid4().hex
-    with psycopg.connect(at_102.url) as writer:
+    with at_102.connect() as writer:
         writer.execute("UPDATE agent_task_queue SET agent_id = %s", [world.agents[1]])
         writer.execute(f"PREPARE TRANSACTION '{gid}'")
     try:
@@ -428,7 +398,7 @@ def test_autovacuum_is_neither_waited_for_nor_a_bound() -> None:
     with start_server(settings) as server:
         server.create_database("multica")
         db = Database(server, "multica")
-        with psycopg.connect(db.url) as connection:
+        with db.connect() as connection:
             build_v034(connection)
         db.upgrade("102")
         old_after_no_time(db)
@@ -448,12 +418,7 @@ def test_autovacuum_is_neither_waited_for_nor_a_bound() -> None:
         wait_until(lambda: db.execute(at_work), "autovacuum is at work")
         before = db.value(CLOCK)
         began = db.value(at_work)
-        runner = psycopg.connect(
-            server.url("multica", user="runner", password="runner"),
-            autocommit=True,
-            options="-c TimeZone=UTC",
-        )
-        with runner:
+        with login(db, "runner") as runner:
             for found in (horizon_of(db), horizon(runner)):
                 assert found is not None
                 assert found >= before > began

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import UUID
 
-import psycopg
 import pytest
 from psycopg import errors
 
@@ -72,7 +71,7 @@ class Shop(World):
 
 def open_shop(db: Database) -> Shop:
     """Write four tasks with usage in three hours, roll all of it up, and check that it is right."""
-    with psycopg.connect(db.url) as connection:
+    with db.connect() as connection:
         world = small_world(connection)
         other_runtime = runtime(connection, world.workspaces[0])
         row = connection.execute(

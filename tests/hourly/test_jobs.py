@@ -65,7 +65,7 @@ def own() -> Iterator[Server]:
     with start_server({"max_connections": "40"}) as server:
         server.create_database("template")
         database = Database(server, "template")
-        with psycopg.connect(database.url) as connection:
+        with database.connect() as connection:
             build_v034(connection)
             world = small_world(connection)
             for month in range(1, 7):
@@ -91,8 +91,7 @@ def database(own: Server) -> Iterator[Database]:
     own.create_database(name, template="template")
     database = Database(own, name)
     yield database
-    for connection in database.opened:
-        connection.close()
+    database.end_sessions()
     differing = differing_hours(database.url)
     own.drop_database(name)
     assert differing == []
@@ -264,7 +263,7 @@ def test_session_that_waits_for_4246_before_the_workers_come_does_not_stop_the_w
 ) -> None:
     waiter = database.connect()
     with ThreadPoolExecutor(1) as pool:
-        with psycopg.connect(database.url) as obstacle:
+        with database.connect() as obstacle:
             # The leader reads this table when it has 4246, and before anybody walks.
             obstacle.execute("LOCK TABLE task_usage_hourly_backfill")
             runner = start(database, 2)
@@ -427,7 +426,7 @@ def test_writer_who_commits_while_several_sessions_walk_loses_nothing(database: 
 
     def write() -> None:
         nonlocal written
-        with psycopg.connect(database.url) as connection:
+        with database.connect() as connection:
             new_project = project(connection, workspace)
             connection.commit()
             while not stop.is_set():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-import psycopg
 import pytest
 
 from tests.support.database import Database
@@ -132,5 +131,5 @@ def test_catch_up_does_not_pass_an_open_transaction(products: Database) -> None:
     products.usage_rollup("backfill")
     writer.commit()
     assert products.value("SELECT watermark_at FROM task_usage_hourly_rollup_state") <= began
-    with psycopg.connect(products.url, autocommit=True) as connection:
+    with products.connect(autocommit=True) as connection:
         connection.execute("SELECT rollup_task_usage_hourly_window('-infinity', 'infinity')")

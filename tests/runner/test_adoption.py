@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import psycopg
 import pytest
 
 from tests.support.database import ROOT, Database, MakeDatabase
@@ -80,7 +79,7 @@ GO_FUNCTIONS = "SELECT count(*) FROM pg_proc WHERE prosrc LIKE '%/* go%'"
 
 def run(database: Database, script: str) -> None:
     """Run many statements in one transaction, as the Go runner applies a file."""
-    with psycopg.connect(database.url) as connection:
+    with database.connect() as connection:
         connection.execute(script.encode())
 
 

@@ -14,11 +14,12 @@ import pytest
 
 from tests.hourly.test_horizon import begin, old_after_no_time
 from tests.hourly.test_schedule import JOBS, OURS, PG_CRON
-from tests.stories.test_chain import give_everything_to, hourly, migrating_backend, schema
+from tests.stories.test_chain import hourly, migrating_backend, schema
 from tests.stories.test_losses import LONG_MODEL, lose_raw_rows, roll_up_as_v034, where_legacy_is
 from tests.support.database import ROOT, Database, MakeDatabase
 from tests.support.oracle import differing_hours
 from tests.support.product import World, event, small_world, task, upsert_usage, usage, wait_until
+from tests.support.roles import MakeRole, give_everything_to
 from tests.support.server import Server
 from tests.support.shapes import make_products
 from tests.support.v034 import build_v034, generate_history
@@ -178,12 +179,12 @@ def with_history(server: Server) -> Iterator[Callable[[str], Database]]:
     for born in ("adopted", "empty-born"):
         database = make(f"history_{uuid.uuid4().hex[:12]}")
         if born == "adopted":
-            with psycopg.connect(database.url) as connection:
+            with database.connect() as connection:
                 build_v034(connection)
         else:
             database.upgrade("097")
         travelled(database)
-        with psycopg.connect(database.url) as connection:
+        with database.connect() as connection:
             generate_history(connection, 400)
         database.upgrade()
         templates[born] = database.name
@@ -278,34 +279,16 @@ def test_watermarks_of_a_quiet_database_are_five_minutes_ago(head: Database) -> 
     head.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'")
 
 
-@pytest.fixture
-def runner(request: pytest.FixtureRequest) -> Iterator[Callable[[Database], str]]:
-    """Return a function that gives a database to a role of its own, which migrates; returns its URL."""
-    roles: list[tuple[Database, str]] = []
-
-    def make(database: Database) -> str:
-        role = f"runner_{uuid.uuid4().hex[:12]}"
-        database.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{role}'")
-        roles.append((database, role))
-        give_everything_to(database, role)
-        database.execute(f"GRANT CREATE ON DATABASE {database.name} TO {role}")
-        return database.server.url(database.name, user=role, password=role)
-
-    yield make
-    for database, role in roles:
-        for connection in database.opened:
-            connection.close()
-        database.execute(f"REASSIGN OWNED BY {role} TO postgres; DROP OWNED BY {role}; DROP ROLE {role}")
-
-
 def test_watermarks_are_the_hourly_one_where_a_session_hides_its_transaction(
-    head: Database, runner: Callable[[Database], str]
+    head: Database, make_role: MakeRole
 ) -> None:
     event(head.url, small_world(head.url), "2025-03-01 10:15+00")
     hourly_watermark = head.value("SELECT watermark_at FROM task_usage_hourly_rollup_state")
-    url = runner(head)
+    runner = make_role("runner")
+    give_everything_to(head, runner)
+    head.execute(f"GRANT CREATE ON DATABASE {head.name} TO {runner}")
     begin(head, "SELECT 1")
-    back(head, "102", DATABASE_URL=url)
+    back(head, "102", DATABASE_URL=head.url_of(runner))
     assert watermarks(head) == [hourly_watermark, hourly_watermark]
     assert_legacy_is_right(head)
 
@@ -409,7 +392,7 @@ def test_way_back_is_refused_where_the_pipeline_is_the_product_s_own(head: Datab
 def test_product_s_triggers_are_not_left_without_their_tables(at_102: Database) -> None:
     # Stuck at 103, adopted at 101, and 102 has not been put over it yet.
     for path in (OUR_PIPELINE_AWAY, NAIVE_PIPELINE):
-        with psycopg.connect(at_102.url) as connection:
+        with at_102.connect() as connection:
             connection.execute(path.read_bytes())
     at_102.execute("UPDATE alembic_version SET version_num = '101'")
     before = at_102.catalog()

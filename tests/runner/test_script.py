@@ -7,7 +7,6 @@ import subprocess
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 import pytest
 
 from tests.runner.test_adoption import GO_102, record, run, taken_by_go_to, unrecord
@@ -100,7 +99,7 @@ def history(*databases: Database) -> None:
     """Write the same history into each, its times included."""
     until = databases[0].value("SELECT now() - interval '10 minutes'")
     for database in databases:
-        with psycopg.connect(database.url) as connection:
+        with database.connect() as connection:
             generate_history(connection, 600, months=5, agents=6, until=until)
 
 
@@ -145,7 +144,7 @@ def test_walk_of_a_script_takes_a_slice_a_month(v034: Database) -> None:
 
 def test_script_takes_over_a_database_stuck_at_103(make_database: MakeDatabase) -> None:
     stuck = taken_by_go_to(make_database, "102")
-    with psycopg.connect(stuck.url) as connection:
+    with stuck.connect() as connection:
         generate_history(connection, 300, months=3, agents=6)
     said = refused(stuck, script(stuck, "upgrade", "102:head"))
     assert "begins at 102, and this database stands at 101" in said

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,10 @@ import psycopg
 import pytest
 from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
-from psycopg import sql
 
 from tests.support.database import ROOT, Database, MakeDatabase
 from tests.support.product import event, small_world, upsert_usage, usage, wait_until
-from tests.support.server import Server
+from tests.support.roles import MakeRole, give_everything_to, owners
 from tests.support.v034 import V034_STEMS, generate_history
 from usage_rollup.contract import BASELINE, HOURLY, LEGACY
 from usage_rollup.runner.adoption import STEMS, read
@@ -344,58 +341,9 @@ def test_a_step_killed_while_it_waits_for_its_table_leaves_nothing_behind(
 # Who owns what
 
 
-@pytest.fixture
-def make_role(server: Server, request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
-    """Return a function that creates a login role, gone when the test ends.
-
-    Ask for it before make_database, so that the databases go first. A failed test keeps both.
-    """
-    made: list[str] = []
-
-    def make(prefix: str, attributes: str = "") -> str:
-        name = f"{prefix}_{uuid.uuid4().hex[:12]}"
-        with psycopg.connect(server.url(), autocommit=True) as connection:
-            statement: Any = f"CREATE ROLE {name} LOGIN PASSWORD '{name}' {attributes}"
-            connection.execute(statement)
-        made.append(name)
-        return name
-
-    yield make
-    if getattr(request.node, "failed", False):
-        return
-    with psycopg.connect(server.url(), autocommit=True) as connection:
-        for name in reversed(made):
-            connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
-
-
-def give_everything_to(database: Database, role: str) -> None:
-    """Make `role` the owner of the product's objects, as when its server connects as that role."""
-    database.execute(f"GRANT ALL ON SCHEMA public TO {role}")
-    for (statement,) in database.execute(
-        "SELECT format('ALTER TABLE %s OWNER TO %I', oid::regclass, %s::text) FROM pg_class"
-        " WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
-        " UNION ALL SELECT format('ALTER FUNCTION %s OWNER TO %I', oid::regprocedure, %s::text)"
-        " FROM pg_proc WHERE pronamespace = 'public'::regnamespace".replace("%s::text", f"'{role}'")
-    ):
-        database.execute(statement)
-
-
-def owners(database: Database) -> dict[str, set[str]]:
-    """Return who owns which relations and functions of schema public, except alembic_version."""
-    result: dict[str, set[str]] = {}
-    for owner, name in database.execute(
-        "SELECT pg_get_userbyid(relowner), relname FROM pg_class"
-        " WHERE relnamespace = 'public'::regnamespace AND relname NOT LIKE 'alembic_version%'"
-        " UNION ALL SELECT pg_get_userbyid(proowner), proname FROM pg_proc"
-        " WHERE pronamespace = 'public'::regnamespace"
-    ):
-        result.setdefault(owner, set()).add(name)
-    return result
-
-
 def report_usage_as(database: Database, role: str) -> None:
     """Do what the server does all day, as the role the server connects as."""
-    with psycopg.connect(database.server.url(database.name, user=role, password=role)) as connection:
+    with database.connect(user=role, password=role) as connection:
         world = small_world(connection)
         for agent in range(3):
             event(connection, world, agent=agent)
@@ -408,7 +356,7 @@ def report_usage_as(database: Database, role: str) -> None:
 
 
 def test_new_objects_belong_to_the_owner_of_task_usage_when_a_superuser_migrates(
-    make_role: Callable[..., str], make_database: MakeDatabase
+    make_role: MakeRole, make_database: MakeDatabase
 ) -> None:
     v034 = make_database("v034")
     product = make_role("product")
@@ -422,7 +370,7 @@ def test_new_objects_belong_to_the_owner_of_task_usage_when_a_superuser_migrates
 
 
 def test_new_objects_belong_to_the_owner_of_task_usage_when_a_member_of_it_migrates(
-    make_role: Callable[..., str], make_database: MakeDatabase
+    make_role: MakeRole, make_database: MakeDatabase
 ) -> None:
     v034 = make_database("v034")
     product = make_role("product")
@@ -430,7 +378,7 @@ def test_new_objects_belong_to_the_owner_of_task_usage_when_a_member_of_it_migra
     give_everything_to(v034, product)
     with v034.connect() as connection:
         generate_history(connection, 100)
-    url = v034.server.url(v034.name, user=migrator, password=migrator)
+    url = v034.url_of(migrator)
     v034.upgrade(DATABASE_URL=url)
     assert v034.revision == "104"
     assert set(owners(v034)) == {product}
@@ -441,7 +389,7 @@ def test_new_objects_belong_to_the_owner_of_task_usage_when_a_member_of_it_migra
 
 
 def test_a_role_that_is_no_member_of_the_owner_is_refused_before_anything_is_changed(
-    make_role: Callable[..., str], make_database: MakeDatabase
+    make_role: MakeRole, make_database: MakeDatabase
 ) -> None:
     v034 = make_database("v034")
     product, stranger = make_role("product"), make_role("stranger")
@@ -449,15 +397,13 @@ def test_a_role_that_is_no_member_of_the_owner_is_refused_before_anything_is_cha
     v034.execute(f"GRANT ALL ON SCHEMA public TO {stranger}")
     v034.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {stranger}")
     before = v034.catalog()
-    message = v034.refused(
-        "upgrade", "head", DATABASE_URL=v034.server.url(v034.name, user=stranger, password=stranger)
-    )
+    message = v034.refused("upgrade", "head", DATABASE_URL=v034.url_of(stranger))
     assert f"GRANT {product} TO {stranger}" in message
     assert v034.catalog() == before
 
 
 def test_a_member_that_inherits_nothing_migrates_or_is_refused_before_anything_is_changed(
-    make_role: Callable[..., str], make_database: MakeDatabase
+    make_role: MakeRole, make_database: MakeDatabase
 ) -> None:
     v034 = make_database("v034")
     product = make_role("product")
@@ -469,9 +415,7 @@ def test_a_member_that_inherits_nothing_migrates_or_is_refused_before_anything_i
     with v034.connect() as connection:
         generate_history(connection, 100)
     before = v034.catalog()
-    result = v034.alembic(
-        "upgrade", "head", DATABASE_URL=v034.server.url(v034.name, user=migrator, password=migrator)
-    )
+    result = v034.alembic("upgrade", "head", DATABASE_URL=v034.url_of(migrator))
     assert "Traceback" not in result.stdout
     if result.returncode == 0:
         assert set(owners(v034)) == {product}

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg
 import pytest
 
 from tests.support.database import Database
@@ -64,7 +63,7 @@ def own() -> Iterator[Server]:
     with start_server() as server:
         server.create_database("template")
         database = Database(server, "template")
-        with psycopg.connect(database.url) as connection:
+        with database.connect() as connection:
             build_v034(connection)
             world = small_world(connection)
             for month in range(1, 6):
@@ -93,8 +92,7 @@ def database(own: Server) -> Iterator[Database]:
     own.create_database(name, template="template")
     database = Database(own, name)
     yield database
-    for connection in database.opened:
-        connection.close()
+    database.end_sessions()
     own.drop_database(name)
 
 
@@ -143,7 +141,7 @@ def stopped_at(database: Database, boundary: Boundary) -> Iterator[None]:
             f"CREATE TRIGGER a_stop BEFORE {boundary.event} ON {boundary.table} FOR EACH ROW"
             f" WHEN ({boundary.condition}) EXECUTE FUNCTION public.stop_here()"
         )
-    obstacle = psycopg.connect(database.url, application_name="in the way")
+    obstacle = database.connect(application_name="in the way")
     try:
         obstacle.execute("SELECT pg_advisory_xact_lock(%s)", [KEY])
         if boundary.mode:

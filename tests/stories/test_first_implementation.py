@@ -86,7 +86,7 @@ def hook_waits(pipeline: Pipeline, *, polls: bool = False) -> None:
 def hook_held_up(pipeline: Pipeline, statement: str) -> Iterator[Future[None]]:
     """Run the hook, held up by what `statement` locks for as long as the block lasts."""
     with ThreadPoolExecutor(1) as pool:
-        with psycopg.connect(pipeline.db.url) as obstacle:
+        with pipeline.db.connect() as obstacle:
             obstacle.execute(statement)
             hook = pool.submit(pipeline.hook)
             hook_waits(pipeline, polls="advisory" in statement)

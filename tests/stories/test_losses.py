@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from tests.support.database import Database
 from tests.support.oracle import differing_hours
 from tests.support.product import World, event, small_world, task, upsert_usage, usage
+from tests.support.roles import MakeRole
 from usage_rollup.hourly.backfill import backfill_before_103
 
 TICK = "SELECT rollup_task_usage_hourly()"
@@ -477,32 +477,24 @@ def test_verify_before_102_says_what_to_do(v034: Database) -> None:
 
 
 def test_verify_works_beside_open_writers_for_a_role_that_may_only_read(
-    rolled_up: tuple[Database, World],
+    rolled_up: tuple[Database, World], make_role: MakeRole
 ) -> None:
     database, world = rolled_up
-    role = f"reader_{uuid.uuid4().hex[:12]}"
+    role = make_role("reader")
     database.execute(
-        f"CREATE ROLE {role} LOGIN PASSWORD 'reader';"
-        f" ALTER ROLE {role} SET default_transaction_read_only = on;"
+        f"ALTER ROLE {role} SET default_transaction_read_only = on;"
         f" GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"
     )
-    try:
-        writer = database.connect()
-        reported = task(writer, world.agents[0])
-        upsert_usage(writer, reported)
-        writer.execute("DELETE FROM task_usage WHERE created_at = '2025-03-01 12:20+00'")
-        ticking = database.connect()
-        ticking.execute(TICK)
-        before = footprint(database)
-        result = database.usage_rollup(
-            "verify", DATABASE_URL=database.server.url(database.name, user=role, password="reader")
-        )
-        assert result.returncode == 0, result.stdout + result.stderr
-        assert footprint(database) == before
-    finally:
-        for connection in database.opened:
-            connection.close()
-        database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    writer = database.connect()
+    reported = task(writer, world.agents[0])
+    upsert_usage(writer, reported)
+    writer.execute("DELETE FROM task_usage WHERE created_at = '2025-03-01 12:20+00'")
+    ticking = database.connect()
+    ticking.execute(TICK)
+    before = footprint(database)
+    result = database.usage_rollup("verify", DATABASE_URL=database.url_of(role))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert footprint(database) == before
 
 
 def test_verify_names_what_only_the_legacy_rollups_hold(used: tuple[Database, World]) -> None:

@@ -23,23 +23,54 @@ BIN = Path(sys.executable).parent
 Connection = psycopg.Connection[Any]
 
 
+class Session(Connection):
+    """A session that is over in the server, too, when close() returns, as at the end of a `with`.
+
+    So that no later step finds it holding advisory lock 4246.
+    """
+
+    server: Server
+    pid = 0
+
+    def close(self) -> None:
+        super().close()
+        pid, self.pid = self.pid, 0
+        if pid:
+            self.server.wait_until_gone(pid)
+
+
 @dataclass
 class Database:
     """One test's database: how to reach it, and the real commands run on it."""
 
     server: Server
     name: str
-    opened: list[Connection] = field(default_factory=list)
+    opened: list[Session] = field(default_factory=list)
 
     @property
     def url(self) -> str:
         return self.server.url(self.name)
 
-    def connect(self, *, autocommit: bool = False, **conninfo: Any) -> Connection:
-        """Open a session that is closed when the test ends."""
-        connection = psycopg.connect(self.url, autocommit=autocommit, **conninfo)
-        self.opened.append(connection)
-        return connection
+    def url_of(self, role: str) -> str:
+        """Return the URL for a role of `make_role`, whose password is its name."""
+        return self.server.url(self.name, user=role, password=role)
+
+    def connect(self, *, autocommit: bool = False, **conninfo: Any) -> Session:
+        """Open a session that ends with its `with` block, or else with the test."""
+        session = Session.connect(self.url, autocommit=autocommit, **conninfo)
+        session.server, session.pid = self.server, session.info.backend_pid
+        self.opened.append(session)
+        return session
+
+    def end_sessions(self) -> None:
+        """End the sessions of connect() that are still open, all at once: one may wait for another."""
+        pids = [session.pid for session in self.opened if session.pid]
+        for session in self.opened:
+            session.pid = 0
+            session.close()
+        self.opened.clear()
+        if pids:
+            self.server.wait_until_gone(*pids)
 
     def execute(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Run one statement in a session and transaction of its own; committed when it returns."""
@@ -151,15 +182,18 @@ class Database:
         return "\n".join(lines)
 
     @contextmanager
-    def migration_connection(self) -> Iterator[sa.Connection]:
-        """Open a SQLAlchemy connection, pinned as the runner pins its own."""
+    def migration_connection(self, url: str | None = None) -> Iterator[sa.Connection]:
+        """Open a SQLAlchemy connection, pinned as the runner pins its own; its session ends with it."""
         from usage_rollup.session.connection import connect
 
-        engine = sa.create_engine(
-            "postgresql+psycopg://", creator=lambda: connect(self.url, 0), poolclass=sa.NullPool
-        )
-        with engine.connect() as connection:
-            yield connection
+        session = connect(url or self.url, 0)
+        pid = session.info.backend_pid
+        engine = sa.create_engine("postgresql+psycopg://", creator=lambda: session, poolclass=sa.NullPool)
+        try:
+            with engine.connect() as connection:
+                yield connection
+        finally:
+            self.server.wait_until_gone(pid)
 
 
 MakeDatabase = Callable[[str], Database]

@@ -156,7 +156,7 @@ class Naive(Pipeline):
 
     def hook(self) -> None:
         """Walk the months of created_at, then stamp."""
-        with psycopg.connect(self.db.url, application_name="naive hook") as session:
+        with self.db.connect(application_name="naive hook") as session:
             # H17: read before the lock is held, and not again.
             bounds = session.execute(
                 "SELECT date_trunc('month', min(created_at)), max(created_at) FROM task_usage"
@@ -210,7 +210,7 @@ class Naive(Pipeline):
 
     def _apply_103(self) -> None:
         # H23: nobody looks what is in them. H21: one after the other, however long each waits.
-        with psycopg.connect(self.db.url) as session:
+        with self.db.connect() as session:
             for table in LEGACY_TABLES:
                 session.execute(f"DROP TABLE {table}")
 

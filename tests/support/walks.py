@@ -30,7 +30,7 @@ SELECT DISTINCT date_trunc('month', {column} AT TIME ZONE 'UTC') AT TIME ZONE 'U
 
 def write_history(database: Database, rows: int = 400, months: int = 6) -> list[datetime]:
     """Write a history and return its months in UTC: a walk takes one slice for each."""
-    with psycopg.connect(database.url) as connection:
+    with database.connect() as connection:
         generate_history(connection, rows, months=months, agents=6)
     return history_months(database)
 
@@ -49,7 +49,7 @@ def committed_months(database: Database) -> list[datetime]:
 @contextmanager
 def blocked_at(database: Database, month: datetime) -> Iterator[psycopg.Connection[Any]]:
     """Make the slice that rolls up `month` wait as long as the block lasts; needs the schema of 102."""
-    with psycopg.connect(database.url, application_name="in the way") as connection:
+    with database.connect(application_name="in the way") as connection:
         connection.execute(
             """
             INSERT INTO task_usage_hourly
