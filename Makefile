@@ -46,7 +46,7 @@ snapshot: $(VENV)/installed  ## Write catalog.txt, what `usage-rollup check` com
 	$(BIN)/python -m tests.support.snapshot
 
 freeze: $(VENV)/installed  ## Add the digests of new revisions to tests/released.sha256
-	$(BIN)/python -m tests.test_frozen
+	$(BIN)/python -m tests.support.freeze
 
 requirements: $(VENV)/installed  ## Pin the container's dependencies by hash
 	$(BIN)/pip install --quiet --disable-pip-version-check pip-tools

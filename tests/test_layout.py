@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.database import ROOT
+from tests.support.places import PLACE, REGISTRY
 from usage_rollup.runner.adoption import STEMS
 
 TRACKED = [
@@ -113,23 +113,6 @@ def outside_functions(sql: str) -> str:
 def test_the_rules_above_would_be_broken_by_what_they_forbid() -> None:
     sql = "BEGIN;\nDO $$\nBEGIN\n  NULL;\nEND;\n$$;\nCOMMIT;\n"
     assert outside_functions(sql).splitlines() == ["BEGIN;", "DO $body$;", "COMMIT;"]
-
-
-# Split, because this file is tracked, too.
-HOSTS = ("pypi" + ".org", "python" + "hosted.org", "npm" + "js.", "crates" + ".io", "golang" + ".org")
-REGISTRY = re.compile("|".join(map(re.escape, (*HOSTS, "/simple" + "/"))), re.IGNORECASE)
-
-HERE = {str(ROOT), str(Path.home()), sys.prefix, sys.base_prefix} - {"/", "/usr", "/usr/local", "/app"}
-PLACE = re.compile(
-    "|".join(
-        (
-            *(re.escape(place) + r"(?![\w.-])" for place in sorted(HERE)),
-            r"(?<![\w.}])/(?:work|root|Users|home)/\w",
-            r"\b[A-Z]:\\\\?\w",
-            r"(?<!\w)/tmp/\w",
-        )
-    )
-)
 
 
 def test_no_tracked_file_names_a_package_registry() -> None:

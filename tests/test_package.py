@@ -13,8 +13,8 @@ import pytest
 import typer.main
 
 from tests.support.database import ROOT, Database
+from tests.support.places import PLACE
 from tests.support.v034 import generate_history
-from tests.test_layout import PLACE
 from usage_rollup.commands.cli import app
 
 # Other arguments than none.
@@ -104,11 +104,6 @@ def wheel(dist: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def schema(database: Database) -> list[str]:
-    """Return the catalog without the ledgers, whose rows carry times."""
-    return [line for line in database.catalog().splitlines() if not line.startswith("('")]
-
-
 def test_wheel_is_the_package_with_the_revisions_inside(dist: Path) -> None:
     files = tracked("src/usage_rollup", "alembic", "alembic.ini")
     expected = {
@@ -146,7 +141,7 @@ def test_wheel_upgrades_as_the_checkout_does_whatever_lies_in_the_current_direct
     assert done.returncode == 0, done.stdout + done.stderr
     done = v034.run(bare.program("alembic"), "upgrade", "head", cwd=elsewhere, ALEMBIC_CONFIG=ini)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert schema(v034) == schema(head)
+    assert v034.schema() == head.schema()
 
 
 def test_wheel_without_the_extra_says_how_to_get_the_commands(bare: Environment, v034: Database) -> None:
@@ -161,7 +156,7 @@ def test_command_upgrades_to_the_same_catalog_as_the_checkout(
 ) -> None:
     done = with_history.run(full.program("usage-rollup"), "upgrade", cwd=elsewhere)
     assert done.returncode == 0, done.stderr
-    assert schema(with_history) == schema(head)
+    assert with_history.schema() == head.schema()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -10,21 +10,15 @@ import pytest
 from psycopg import errors
 
 from tests.support.database import ROOT, Database
+from tests.support.legacy import LEGACY_TABLES
 from tests.support.product import event, small_world, wait_until
+from tests.support.rollup import run_hook
 from usage_rollup.errors import LockBusy
 from usage_rollup.hourly import backfill
 from usage_rollup.runner import step
 
 SQL = (ROOT / "alembic" / "versions" / "103_drop_legacy_daily_rollups.up.sql").read_bytes()
 
-LEGACY_TABLES = [
-    "task_usage_daily",
-    "task_usage_daily_dirty",
-    "task_usage_rollup_state",
-    "task_usage_dashboard_daily",
-    "task_usage_dashboard_dirty",
-    "task_usage_dashboard_rollup_state",
-]
 
 LOCKED_TABLES = ["agent_task_queue", "issue", "task_usage", *LEGACY_TABLES]
 
@@ -72,8 +66,7 @@ def used(at_102: Database) -> Database:
 @pytest.fixture
 def rolled_up(used: Database) -> Database:
     """Return a database at 102 whose usage is rolled up and proven, in a session that has ended."""
-    with used.migration_connection() as connection:
-        backfill.backfill_before_103(connection)
+    run_hook(used)
     return used
 
 

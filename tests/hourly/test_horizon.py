@@ -10,14 +10,15 @@ import pytest
 from psycopg import IsolationLevel
 
 from tests.support.database import Connection, Database, MakeDatabase
+from tests.support.horizon import begin, without_margin
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
 from tests.support.roles import MakeRole
+from tests.support.rollup import TICK, WATERMARK, wrong_hours
 from tests.support.server import start_server
+from tests.support.sessions import is_polling
 from tests.support.v034 import build_v034
 
-TICK = "SELECT rollup_task_usage_hourly()"
-WATERMARK = "SELECT watermark_at FROM task_usage_hourly_rollup_state"
 CLOCK = "SELECT clock_timestamp()"
 FIVE_MINUTES = timedelta(minutes=5)
 
@@ -43,46 +44,6 @@ def horizon_of(db: Database, wait: str = AT_ONCE) -> datetime | None:
 
 def at_horizon(db: Database, **conninfo: str) -> Connection:
     return db.connect(autocommit=True, options=f"{BOUNDED} -c TimeZone=UTC", **conninfo)
-
-
-def old_after_no_time(db: Database) -> None:
-    """Take the five minutes out of the horizon.
-
-    They would hide every transaction that is younger, and a test cannot wait until one is older.
-    """
-    definition = db.value("SELECT pg_get_functiondef('task_usage_hourly_horizon(interval)'::regprocedure)")
-    assert definition.count("interval '5 minutes'") == 1
-    db.execute(definition.replace("interval '5 minutes'", "interval '0'"))
-
-
-def begin(db: Database, *statements: str, **conninfo: str) -> tuple[Connection, datetime]:
-    """Open a transaction that stays open; return it and when it began."""
-    connection = db.connect(autocommit=True, **conninfo)
-    connection.execute("BEGIN")
-    for statement in statements:
-        connection.execute(statement)
-    began: datetime = db.value(
-        "SELECT xact_start FROM pg_stat_activity WHERE pid = %s", connection.info.backend_pid
-    )
-    return connection, began
-
-
-def is_polling(db: Database, connection: Connection) -> bool:
-    polling: bool = db.value(
-        "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = %s",
-        connection.info.backend_pid,
-    )
-    return polling
-
-
-def wrong_hours(db: Database) -> list[datetime]:
-    """Ask the oracle as if the watermark had passed every event, so that time excuses nothing."""
-    watermark = db.value(WATERMARK)
-    db.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'infinity'")
-    try:
-        return differing_hours(db.url)
-    finally:
-        db.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = %s", watermark)
 
 
 def login(db: Database, role: str) -> Connection:
@@ -123,7 +84,7 @@ def test_horizon_is_never_later_than_five_minutes_ago(at_102: Database, open_tra
 def test_open_transaction_bounds_the_horizon_by_its_start(
     at_102: Database, statements: tuple[str, ...]
 ) -> None:
-    old_after_no_time(at_102)
+    without_margin(at_102)
     writer, began = begin(at_102, *statements)
     if not statements:
         # Neither a lock nor a transaction id gives this one away.
@@ -142,7 +103,7 @@ def test_open_transaction_bounds_the_horizon_by_its_start(
 
 
 def test_oldest_of_several_open_transactions_bounds_the_horizon(at_102: Database) -> None:
-    old_after_no_time(at_102)
+    without_margin(at_102)
     oldest, first = begin(at_102)
     _, second = begin(at_102)
     assert horizon_of(at_102) == first
@@ -151,7 +112,7 @@ def test_oldest_of_several_open_transactions_bounds_the_horizon(at_102: Database
 
 
 def test_transaction_of_another_database_is_ignored(at_102: Database, make_database: MakeDatabase) -> None:
-    old_after_no_time(at_102)
+    without_margin(at_102)
     elsewhere = make_database("empty")
     _, began = begin(elsewhere)
     before = at_102.value(CLOCK)
@@ -161,7 +122,7 @@ def test_transaction_of_another_database_is_ignored(at_102: Database, make_datab
 
 
 def test_caller_s_own_transaction_is_ignored(at_102: Database) -> None:
-    old_after_no_time(at_102)
+    without_margin(at_102)
     caller = at_102.connect(options="-c TimeZone=UTC")
     caller.execute("SELECT FROM workspace")
     before = at_102.value(CLOCK)
@@ -175,7 +136,7 @@ def test_caller_s_own_transaction_is_ignored(at_102: Database) -> None:
 def test_horizon_sees_what_began_since_it_was_last_asked_in_the_same_transaction(
     at_102: Database, level: IsolationLevel
 ) -> None:
-    old_after_no_time(at_102)
+    without_margin(at_102)
     seen = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
     caller = at_102.connect(options="-c TimeZone=UTC")
     caller.isolation_level = level
@@ -218,7 +179,7 @@ def test_invisible_open_transaction_leaves_no_horizon_after_the_wait(
 def test_invisible_transaction_that_ends_during_the_wait_leaves_a_horizon_before_the_wait(
     at_102: Database, make_role: MakeRole
 ) -> None:
-    old_after_no_time(at_102)
+    without_margin(at_102)
     caller = login(at_102, make_role("runner"))
     writer, _ = begin(at_102)
     with ThreadPoolExecutor(1) as pool:
@@ -233,14 +194,14 @@ def test_invisible_transaction_that_ends_during_the_wait_leaves_a_horizon_before
 
 
 def test_role_that_may_read_all_statistics_need_not_wait(at_102: Database, make_role: MakeRole) -> None:
-    old_after_no_time(at_102)
+    without_margin(at_102)
     caller = login(at_102, make_role("runner", "IN ROLE pg_read_all_stats"))
     _, began = begin(at_102)
     assert horizon(caller) == began
 
 
 def test_role_sees_its_own_transactions_without_any_grant(at_102: Database, make_role: MakeRole) -> None:
-    old_after_no_time(at_102)
+    without_margin(at_102)
     role = make_role("runner")
     caller, writer = login(at_102, role), login(at_102, role)
     writer.execute("BEGIN")
@@ -368,7 +329,7 @@ def test_watermark_that_passes_an_open_writer_loses_its_row(at_102: Database) ->
 def test_no_tick_passes_an_open_writer_and_its_row_is_rolled_up_when_it_commits(
     at_102: Database, writes: str
 ) -> None:
-    old_after_no_time(at_102)
+    without_margin(at_102)
     world = small_world(at_102.url)
     reported = task(at_102.url, world.agents[0])
     event(at_102.url, world, "2025-03-01 10:15+00")
@@ -401,7 +362,7 @@ def test_autovacuum_is_neither_waited_for_nor_a_bound() -> None:
         with db.connect() as connection:
             build_v034(connection)
         db.upgrade("102")
-        old_after_no_time(db)
+        without_margin(db)
         db.execute("CREATE ROLE runner LOGIN PASSWORD 'runner'")
         # As slow as it can be, so that it is at work for as long as this test looks.
         db.execute(

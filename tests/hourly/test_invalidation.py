@@ -25,12 +25,9 @@ from tests.support.product import (
     usage,
     wait_until,
 )
+from tests.support.rollup import EVERY_HOUR, QUEUED_ONLY, TICK, WATERMARK, WINDOW
+from tests.support.sessions import is_blocked
 
-TICK = "SELECT rollup_task_usage_hourly()"
-WINDOW = "SELECT rollup_task_usage_hourly_window('-infinity', 'infinity')"
-QUEUED_ONLY = "SELECT rollup_task_usage_hourly_window('-infinity', '-infinity')"
-EVERY_HOUR = "INSERT INTO task_usage_hourly_invalidation DEFAULT VALUES"
-WATERMARK = "SELECT watermark_at FROM task_usage_hourly_rollup_state"
 QUEUED = "SELECT count(*) FROM task_usage_hourly_invalidation"
 
 # A statement that must not wait fails when it does.
@@ -142,11 +139,6 @@ def roll_up_wrongly(connection: Connection) -> int:
     assert row is not None
     count: int = row[0]
     return count
-
-
-def is_blocked(db: Database, connection: Connection) -> bool:
-    blocked: bool = db.value("SELECT cardinality(pg_blocking_pids(%s)) > 0", connection.info.backend_pid)
-    return blocked
 
 
 # One change at a time

@@ -14,10 +14,11 @@ from psycopg.types.multirange import TimestamptzMultirange
 from psycopg.types.range import TimestamptzRange
 
 from tests.support.database import Connection, Database
-from tests.support.product import Timestamp, event, small_world, task
+from tests.support.product import Timestamp, event, small_world, task, utc
+from tests.support.rollup import run_hook
 from tests.support.walks import blocked_at, slices, wait_until_blocked
 from usage_rollup.hourly import walk
-from usage_rollup.hourly.backfill import Backfill, backfill_before_103
+from usage_rollup.hourly.backfill import backfill_before_103
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 MICROSECOND = timedelta(microseconds=1)
@@ -28,10 +29,6 @@ SECONDARY_INDEXES = {
     "idx_task_usage_hourly_workspace_agent_time",
     "idx_task_usage_hourly_workspace_project_time",
 }
-
-
-def utc(*parts: int) -> datetime:
-    return datetime(*parts, tzinfo=UTC)  # type: ignore[arg-type, misc]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -240,11 +237,6 @@ def indexes(database: Database, *, identity: bool = False) -> dict[str, Any]:
             " WHERE i.indrelid = 'task_usage_hourly'::regclass AND NOT i.indisunique AND i.indisvalid"
         )
     }
-
-
-def run_hook(database: Database) -> Backfill:
-    with database.migration_connection() as connection:
-        return backfill_before_103(connection)
 
 
 def plan(database: Database, rows: int) -> None:

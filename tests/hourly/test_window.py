@@ -11,14 +11,11 @@ import pytest
 from psycopg import IsolationLevel, errors, sql
 
 from tests.support.database import Connection, Database
-from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
 from tests.support.roles import MakeRole
+from tests.support.rollup import EVERY_HOUR, QUEUED_ONLY, WINDOW, wrong_hours
+from tests.support.sessions import is_blocked, is_polling
 from tests.support.v034 import generate_history
-
-WINDOW = "SELECT rollup_task_usage_hourly_window('-infinity', 'infinity')"
-QUEUED_ONLY = "SELECT rollup_task_usage_hourly_window('-infinity', '-infinity')"
-EVERY_HOUR = "INSERT INTO task_usage_hourly_invalidation DEFAULT VALUES"
 
 # A statement that must not wait fails when it does.
 DOES_NOT_WAIT = "-c lock_timeout=2s -c statement_timeout=20s"
@@ -31,16 +28,6 @@ LEVELS = [
         IsolationLevel.SERIALIZABLE,
     )
 ]
-
-
-def wrong_hours(db: Database) -> list[datetime]:
-    """Ask the oracle as if the watermark had passed every event, so that time excuses nothing."""
-    watermark = db.value("SELECT watermark_at FROM task_usage_hourly_rollup_state")
-    db.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'infinity'")
-    try:
-        return differing_hours(db.url)
-    finally:
-        db.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = %s", watermark)
 
 
 def queued(db: Database) -> int:
@@ -68,19 +55,6 @@ def dirty(db: Database, where: str = "true") -> None:
         " SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model"
         f" FROM task_usage_hourly WHERE {where}"
     )
-
-
-def is_blocked(db: Database, connection: Connection) -> bool:
-    blocked: bool = db.value("SELECT cardinality(pg_blocking_pids(%s)) > 0", connection.info.backend_pid)
-    return blocked
-
-
-def is_polling(db: Database, connection: Connection) -> bool:
-    polling: bool = db.value(
-        "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = %s",
-        connection.info.backend_pid,
-    )
-    return polling
 
 
 # What it writes

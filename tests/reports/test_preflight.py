@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runner.test_adoption import drop_legacy, record, run, taken_by_go_to, unrecord
 from tests.support.database import Database, MakeDatabase
+from tests.support.go_runner import drop_legacy, record, run_sql, taken_by_go_to, unrecord
 from tests.support.product import event, small_world, task, upsert_usage, usage
 from tests.support.roles import MakeRole, give_everything_to
 from tests.support.server import start_server
@@ -138,7 +138,7 @@ def test_locks_named_are_those_the_upgrade_takes(v034: Database) -> None:
     ],
 )
 def test_what_the_upgrade_refuses_is_refused_here_in_its_words(v034: Database, spoil: str, fact: str) -> None:
-    run(v034, spoil)
+    run_sql(v034, spoil)
     found = look(v034)
     assert not found.goes_through
     assert any(fact in refusal for refusal in found.refusals), found.refusals

@@ -8,12 +8,11 @@ import pytest
 
 from tests.support.database import Database, MakeDatabase
 from tests.support.product import World, event, small_world, task, upsert_usage
+from tests.support.rollup import TICK, WINDOW
 from tests.support.shapes import make_products
 from tests.support.terminal import ESCAPES, on_a_terminal
 from usage_rollup.reports.status import Status, status
 
-TICK = "SELECT rollup_task_usage_hourly()"
-WINDOW = "SELECT rollup_task_usage_hourly_window('-infinity', 'infinity')"
 CAUGHT_UP = "UPDATE task_usage_hourly_rollup_state SET watermark_at = now() - interval '5 minutes'"
 
 # What pg_cron's own script makes, as far as it matters.

@@ -12,17 +12,19 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.hourly.test_horizon import begin, old_after_no_time
-from tests.hourly.test_schedule import JOBS, OURS, PG_CRON
-from tests.stories.test_chain import hourly, migrating_backend, schema
-from tests.stories.test_losses import LONG_MODEL, lose_raw_rows, roll_up_as_v034, where_legacy_is
 from tests.support.database import ROOT, Database, MakeDatabase
+from tests.support.horizon import begin, without_margin
+from tests.support.legacy import lose_raw_rows, roll_up_as_v034, where_legacy_is
 from tests.support.oracle import differing_hours
-from tests.support.product import World, event, small_world, task, upsert_usage, usage, wait_until
+from tests.support.pg_cron import JOBS, OURS, PG_CRON
+from tests.support.product import LONG_MODEL, World, event, small_world, task, upsert_usage, usage, wait_until
 from tests.support.roles import MakeRole, give_everything_to
+from tests.support.rollup import hourly
 from tests.support.server import Server
+from tests.support.sessions import is_gone
 from tests.support.shapes import make_products
 from tests.support.v034 import build_v034, generate_history
+from tests.support.walks import migrating_backend
 from usage_rollup.runner.adoption import STEMS
 
 Rows = list[tuple[Any, ...]]
@@ -250,7 +252,7 @@ def test_legacy_pipeline_goes_on_after_the_way_back(v034: Database) -> None:
 
 
 def test_watermarks_do_not_pass_a_transaction_that_has_not_written_yet(head: Database) -> None:
-    old_after_no_time(head)
+    without_margin(head)
     world = small_world(head.url)
     event(head.url, world, "2025-03-01 10:15+00")
     task_id = task(head.url, world.agents[0])
@@ -453,7 +455,7 @@ def test_kept_tables_bring_the_catalog_of_102_back(
 ) -> None:
     database, _ = kept
     back(database, "102")
-    assert schema(database) == schema(make_database("102"))
+    assert database.schema(in_order=False) == make_database("102").schema(in_order=False)
 
 
 def test_newest_of_several_kept_copies_moves_back_and_the_others_stay(kept: tuple[Database, World]) -> None:
@@ -547,7 +549,7 @@ def test_absurd_usage_is_left_out_of_what_is_rebuilt_and_stops_nothing(v034: Dat
         event(connection, world, "2025-03-01 10:25+00")
         for _ in range(3):
             event(connection, world, "2025-04-01 10:25+00", tokens=2**62)
-    v034.execute(f"UPDATE task_usage SET model = {LONG_MODEL} WHERE created_at = '2025-03-01 10:25+00'")
+    v034.execute(f"UPDATE task_usage SET model = '{LONG_MODEL}' WHERE created_at = '2025-03-01 10:25+00'")
     v034.execute("UPDATE agent_runtime SET timezone = 'Mars/Olympus'")
     # The trap: the pipeline's own window cannot.
     with pytest.raises(psycopg.Error):
@@ -591,6 +593,7 @@ def test_way_back_killed_at_a_step_is_where_it_was_before_that_step_and_can_be_r
         process = head.spawn("alembic", "downgrade", target)
         wait_until(lambda: migrating_backend(head, "schema_migrations"), "the step at its ledger row")
         pid = migrating_backend(head, "schema_migrations")
+        assert pid is not None
         if how == "pg_terminate_backend":
             head.execute("SELECT pg_terminate_backend(%s)", pid)
         else:
@@ -598,9 +601,7 @@ def test_way_back_killed_at_a_step_is_where_it_was_before_that_step_and_can_be_r
         printed, _ = process.communicate(timeout=30)
         assert process.returncode == {"SIGKILL": -9, "SIGTERM": 143, "pg_terminate_backend": 255}[how]
         assert "Traceback" not in printed
-    wait_until(
-        lambda: not head.execute("SELECT FROM pg_stat_activity WHERE pid = %s", pid), "its session is over"
-    )
+    wait_until(lambda: is_gone(head, pid), "its session is over")
     assert head.catalog() == before
     back(head, target)
     assert head.revision == target

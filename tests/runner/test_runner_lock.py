@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from tests.support.database import ROOT, Database
+from tests.support.processes import finish, read_until
 from tests.support.product import wait_until
 from tests.support.v034 import V034_STEMS
 from tests.support.walks import (
@@ -51,12 +51,6 @@ def wait_until_polling(database: Database, count: int = 1) -> None:
         ),
         f"{count} runners ask for the lock",
     )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
-    return output
 
 
 def test_eight_runners_started_together_all_succeed_and_walk_once(v034: Database) -> None:
@@ -228,16 +222,6 @@ def test_runner_reads_alembic_version_after_its_turn_has_come(v034: Database) ->
 def drop_statements(stem: str) -> list[str]:
     lines = Path(VERSIONS / f"{stem}.up.sql").read_text().splitlines()
     return [line for line in lines if line.startswith("DROP ")]
-
-
-def read_until(process: subprocess.Popen[str], text: str) -> str:
-    assert process.stdout is not None
-    seen = ""
-    for line in process.stdout:
-        seen += line
-        if text in line:
-            return seen
-    raise AssertionError(f"ended without {text!r}:\n{seen}")
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.runner.test_adoption import GO_102, record, run, taken_by_go_to, unrecord
-from tests.stories.test_chain import SETTINGS, hourly
-from tests.support.database import Database, MakeDatabase
+from tests.support.database import NOWHERE, Database, MakeDatabase
+from tests.support.go_runner import GO_102, record, run_sql, taken_by_go_to, unrecord
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, upsert_usage, wait_until
+from tests.support.rollup import WATERMARK, hourly
+from tests.support.settings import HOSTILE_SETTINGS
 from tests.support.v034 import V034_STEMS, generate_history
 from tests.support.walks import (
     advisory_locks,
@@ -26,8 +27,6 @@ from tests.support.walks import (
 )
 from usage_rollup.runner.adoption import STEMS
 
-NOWHERE = "postgres://nobody@127.0.0.1:1/nowhere"
-WATERMARK = "SELECT watermark_at FROM task_usage_hourly_rollup_state"
 ALL_ALONE = ["-X", "-v", "ON_ERROR_STOP=1"]
 
 LEGACY_ROWS = (
@@ -103,11 +102,6 @@ def history(*databases: Database) -> None:
             generate_history(connection, 600, months=5, agents=6, until=until)
 
 
-def objects(database: Database) -> str:
-    """Return the catalog without the ledgers, whose rows tell when they were written."""
-    return "\n".join(line for line in database.catalog().splitlines() if not line.startswith("("))
-
-
 def slices(said: str) -> list[str]:
     return re.findall(r"INFO:  slice (\d+): ", said)
 
@@ -127,7 +121,7 @@ def test_upgrade_script_ends_where_the_runner_ends(make_database: MakeDatabase, 
     for step in steps:
         said = apply(offline, "upgrade", step)
         assert "WARNING" not in said
-    assert objects(offline) == objects(online)
+    assert offline.schema() == online.schema()
     assert hourly(offline) == hourly(online) != []
     assert offline.ledger == {*V034_STEMS, *STEMS.values()}
     assert advisory_locks(offline) == []
@@ -177,7 +171,7 @@ def test_downgrade_script_ends_where_the_runner_ends(make_database: MakeDatabase
     assert online.alembic("downgrade", target).returncode == 0
     said = apply(offline, "downgrade", f"head:{target}")
     assert "the time zone of every runtime is UTC again" in said
-    assert objects(offline) == objects(online)
+    assert offline.schema() == online.schema()
     for rows in LEGACY_ROWS:
         assert offline.execute(rows) == online.execute(rows) != []
     assert zones(offline) == zones(online)
@@ -217,12 +211,12 @@ def test_script_with_nothing_to_do_is_empty(v034: Database) -> None:
 def test_settings_of_the_database_do_not_change_what_a_script_does(make_database: MakeDatabase) -> None:
     plain, hostile = make_database("v034"), make_database("v034")
     history(plain, hostile)
-    for name, value in SETTINGS.items():
+    for name, value in HOSTILE_SETTINGS.items():
         hostile.execute(f"ALTER DATABASE {hostile.name} SET {name} = '{value}'")
     apply(plain, "upgrade", "097:head")
     apply(hostile, "upgrade", "097:head")
     hostile.execute(f"ALTER DATABASE {hostile.name} RESET ALL")
-    assert objects(hostile) == objects(plain)
+    assert hostile.schema() == plain.schema()
     assert hourly(hostile) == hourly(plain) != []
 
 
@@ -553,5 +547,5 @@ def test_rest_between_slices_changes_nothing_else(at_102: Database, rest: str) -
 
 def test_go_102_alone_is_no_102(make_database: MakeDatabase) -> None:
     database = make_database("101")
-    run(database, GO_102)
+    run_sql(database, GO_102)
     assert "stands at 101" in refused(database, script(database, "upgrade", "102:head"))

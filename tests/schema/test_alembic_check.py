@@ -7,8 +7,8 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from tests.runner.test_adoption import taken_by_go_to
 from tests.support.database import Database, MakeDatabase
+from tests.support.go_runner import taken_by_go_to
 from tests.support.product import event, small_world
 from tests.support.shapes import make_products
 from tests.support.v034 import generate_history

@@ -7,8 +7,8 @@ import json
 import psycopg
 import pytest
 
-from tests.runner.test_adoption import GO_LATER, drop_legacy, drop_runtime_timezone, record, taken_by_go_to
 from tests.support.database import ROOT, Database, MakeDatabase
+from tests.support.go_runner import GO_LATER, drop_legacy, drop_runtime_timezone, record, taken_by_go_to
 from tests.support.shapes import COST_COLUMNS, make_products
 from tests.support.terminal import ESCAPES, on_a_terminal
 from usage_rollup.runner.adoption import STEMS

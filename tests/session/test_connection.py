@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import sqlalchemy as sa
 from psycopg import pq
 
 from tests.support.database import Database
+from tests.support.processes import read_until
 from tests.support.product import event, small_world, wait_until
 from tests.support.roles import MakeRole, give_objects_to
 from tests.support.server import Server, start_server
@@ -210,21 +210,11 @@ def own(own_server: Server) -> Iterator[Database]:
     own_server.restart()
 
 
-def output_up_to(process: subprocess.Popen[str], text: str) -> str:
-    assert process.stdout is not None
-    seen = ""
-    for line in process.stdout:
-        seen += line
-        if text in line:
-            return seen
-    raise AssertionError(f"ended without {text!r}:\n{seen}")
-
-
 def test_upgrade_waits_for_a_stopped_server_and_goes_on_when_it_is_started(own: Database) -> None:
     own.server.stop()
     assert pq.PGconn.ping(own.url.encode()) == pq.Ping.NO_RESPONSE
     process = own.spawn("alembic", "upgrade", "head")
-    output_up_to(process, "waiting up to 180 s for the database")
+    read_until(process, "waiting up to 180 s for the database")
     own.server.restart()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
@@ -239,7 +229,7 @@ def test_upgrade_waits_while_the_server_rejects_sessions(own: Database) -> None:
     os.kill(postmaster, signal.SIGTERM)
     wait_until(lambda: pq.PGconn.ping(own.url.encode()) == pq.Ping.REJECT, "the server rejects sessions")
     process = own.spawn("alembic", "upgrade", "head")
-    output_up_to(process, "waiting up to 180 s for the database")
+    read_until(process, "waiting up to 180 s for the database")
     keeper.close()
     own.server.restart()
     output, _ = process.communicate(timeout=60)
@@ -422,7 +412,7 @@ def test_session_lost_while_it_waits_is_one_message(
     reached = wait_for(at_102)
     process = at_102.spawn("alembic", "upgrade", "head")
     if reached:
-        output_up_to(process, reached)
+        read_until(process, reached)
     wait_until(lambda: runners(at_102) == 1, "the upgrade is connected")
     at_102.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"

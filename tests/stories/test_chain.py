@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -14,7 +13,10 @@ from alembic.script import Script, ScriptDirectory
 from tests.support.database import ROOT, Database, MakeDatabase
 from tests.support.product import event, small_world, upsert_usage, usage, wait_until
 from tests.support.roles import MakeRole, give_everything_to, owners
+from tests.support.rollup import hourly
+from tests.support.settings import HOSTILE_SETTINGS
 from tests.support.v034 import V034_STEMS, generate_history
+from tests.support.walks import migrating_backend
 from usage_rollup.contract import BASELINE, HOURLY, LEGACY
 from usage_rollup.runner.adoption import STEMS, read
 
@@ -26,20 +28,6 @@ DEFAULT_NAMED = {
     "workspace_slug_key",
     "agent_runtime_workspace_id_daemon_id_provider_key",
     "task_usage_task_id_provider_model_key",
-}
-
-SETTINGS = {
-    "TimeZone": "Asia/Kathmandu",
-    "DateStyle": "SQL, DMY",
-    "IntervalStyle": "sql_standard",
-    "statement_timeout": "1s",
-    "lock_timeout": "1ms",
-    "idle_in_transaction_session_timeout": "1s",
-    "default_transaction_isolation": "serializable",
-    "default_transaction_deferrable": "on",
-    "search_path": "",
-    "standard_conforming_strings": "off",
-    "client_encoding": "LATIN1",
 }
 
 
@@ -59,27 +47,12 @@ def stamp(database: Database, target: str) -> None:
     assert result.returncode == 0, result.stdout
 
 
-def schema(database: Database) -> list[str]:
-    """Return the catalog without the ledgers and the order of columns: a column comes back last."""
-    lines = database.catalog().splitlines()
-    return sorted(line.strip().rstrip(",") for line in lines if not line.startswith("('"))
-
-
 def written_stems(database: Database) -> list[str]:
     return sorted(database.ledger - set(V034_STEMS))
 
 
 def stems(first: str, last: str) -> list[str]:
     return [stem for revision, stem in STEMS.items() if first <= revision <= last]
-
-
-def hourly(database: Database) -> list[tuple[Any, ...]]:
-    """Return every rolled-up row, without the time it was written."""
-    return database.execute(
-        "SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model,"
-        " input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, task_count, event_count"
-        " FROM public.task_usage_hourly ORDER BY 1, 2, 3, 4, 5, 6, 7"
-    )
 
 
 # Names
@@ -169,16 +142,16 @@ def test_each_downgrade_removes_its_stem_and_restores_the_schema_of_the_revision
     make_database: MakeDatabase,
 ) -> None:
     database = make_database("head")
-    before, ledger = schema(database), database.ledger
+    before, ledger = database.schema(in_order=False), database.ledger
     for revision in REVISIONS[-2::-1]:
         downgrade(database, revision)
         assert database.revision == revision
         assert written_stems(database) == stems("100", revision)
-        reached, expected = schema(database), schema(make_database(revision))
+        reached, expected = database.schema(in_order=False), make_database(revision).schema(in_order=False)
         assert Counter(reached) - Counter(expected) == Counter(), f"left over at {revision}"
         assert Counter(expected) - Counter(reached) == Counter(), f"not back at {revision}"
     database.upgrade()
-    assert schema(database) == before
+    assert database.schema(in_order=False) == before
     assert database.ledger == ledger
 
 
@@ -216,13 +189,13 @@ def test_downgrade_to_base_is_refused_while_a_product_table_holds_a_row(empty: D
 
 
 def test_102_applies_over_itself(at_102: Database) -> None:
-    before = schema(at_102)
+    before = at_102.schema(in_order=False)
     stamp(at_102, "101")
     assert at_102.revision == "101"
     assert "102_task_usage_hourly_pipeline" in at_102.ledger
     at_102.upgrade("102")
     assert at_102.revision == "102"
-    assert schema(at_102) == before
+    assert at_102.schema(in_order=False) == before
 
 
 def test_102_103_and_104_apply_over_themselves_on_a_database_without_a_ledger(
@@ -272,17 +245,6 @@ def test_steps_before_the_failing_one_stay(v034: Database) -> None:
     v034.refused()
     assert v034.revision == "103"
     assert written_stems(v034) == stems("100", "103")
-
-
-def migrating_backend(database: Database, relation: str) -> int | None:
-    """Return the pid of the migration session while it waits for a lock on `relation`."""
-    rows = database.execute(
-        "SELECT l.pid FROM pg_locks l JOIN pg_stat_activity s USING (pid)"
-        " WHERE l.relation = %s::regclass AND NOT l.granted AND s.application_name = 'usage-rollup'"
-        " AND s.datname = current_database()",
-        relation,
-    )
-    return rows[0][0] if rows else None
 
 
 @pytest.mark.parametrize("revision", REVISIONS[1:])
@@ -432,7 +394,7 @@ def test_settings_of_the_database_do_not_change_the_result(make_database: MakeDa
     for database in (plain, hostile):
         with database.connect() as connection:
             generate_history(connection, 2_000, until=until)
-    for name, value in SETTINGS.items():
+    for name, value in HOSTILE_SETTINGS.items():
         hostile.execute(f"ALTER DATABASE {hostile.name} SET {name} = '{value}'")
     assert hostile.value("SHOW TimeZone") == "Asia/Kathmandu"
     assert hostile.value("SELECT to_regclass('task_usage') IS NULL")
@@ -441,7 +403,7 @@ def test_settings_of_the_database_do_not_change_the_result(make_database: MakeDa
     hostile.upgrade()
     hostile.execute(f"ALTER DATABASE {hostile.name} RESET ALL")
     assert hourly(hostile) == hourly(plain) != []
-    assert schema(hostile) == schema(plain)
+    assert hostile.schema(in_order=False) == plain.schema(in_order=False)
     assert hostile.ledger == plain.ledger
 
 
@@ -449,12 +411,12 @@ def test_settings_of_the_database_do_not_change_the_way_back(make_database: Make
     plain, hostile = make_database("head"), make_database("head")
     for database in (plain, hostile):
         event(database.url, small_world(database.url), "2025-03-01 20:20+00", None)
-    for name, value in SETTINGS.items():
+    for name, value in HOSTILE_SETTINGS.items():
         hostile.execute(f"ALTER DATABASE {hostile.name} SET {name} = '{value}'")
     for database in (plain, hostile):
         downgrade(database, "097")
     hostile.execute(f"ALTER DATABASE {hostile.name} RESET ALL")
-    assert schema(hostile) == schema(plain)
+    assert hostile.schema(in_order=False) == plain.schema(in_order=False)
     for table in ("task_usage_daily", "task_usage_dashboard_daily"):
         days = f"SELECT bucket_date, model, input_tokens FROM {table}"
         assert hostile.execute(days) == plain.execute(days) != []

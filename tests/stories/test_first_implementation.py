@@ -20,23 +20,12 @@ from psycopg import IsolationLevel, errors
 
 from tests.support.database import ROOT, MakeDatabase
 from tests.support.naive import Naive, NaiveRefusal, Ours, Pipeline
-from tests.support.product import (
-    World,
-    event,
-    small_world,
-    task,
-    upsert_usage,
-    usage,
-    wait_until,
-)
+from tests.support.product import LONG_MODEL, World, event, small_world, task, upsert_usage, usage, wait_until
+from tests.support.sessions import is_blocked
 
 WINDOW = "SELECT public.rollup_task_usage_hourly_window('-infinity', 'infinity')"
 BOUNDED = "-c statement_timeout=20s"
 DOES_NOT_WAIT = "-c lock_timeout=500ms -c statement_timeout=20s"
-
-# Random text does not compress: longer than an index row of the hourly table may be, and short enough for
-# task_usage's own.
-LONG_MODEL = "(SELECT string_agg(md5(n::text), '') FROM generate_series(1, 82) AS n)"
 
 
 @pytest.fixture(params=["naive", "ours"])
@@ -58,10 +47,7 @@ def shows(pipeline: Pipeline) -> bool:
 def waits_or_is_done(pipeline: Pipeline, session: psycopg.Connection[Any], running: Future[Any]) -> None:
     """Wait until what runs in `session` is blocked by somebody, or over."""
     wait_until(
-        lambda: (
-            running.done()
-            or pipeline.db.value("SELECT cardinality(pg_blocking_pids(%s)) > 0", session.info.backend_pid)
-        ),
+        lambda: running.done() or is_blocked(pipeline.db, session),
         "the statement waits or is done",
     )
 
@@ -549,7 +535,7 @@ def test_h18_one_absurd_row_does_not_stop_the_usage_of_everybody_else(
     event(pipeline.db.url, world, "2025-03-01 10:15+00", agent=2, issue=3)
     event(pipeline.db.url, world, "2025-03-01 10:20+00")
     pipeline.db.execute(
-        f"UPDATE task_usage SET model = {LONG_MODEL} WHERE created_at > '2025-03-01 10:18+00'"
+        f"UPDATE task_usage SET model = '{LONG_MODEL}' WHERE created_at > '2025-03-01 10:18+00'"
     )
     pipeline.as_history()
     stopped = False

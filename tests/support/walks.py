@@ -70,6 +70,17 @@ def wait_until_blocked(database: Database) -> int:
     return pid
 
 
+def migrating_backend(database: Database, relation: str) -> int | None:
+    """Return the pid of the migration session while it waits for a lock on `relation`."""
+    rows = database.execute(
+        "SELECT l.pid FROM pg_locks l JOIN pg_stat_activity s USING (pid)"
+        " WHERE l.relation = %s::regclass AND NOT l.granted AND s.application_name = 'usage-rollup'"
+        " AND s.datname = current_database()",
+        relation,
+    )
+    return rows[0][0] if rows else None
+
+
 def runners(database: Database) -> int:
     """Count the sessions of upgrades."""
     count: int = database.value(
