@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 import subprocess
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import pytest
 
-from tests.support.database import NOWHERE, Database, MakeDatabase
+from tests.support import programs
+from tests.support.database import NOWHERE, ROOT, Database, MakeDatabase
 from tests.support.go_runner import GO_102, record, run_sql, taken_by_go_to, unrecord
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, upsert_usage, wait_until
+from tests.support.roles import MakeRole, give_everything_to
 from tests.support.rollup import WATERMARK, hourly
 from tests.support.settings import HOSTILE_SETTINGS
 from tests.support.v034 import V034_STEMS, generate_history
@@ -39,9 +42,15 @@ LEGACY_ROWS = (
 
 def script(database: Database, *arguments: str, **extra: str) -> str:
     """Return what `alembic ... --sql` writes, made where no database can be reached."""
-    made = database.run("alembic", *arguments, "--sql", **{"DATABASE_URL": NOWHERE, **extra})
-    assert made.returncode == 0, made.stderr
-    return made.stdout
+    return made(arguments, tuple(database.environment(**{"DATABASE_URL": NOWHERE, **extra}).items()))
+
+
+@cache
+def made(arguments: tuple[str, ...], environment: tuple[tuple[str, str], ...]) -> str:
+    """Make a script; once only, because nothing of the database that will run it can get into it."""
+    done = programs.run("alembic", (*arguments, "--sql"), cwd=ROOT, env=dict(environment), timeout_s=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def psql(
@@ -220,26 +229,16 @@ def test_settings_of_the_database_do_not_change_what_a_script_does(make_database
     assert hourly(hostile) == hourly(plain) != []
 
 
-def test_new_objects_of_a_script_belong_to_the_owner_of_task_usage(v034: Database) -> None:
-    owner = f"owner_{v034.name}"
-    v034.execute(f"CREATE ROLE {owner}")
-    for table in ("user", "agent_runtime", "agent", "issue", "agent_task_queue", "task_usage"):
-        v034.execute(f'ALTER TABLE "{table}" OWNER TO {owner}')
-    for (table,) in v034.execute("SELECT tablename FROM pg_tables WHERE tablename ~ '^task_usage_'"):
-        v034.execute(f"ALTER TABLE {table} OWNER TO {owner}")
-    for (function,) in v034.execute(
-        "SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
-    ):
-        v034.execute(f"ALTER FUNCTION {function} OWNER TO {owner}")
-    v034.execute(f"GRANT CREATE ON SCHEMA public TO {owner}")
+def test_new_objects_of_a_script_belong_to_the_owner_of_task_usage(
+    v034: Database, make_role: MakeRole
+) -> None:
+    owner = make_role("owner")
+    give_everything_to(v034, owner)
     apply(v034, "upgrade", "097:head")
     owners = v034.execute(
         "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class WHERE relname ~ '^task_usage_hourly'"
     )
     assert owners == [(owner,)]
-    v034.execute(f"REASSIGN OWNED BY {owner} TO CURRENT_USER")
-    v034.execute(f"DROP OWNED BY {owner}")
-    v034.execute(f"DROP ROLE {owner}")
 
 
 # Where it must not begin

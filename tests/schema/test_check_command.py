@@ -7,9 +7,10 @@ import json
 import psycopg
 import pytest
 
-from tests.support.database import ROOT, Database, MakeDatabase
+from tests.support.database import Database, MakeDatabase
 from tests.support.go_runner import GO_LATER, drop_legacy, drop_runtime_timezone, record, taken_by_go_to
 from tests.support.shapes import COST_COLUMNS, make_products
+from tests.support.snapshot import SNAPSHOT
 from tests.support.terminal import ESCAPES, on_a_terminal
 from usage_rollup.runner.adoption import STEMS
 from usage_rollup.schema import catalog
@@ -39,7 +40,7 @@ def test_snapshot_is_what_the_revisions_make(empty: Database) -> None:
     empty.upgrade()
     with empty.migration_connection() as connection:
         made = catalog.render(catalog.read(connection))
-    file = (ROOT / "src" / "usage_rollup" / catalog.SNAPSHOT).read_text("utf-8")
+    file = SNAPSHOT.read_text("utf-8")
     assert file == made, "review the change, then write the snapshot anew: make snapshot"
     assert len(catalog.expected()) > 50
     assert catalog.render(catalog.expected()) == file

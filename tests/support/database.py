@@ -197,14 +197,16 @@ class Database:
         """Open a SQLAlchemy connection, pinned as the runner pins its own; its session ends with it."""
         from usage_rollup.session.connection import connect
 
-        session = connect(url or self.url, 0)
-        pid = session.info.backend_pid
-        engine = sa.create_engine("postgresql+psycopg://", creator=lambda: session, poolclass=sa.NullPool)
-        try:
-            with engine.connect() as connection:
+        engine = sa.create_engine(
+            "postgresql+psycopg://", creator=lambda: connect(url or self.url, 0), poolclass=sa.NullPool
+        )
+        with engine.connect() as connection:
+            pid: int = connection.connection.driver_connection.info.backend_pid  # type: ignore[union-attr]
+            try:
                 yield connection
-        finally:
-            self.server.wait_until_gone(pid)
+            finally:
+                connection.close()
+                self.server.wait_until_gone(pid)
 
 
 MakeDatabase = Callable[[str], Database]

@@ -7,6 +7,7 @@ from tests.support.server import open_server
 from usage_rollup.schema import catalog
 
 DATABASE = "multica_snapshot"
+SNAPSHOT = ROOT / "src" / "usage_rollup" / "schema" / catalog.SNAPSHOT
 
 
 def main() -> None:
@@ -19,8 +20,7 @@ def main() -> None:
         with database.migration_connection() as connection:
             text = catalog.render(catalog.read(connection))
         server.drop_database(DATABASE)
-    path = ROOT / "src" / "usage_rollup" / "schema" / catalog.SNAPSHOT
-    path.write_text(text, "utf-8")
+    SNAPSHOT.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":
