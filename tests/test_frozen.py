@@ -6,8 +6,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.support.database import ROOT
 from tests.support.freeze import RELEASED, complaints, digests, freeze
+
+pytestmark = pytest.mark.offline
 
 
 def project(directory: Path) -> Path:

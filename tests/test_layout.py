@@ -13,6 +13,8 @@ from tests.support.database import ROOT
 from tests.support.places import PLACE, REGISTRY
 from usage_rollup.runner.adoption import STEMS
 
+pytestmark = pytest.mark.offline
+
 TRACKED = [
     ROOT / name
     for name in subprocess.run(

@@ -17,6 +17,8 @@ from tests.support.places import PLACE
 from tests.support.v034 import generate_history
 from usage_rollup.commands.cli import app
 
+pytestmark = [pytest.mark.packaging, pytest.mark.xdist_group("package")]
+
 # Other arguments than none.
 ARGUMENTS = {"upgrade": ["head"], "schedule": ["--help"]}
 COMMANDS = sorted(typer.main.get_group(app).commands)

@@ -13,6 +13,8 @@ from tests.support.database import ROOT, Database
 from tests.support.server import Server, start_server
 from usage_rollup.session.connection import MINIMUM_VERSION
 
+pytestmark = [pytest.mark.server, pytest.mark.xdist_group("postgres_14")]
+
 
 @pytest.fixture(scope="module")
 def on_14() -> Iterator[Database]:

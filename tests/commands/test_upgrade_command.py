@@ -13,6 +13,8 @@ from tests.support.database import BIN, Database, MakeDatabase
 from tests.support.product import wait_until
 from usage_rollup.session.advisory_lock import MIGRATION_RUN
 
+pytestmark = pytest.mark.process
+
 
 def log_of(output: str) -> list[str]:
     """Return the log lines without what differs from run to run."""

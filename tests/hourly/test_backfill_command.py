@@ -23,6 +23,8 @@ from tests.support.walks import (
     write_history,
 )
 
+pytestmark = pytest.mark.process
+
 LOCK = 4246
 
 

@@ -19,6 +19,8 @@ from tests.support.server import start_server
 from tests.support.sessions import is_polling
 from tests.support.v034 import build_v034
 
+pytestmark = pytest.mark.server
+
 CLOCK = "SELECT clock_timestamp()"
 FIVE_MINUTES = timedelta(minutes=5)
 

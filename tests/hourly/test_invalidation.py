@@ -28,6 +28,8 @@ from tests.support.product import (
 from tests.support.rollup import EVERY_HOUR, QUEUED_ONLY, TICK, WATERMARK, WINDOW
 from tests.support.sessions import is_blocked
 
+pytestmark = pytest.mark.server
+
 QUEUED = "SELECT count(*) FROM task_usage_hourly_invalidation"
 
 # A statement that must not wait fails when it does.

@@ -38,6 +38,8 @@ from tests.support.server import Server
 from tests.support.walks import advisory_locks, blocked_at, committed_months, runners, slices
 from usage_rollup.session import advisory_lock
 
+pytestmark = [pytest.mark.process, pytest.mark.xdist_group("jobs")]
+
 MONTHS = [datetime(2025, month, 1, tzinfo=UTC) for month in range(1, 7)]
 JANUARY, FEBRUARY, APRIL = MONTHS[0], MONTHS[1], MONTHS[3]
 

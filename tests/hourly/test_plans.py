@@ -15,6 +15,8 @@ from tests.support.database import ROOT, Connection, Database, MakeDatabase
 from tests.support.product import small_world
 from usage_rollup.hourly.backfill import backfill_before_103
 
+pytestmark = pytest.mark.server
+
 GUARD = (ROOT / "alembic" / "versions" / "103_drop_legacy_daily_rollups.up.sql").read_bytes()
 
 # What a recompute reads, in the order in which it reaches them.

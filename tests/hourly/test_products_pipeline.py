@@ -14,6 +14,8 @@ from usage_rollup.hourly import products_pipeline
 from usage_rollup.hourly.catch_up import catch_up
 from usage_rollup.session.connection import migration_session
 
+pytestmark = pytest.mark.server
+
 FIRST = datetime(2025, 1, 10, 10, 20, tzinfo=UTC)
 
 

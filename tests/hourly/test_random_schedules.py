@@ -32,6 +32,8 @@ from tests.support.stateful import (
     Violation,
 )
 
+pytestmark = pytest.mark.long
+
 # Four tests share them, so that two workers do.
 PARTS = 4
 

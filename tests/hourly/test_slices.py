@@ -20,6 +20,8 @@ from tests.support.walks import blocked_at, slices, wait_until_blocked
 from usage_rollup.hourly import walk
 from usage_rollup.hourly.backfill import backfill_before_103
 
+pytestmark = pytest.mark.server
+
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 MICROSECOND = timedelta(microseconds=1)
 

@@ -13,8 +13,10 @@ from psycopg import IsolationLevel, errors
 from tests.support.database import Connection, Database
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
-from tests.support.rollup import EVERY_HOUR, TICK, WATERMARK
+from tests.support.rollup import EVERY_HOUR, TICK, WATERMARK, queued
 from tests.support.sessions import is_blocked, is_gone
+
+pytestmark = pytest.mark.server
 
 STATE = "SELECT * FROM task_usage_hourly_rollup_state"
 LAG = "SELECT task_usage_hourly_rollup_lag_seconds()"
@@ -39,14 +41,6 @@ def catch_up(db: Database) -> None:
 def as_history(db: Database) -> None:
     """Forget what is queued, so that the rows written so far are found by time alone."""
     db.execute("DELETE FROM task_usage_hourly_invalidation")
-
-
-def queued(db: Database) -> int:
-    count: int = db.value(
-        "SELECT (SELECT count(*) FROM task_usage_hourly_invalidation)"
-        " + (SELECT count(*) FROM task_usage_hourly_dirty)"
-    )
-    return count
 
 
 # The lock

@@ -13,9 +13,11 @@ from psycopg import IsolationLevel, errors, sql
 from tests.support.database import Connection, Database
 from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
 from tests.support.roles import MakeRole
-from tests.support.rollup import EVERY_HOUR, QUEUED_ONLY, WINDOW, wrong_hours
+from tests.support.rollup import EVERY_HOUR, QUEUED_ONLY, WINDOW, queued, wrong_hours
 from tests.support.sessions import is_blocked, is_polling
 from tests.support.v034 import generate_history
+
+pytestmark = pytest.mark.server
 
 # A statement that must not wait fails when it does.
 DOES_NOT_WAIT = "-c lock_timeout=2s -c statement_timeout=20s"
@@ -28,14 +30,6 @@ LEVELS = [
         IsolationLevel.SERIALIZABLE,
     )
 ]
-
-
-def queued(db: Database) -> int:
-    count: int = db.value(
-        "SELECT (SELECT count(*) FROM task_usage_hourly_invalidation)"
-        " + (SELECT count(*) FROM task_usage_hourly_dirty)"
-    )
-    return count
 
 
 def rollup(db: Database, *extra: str) -> set[tuple[Any, ...]]:

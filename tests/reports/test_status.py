@@ -10,7 +10,7 @@ from tests.support.database import NOWHERE, Database, MakeDatabase
 from tests.support.pg_cron import PG_CRON
 from tests.support.product import World, event, small_world, task, upsert_usage
 from tests.support.roles import MakeRole
-from tests.support.rollup import TICK, WINDOW
+from tests.support.rollup import TICK, WINDOW, heal
 from tests.support.shapes import make_products
 from tests.support.terminal import ESCAPES, on_a_terminal
 from usage_rollup.reports.status import Status, status
@@ -21,16 +21,6 @@ CAUGHT_UP = "UPDATE task_usage_hourly_rollup_state SET watermark_at = now() - in
 def read(database: Database) -> Status:
     with database.migration_connection() as connection:
         return status(connection)
-
-
-def heal(database: Database) -> None:
-    """Recompute every hour there is on either side."""
-    database.execute(
-        "INSERT INTO task_usage_hourly_invalidation (bucket_hour)"
-        " SELECT task_usage_hour_bucket(created_at) FROM task_usage"
-        " UNION SELECT bucket_hour FROM task_usage_hourly"
-    )
-    database.execute(WINDOW)
 
 
 def line(screen: str, label: str) -> str:

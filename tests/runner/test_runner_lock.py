@@ -26,6 +26,8 @@ from usage_rollup.errors import LockBusy
 from usage_rollup.runner.adoption import STEMS
 from usage_rollup.session import advisory_lock
 
+pytestmark = pytest.mark.process
+
 RUN = 7244554146635925501
 VERSIONS = ROOT / "alembic" / "versions"
 

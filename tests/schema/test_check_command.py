@@ -15,6 +15,8 @@ from tests.support.terminal import ESCAPES, on_a_terminal
 from usage_rollup.runner.adoption import STEMS
 from usage_rollup.schema import catalog
 
+pytestmark = pytest.mark.server
+
 WINDOW = "function rollup_task_usage_hourly_window(timestamp with time zone, timestamp with time zone)"
 
 

@@ -20,6 +20,8 @@ from tests.support.walks import migrating_backend
 from usage_rollup.contract import BASELINE, HOURLY, LEGACY
 from usage_rollup.runner.adoption import STEMS, read
 
+pytestmark = pytest.mark.server
+
 REVISIONS = list(STEMS)
 
 # Constraints the field knows by PostgreSQL's default names; the inventory leaves their indexes out.
@@ -35,11 +37,6 @@ def chain() -> list[Script]:
     """Return the revisions as Alembic reads them, the oldest first."""
     directory = ScriptDirectory.from_config(Config(ROOT / "alembic.ini"))
     return list(directory.walk_revisions())[::-1]
-
-
-def downgrade(database: Database, target: str, **extra: str) -> None:
-    result = database.alembic("downgrade", target, **extra)
-    assert result.returncode == 0, result.stdout
 
 
 def stamp(database: Database, target: str) -> None:
@@ -144,7 +141,7 @@ def test_each_downgrade_removes_its_stem_and_restores_the_schema_of_the_revision
     database = make_database("head")
     before, ledger = database.schema(in_order=False), database.ledger
     for revision in REVISIONS[-2::-1]:
-        downgrade(database, revision)
+        database.downgrade(revision)
         assert database.revision == revision
         assert written_stems(database) == stems("100", revision)
         reached, expected = database.schema(in_order=False), make_database(revision).schema(in_order=False)
@@ -158,7 +155,7 @@ def test_each_downgrade_removes_its_stem_and_restores_the_schema_of_the_revision
 def test_a_new_database_goes_back_to_nothing_and_forward_again(empty: Database) -> None:
     empty.upgrade()
     before = empty.catalog()
-    downgrade(empty, "base")
+    empty.downgrade("base")
     tables = empty.execute("SELECT relname FROM pg_stat_user_tables")
     assert tables == [("alembic_version",)]
     assert empty.value("SELECT count(*) FROM pg_proc WHERE pronamespace = 'public'::regnamespace") == 0
@@ -172,7 +169,7 @@ def test_history_survives_a_way_down_and_up(v034: Database) -> None:
     v034.upgrade()
     rolled_up = hourly(v034)
     assert rolled_up
-    downgrade(v034, "097")
+    v034.downgrade("097")
     v034.upgrade()
     assert hourly(v034) == rolled_up
 
@@ -327,7 +324,7 @@ def test_new_objects_belong_to_the_owner_of_task_usage_when_a_superuser_migrates
     assert set(owners(v034)) == {product}
     assert "task_usage_hourly_invalidation" in owners(v034)[product]
     report_usage_as(v034, product)
-    downgrade(v034, "097")
+    v034.downgrade("097")
     assert set(owners(v034)) == {product}
 
 
@@ -346,7 +343,7 @@ def test_new_objects_belong_to_the_owner_of_task_usage_when_a_member_of_it_migra
     assert set(owners(v034)) == {product}
     assert "task_usage_hourly_invalidation" in owners(v034)[product]
     report_usage_as(v034, product)
-    downgrade(v034, "097", DATABASE_URL=url)
+    v034.downgrade("097", DATABASE_URL=url)
     assert set(owners(v034)) == {product}
 
 
@@ -414,7 +411,7 @@ def test_settings_of_the_database_do_not_change_the_way_back(make_database: Make
     for name, value in HOSTILE_SETTINGS.items():
         hostile.execute(f"ALTER DATABASE {hostile.name} SET {name} = '{value}'")
     for database in (plain, hostile):
-        downgrade(database, "097")
+        database.downgrade("097")
     hostile.execute(f"ALTER DATABASE {hostile.name} RESET ALL")
     assert hostile.schema(in_order=False) == plain.schema(in_order=False)
     for table in ("task_usage_daily", "task_usage_dashboard_daily"):
@@ -453,6 +450,6 @@ def test_usage_is_rolled_up_and_removed_under_a_publication_for_all_tables(v034:
 def test_a_database_with_a_publication_for_all_tables_goes_back_and_forward(head: Database) -> None:
     head.execute("CREATE PUBLICATION everything FOR ALL TABLES")
     event(head.url, small_world(head.url), "2025-03-01 10:20+00", None)
-    downgrade(head, "097")
+    head.downgrade("097")
     head.upgrade()
     assert head.value("SELECT sum(event_count) FROM task_usage_hourly") == 1

@@ -13,6 +13,8 @@ import pytest
 from tests.support.database import BIN, ROOT, Database, MakeDatabase
 from tests.support.v034 import generate_history
 
+pytestmark = pytest.mark.process
+
 TEXT = (ROOT / "docs" / "ci.md").read_text("utf-8")
 SCRIPTS = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
 WORKFLOWS = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)

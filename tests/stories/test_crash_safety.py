@@ -25,6 +25,8 @@ from tests.support.server import Server
 from tests.support.v034 import V034_STEMS
 from usage_rollup.runner.adoption import STEMS
 
+pytestmark = [pytest.mark.process, pytest.mark.xdist_group("crash_safety")]
+
 KILLS = ["SIGKILL of the runner", "end of its session", "crash of the server"]
 
 

@@ -28,6 +28,8 @@ from tests.support.walks import (
     write_history,
 )
 
+pytestmark = pytest.mark.process
+
 
 def output_of(process: subprocess.Popen[str]) -> str:
     return process.communicate(timeout=60)[0]

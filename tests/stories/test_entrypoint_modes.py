@@ -15,6 +15,8 @@ from tests.support.entrypoint import ENTRYPOINT, SHELLS, STARTED
 from tests.support.product import wait_until
 from tests.support.walks import runners
 
+pytestmark = pytest.mark.process
+
 
 def run(db: Database, *arguments: str, **extra: Any) -> subprocess.CompletedProcess[str]:
     return db.run(str(ENTRYPOINT), *arguments, **extra)

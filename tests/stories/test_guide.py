@@ -11,6 +11,8 @@ from tests.support.database import ROOT
 from usage_rollup.commands.cli import app
 from usage_rollup.session.options import OPTIONS
 
+pytestmark = pytest.mark.offline
+
 GUIDE = (ROOT / "docs" / "upgrading.md").read_text("utf-8")
 README = (ROOT / "README.md").read_text("utf-8")
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.database import Database
 from tests.support.v034 import V034_STEMS, generate_history
 from usage_rollup.runner.adoption import STEMS
+
+pytestmark = pytest.mark.server
 
 
 def test_one_command_takes_a_v034_database_with_a_history_to_104(v034: Database) -> None:

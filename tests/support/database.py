@@ -111,6 +111,13 @@ class Database:
         assert result.returncode == 0, result.stdout
         return result.stdout
 
+    def downgrade(self, target: str, **extra: str) -> str:
+        """Downgrade, which must succeed; return what was printed."""
+        result = self.alembic("downgrade", target, **extra)
+        assert result.returncode == 0, result.stdout
+        assert "Traceback" not in result.stdout
+        return result.stdout
+
     def refused(self, *arguments: str, **extra: str) -> str:
         """Run a command that must fail without a traceback; return what was printed."""
         result = self.alembic(*(arguments or ("upgrade", "head")), **extra)

@@ -26,6 +26,21 @@ def run_hook(database: Database) -> Backfill:
         return result
 
 
+def heal(database: Database) -> None:
+    """Recompute every hour there is on either side."""
+    database.execute(EVERY_HOUR)
+    database.execute(WINDOW)
+
+
+def queued(database: Database) -> int:
+    """Count what is queued in either queue."""
+    count: int = database.value(
+        "SELECT (SELECT count(*) FROM task_usage_hourly_invalidation)"
+        " + (SELECT count(*) FROM task_usage_hourly_dirty)"
+    )
+    return count
+
+
 def hourly(database: Database) -> list[tuple[Any, ...]]:
     """Return every rolled-up row, without the time it was written."""
     return database.execute(
