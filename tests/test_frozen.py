@@ -1,51 +1,17 @@
-"""Released revisions never change: databases in the field already stand on them.
-
-`python -m tests.test_frozen`, which is `make freeze`, adds the digests that are missing from
-released.sha256; it never replaces one. `sha256sum -c tests/released.sha256` reads the same file.
-"""
+"""Released revisions never change: databases in the field already stand on them."""
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 from pathlib import Path
 
-from tests.conftest import ROOT
+import pytest
 
-RELEASED = Path(__file__).with_name("released.sha256")
+from tests.support.database import ROOT
+from tests.support.freeze import RELEASED, complaints, digests, freeze
 
-CHANGED = """{} changed, or went away, after databases were upgraded with it.
-Restore it, and make the change in a new revision: alembic revision -m "..."
-Only if no release has it yet: delete its line in tests/released.sha256, then `make freeze`."""
-
-UNKNOWN = "{} has no digest in tests/released.sha256: `make freeze`, in the commit that adds the revision."
-
-
-def digests(root: Path) -> dict[str, str]:
-    """Return the sha256 of every SQL file of a revision, parts included, by name below `root`."""
-    return {
-        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in (root / "alembic" / "versions").rglob("*.sql")
-    }
-
-
-def read(released: Path) -> dict[str, str]:
-    lines = released.read_text("utf-8").splitlines() if released.exists() else []
-    return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-
-
-def freeze(root: Path, released: Path) -> None:
-    """Add the digests that are missing."""
-    frozen = {**digests(root), **read(released)}
-    released.write_text("".join(f"{frozen[name]}  {name}\n" for name in sorted(frozen)), "utf-8")
-
-
-def complaints(root: Path, released: Path) -> list[str]:
-    """Say what to do about every file that is not as it was released."""
-    found, frozen = digests(root), read(released)
-    changed = [CHANGED.format(name) for name in sorted(frozen) if found.get(name) != frozen[name]]
-    return changed + [UNKNOWN.format(name) for name in sorted(found.keys() - frozen)]
+pytestmark = pytest.mark.offline
 
 
 def project(directory: Path) -> Path:
@@ -108,7 +74,3 @@ def test_a_checkout_with_autocrlf_has_the_same_digests(tmp_path: Path) -> None:
     shutil.copy(ROOT / ".gitattributes", tmp_path)
     check_out()
     assert digests(tmp_path) == before
-
-
-if __name__ == "__main__":
-    freeze(ROOT, RELEASED)

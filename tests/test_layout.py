@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.database import ROOT
+from tests.support.places import PLACE, REGISTRY
 from usage_rollup.contract import STEMS
 from usage_rollup.revisions import sql_files
+
+pytestmark = pytest.mark.offline
 
 TRACKED = [
     ROOT / name
@@ -133,23 +136,6 @@ def test_the_rules_above_would_be_broken_by_what_they_forbid() -> None:
     assert outside_functions(sql).splitlines() == ["BEGIN;", "DO $body$;", "COMMIT;"]
 
 
-# Split, because this file is tracked, too.
-HOSTS = ("pypi" + ".org", "python" + "hosted.org", "npm" + "js.", "crates" + ".io", "golang" + ".org")
-REGISTRY = re.compile("|".join(map(re.escape, (*HOSTS, "/simple" + "/"))), re.IGNORECASE)
-
-HERE = {str(ROOT), str(Path.home()), sys.prefix, sys.base_prefix} - {"/", "/usr", "/usr/local", "/app"}
-PLACE = re.compile(
-    "|".join(
-        (
-            *(re.escape(place) + r"(?![\w.-])" for place in sorted(HERE)),
-            r"(?<![\w.}])/(?:work|root|Users|home)/\w",
-            r"\b[A-Z]:\\\\?\w",
-            r"(?<!\w)/tmp/\w",
-        )
-    )
-)
-
-
 def test_no_tracked_file_names_a_package_registry() -> None:
     assert mentions(REGISTRY) == []
 
@@ -180,3 +166,49 @@ def test_script_is_executable_and_says_what_runs_it(name: str) -> None:
     path = ROOT / name
     assert path.stat().st_mode & 0o111
     assert path.read_text().startswith("#!/")
+
+
+# The rooms of src/usage_rollup, and one for whole upgrades.
+ROOMS = {"session", "runner", "hourly", "reports", "schema", "commands", "stories"}
+TEST_FILES = sorted((ROOT / "tests").rglob("test_*.py"))
+
+
+def test_every_test_file_lies_in_a_room_or_on_the_ground() -> None:
+    assert len(TEST_FILES) > 30
+    places = {path: path.relative_to(ROOT / "tests").parent.as_posix() for path in TEST_FILES}
+    assert [name_of(path) for path, place in places.items() if place not in ROOMS | {"."}] == []
+
+
+@pytest.mark.parametrize("path", [*TEST_FILES, ROOT / "tests" / "conftest.py"], ids=name_of)
+def test_a_test_file_imports_no_other_test_file(path: Path) -> None:
+    # What two of them need lies in tests/support.
+    assert imported_test_files(path.read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from tests.runner.test_adoption import record",
+        "from tests.hourly import test_tick",
+        "import tests.test_layout",
+        "from tests.conftest import ROOT",
+        "from .test_tick import TICK",
+        "def later():\n    from tests import conftest",
+    ],
+)
+def test_imports_of_test_files_are_recognised(line: str) -> None:
+    allowed = "import pytest\nfrom tests.support import programs\nfrom tests.support.product import event\n"
+    assert imported_test_files(allowed) == []
+    assert len(imported_test_files(allowed + line)) == 1
+
+
+def imported_test_files(source: str) -> list[str]:
+    """Return the modules that a test file imports from tests/, other than those of tests/support."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            place = "." * node.level + (node.module or "")
+            found += [f"{place}.{alias.name}" for alias in node.names]
+    return [name for name in found if re.match(r"\.|tests\.(?!support\.)", name)]

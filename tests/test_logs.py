@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Database
+from tests.support.database import Database
 
 
 def objects(output: str) -> list[dict[str, Any]]:

@@ -9,14 +9,15 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import psycopg
 import pytest
 import typer.main
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database
+from tests.support.places import PLACE
 from tests.support.v034 import generate_history
-from tests.test_layout import PLACE
 from usage_rollup.commands.cli import app
+
+pytestmark = [pytest.mark.packaging, pytest.mark.xdist_group("package")]
 
 # Other arguments than none.
 ARGUMENTS = {"upgrade": ["head"], "schedule": ["--help"]}
@@ -77,7 +78,7 @@ def elsewhere(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def with_history(v034: Database) -> Database:
-    with psycopg.connect(v034.url) as connection:
+    with v034.connect() as connection:
         generate_history(connection, 200)
     return v034
 
@@ -91,11 +92,6 @@ def tracked(*under: str) -> dict[str, bytes]:
 def wheel(dist: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(next(dist.glob("*.whl"))) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
-
-
-def schema(database: Database) -> list[str]:
-    """Return the catalog without the ledgers, whose rows carry times."""
-    return [line for line in database.catalog().splitlines() if not line.startswith("('")]
 
 
 def test_wheel_is_the_package_with_the_revisions_inside(dist: Path) -> None:
@@ -136,7 +132,7 @@ def test_wheel_upgrades_as_the_checkout_does_whatever_lies_in_the_current_direct
     assert done.returncode == 0, done.stdout + done.stderr
     done = v034.run(bare.program("alembic"), "upgrade", "head", cwd=elsewhere, ALEMBIC_CONFIG=ini)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert schema(v034) == schema(head)
+    assert v034.schema() == head.schema()
 
 
 def test_command_upgrades_to_the_same_catalog_as_the_checkout(
@@ -144,7 +140,7 @@ def test_command_upgrades_to_the_same_catalog_as_the_checkout(
 ) -> None:
     done = with_history.run(bare.program("usage-rollup"), "upgrade", cwd=elsewhere)
     assert done.returncode == 0, done.stderr
-    assert schema(with_history) == schema(head)
+    assert with_history.schema() == head.schema()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

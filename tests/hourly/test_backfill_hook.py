@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
-import subprocess
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, Database
-from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
+from tests.support.database import Database
+from tests.support.horizon import HORIZON, rewrite_function, without_margin
+from tests.support.product import event, small_world, task, upsert_usage, usage, utc, wait_until
+from tests.support.rollup import row_versions, run_hook
 from tests.support.sessions import is_idle
+from tests.support.terminal import on_a_terminal
 from tests.support.walks import (
     advisory_locks,
     blocked_at,
@@ -28,25 +28,12 @@ from tests.support.walks import (
 from usage_rollup.contract import HOURLY_ROLLUP, MIGRATION_RUN
 from usage_rollup.errors import BackfillRefused, LockBusy
 from usage_rollup.hourly import slices as slice_plan
-from usage_rollup.hourly.backfill import Backfill, backfill_before_103
+from usage_rollup.hourly.backfill import Backfill
 from usage_rollup.session import advisory_lock
-from usage_rollup.session.options import Options
 
-HORIZON = "public.task_usage_hourly_horizon(interval)"
-
-
-def utc(*parts: int) -> datetime:
-    return datetime(*parts, tzinfo=UTC)  # type: ignore[arg-type, misc]
-
+pytestmark = pytest.mark.server
 
 JANUARY, MARCH, APRIL = utc(2025, 1, 1), utc(2025, 3, 1), utc(2025, 4, 1)
-
-
-def run_hook(database: Database) -> Backfill:
-    with database.migration_connection() as connection:
-        result = backfill_before_103(connection, Options())
-        assert is_idle(connection)
-        return result
 
 
 def watermark(database: Database) -> datetime:
@@ -78,37 +65,9 @@ def versions(database: Database, where: str = "true") -> Sequence[tuple[Any, ...
     return database.execute(f"SELECT bucket_hour, ctid, xmin FROM task_usage_hourly WHERE {where} ORDER BY 2")
 
 
-def footprint(database: Database) -> dict[str, list[tuple[Any, ...]]]:
-    """Return the row versions of everything a run may write."""
-    return {
-        table: database.execute(f"SELECT ctid, xmin, t.* FROM {table} t ORDER BY ctid")
-        for table in (
-            "alembic_version",
-            "schema_migrations",
-            "task_usage_hourly",
-            "task_usage_hourly_dirty",
-            "task_usage_hourly_invalidation",
-            "task_usage_hourly_backfill",
-            "task_usage_hourly_rollup_state",
-        )
-    }
-
-
-def rewrite(database: Database, function: str, old: str, new: str) -> None:
-    """Change the installed text of a function, where a test cannot wait for minutes to pass."""
-    definition: str = database.value("SELECT pg_get_functiondef(%s::regprocedure)", function)
-    assert definition.count(old) == 1
-    database.execute(definition.replace(old, new))
-
-
-def without_margin(database: Database) -> None:
-    """Take the horizon's five minutes away: only open transactions are left to hold it back."""
-    rewrite(database, HORIZON, "v_start - interval '5 minutes'", "v_start")
-
-
 def with_older_transactions(database: Database) -> None:
     """Make every open transaction look two hours older than it is."""
-    rewrite(
+    rewrite_function(
         database,
         HORIZON,
         "interval '5 minutes', v_oldest)",
@@ -153,10 +112,10 @@ def test_watermark_in_the_future_is_refused_with_a_command_that_mends_it(
 ) -> None:
     url = used.url + parameters
     used.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = now() + interval '1 minute'")
-    before = footprint(used)
+    before = row_versions(used)
     printed = used.refused(DATABASE_URL=url)
     assert "lies in the future" in printed
-    assert footprint(used) == before
+    assert row_versions(used) == before
 
     command = re.search(r"HINT: (UPDATE .*); the next upgrade", printed)
     assert command is not None, printed
@@ -221,9 +180,9 @@ def test_watermark_within_an_hour_is_left_alone_and_nothing_is_lost_below_it(use
         connection.execute(
             "UPDATE task_usage_hourly_rollup_state SET watermark_at = now() - interval '50 minutes'"
         )
-    before = footprint(used)
+    before = row_versions(used)
     assert run_hook(used) == Backfill(skipped="watermark_within_threshold")
-    assert footprint(used) == before
+    assert row_versions(used) == before
 
     assert events(used) == 5
     used.execute("SELECT rollup_task_usage_hourly()")
@@ -561,7 +520,7 @@ def test_old_transaction_is_named_and_the_walk_before_it_kept(used: Database) ->
 
 def test_prepared_transaction_that_wrote_usage_is_named_and_loses_nothing(used: Database) -> None:
     # The ten seconds in which it might still go away.
-    rewrite(used, HORIZON, "v_start + p_wait", "v_start")
+    rewrite_function(used, HORIZON, "v_start + p_wait", "v_start")
     without_margin(used)
     gid = f"forgotten {uuid.uuid4()}"
     with used.connect(autocommit=True) as session:
@@ -585,48 +544,24 @@ def test_prepared_transaction_that_wrote_usage_is_named_and_loses_nothing(used: 
 
 def test_second_hook_writes_nothing(used: Database) -> None:
     run_hook(used)
-    before = footprint(used)
+    before = row_versions(used)
     assert run_hook(used) == Backfill(skipped="watermark_within_threshold")
-    assert footprint(used) == before
+    assert row_versions(used) == before
 
 
 def test_second_upgrade_writes_nothing(used: Database) -> None:
     used.upgrade()
-    before, catalog = footprint(used), used.catalog()
+    before, catalog = row_versions(used), used.catalog()
     printed = used.upgrade()
     assert "slice" not in printed
     assert "Running upgrade" not in printed
-    assert footprint(used) == before
+    assert row_versions(used) == before
     assert used.catalog() == catalog
 
 
 # ---------------------------------------------------------------------------------------------
 # Progress
 # ---------------------------------------------------------------------------------------------
-
-
-def upgrade_on_a_terminal(database: Database, **extra: str) -> str:
-    """Upgrade with a pseudo-terminal for all three standard streams; return what it showed."""
-    terminal, inner = pty.openpty()
-    runner = subprocess.Popen(
-        ["alembic", "upgrade", "head"],
-        cwd=ROOT,
-        env=database.environment(TERM="xterm-256color", COLUMNS="120", **extra),
-        stdin=inner,
-        stdout=inner,
-        stderr=inner,
-    )
-    os.close(inner)
-    shown = b""
-    try:
-        while chunk := os.read(terminal, 65536):
-            shown += chunk
-    except OSError:
-        # Linux reports EIO once nobody has the other end open.
-        pass
-    os.close(terminal)
-    assert runner.wait(timeout=30) == 0, shown.decode()
-    return shown.decode()
 
 
 def test_in_a_pipe_the_walk_prints_a_line_a_slice(used: Database) -> None:
@@ -642,7 +577,8 @@ def test_in_a_pipe_the_walk_prints_a_line_a_slice(used: Database) -> None:
 
 
 def test_on_a_terminal_the_walk_shows_a_bar(used: Database) -> None:
-    shown = upgrade_on_a_terminal(used)
+    shown = on_a_terminal(used, "upgrade", "head", program="alembic", columns=120)
     assert "━" in shown
     assert "5/5" in shown
     assert "slice 1:" not in shown
+    assert used.revision == "104"

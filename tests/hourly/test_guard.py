@@ -9,24 +9,20 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database
+from tests.support.legacy import LEGACY_TABLES
 from tests.support.product import event, small_world, wait_until
+from tests.support.rollup import run_hook
 from usage_rollup.errors import LockBusy
 from usage_rollup.hourly import backfill
 from usage_rollup.runner import table_locks
 from usage_rollup.session.connection import transaction
 from usage_rollup.session.options import Options
 
+pytestmark = pytest.mark.server
+
 SQL = (ROOT / "alembic" / "versions" / "103_drop_legacy_daily_rollups.up.sql").read_bytes()
 
-LEGACY_TABLES = [
-    "task_usage_daily",
-    "task_usage_daily_dirty",
-    "task_usage_rollup_state",
-    "task_usage_dashboard_daily",
-    "task_usage_dashboard_dirty",
-    "task_usage_dashboard_rollup_state",
-]
 
 LOCKED_TABLES = ["agent_task_queue", "issue", "task_usage", *LEGACY_TABLES]
 
@@ -34,7 +30,7 @@ LOCKED_TABLES = ["agent_task_queue", "issue", "task_usage", *LEGACY_TABLES]
 def drop_by_hand(database: Database) -> None:
     """Run 103's SQL in one transaction of a session that proved nothing."""
     # Settings an operator's psql may bring along.
-    with psycopg.connect(database.url, options="-c TimeZone=Asia/Kathmandu -c DateStyle=German") as session:
+    with database.connect(options="-c TimeZone=Asia/Kathmandu -c DateStyle=German") as session:
         session.execute(SQL)
 
 
@@ -74,8 +70,7 @@ def used(at_102: Database) -> Database:
 @pytest.fixture
 def rolled_up(used: Database) -> Database:
     """Return a database at 102 whose usage is rolled up and proven, in a session that has ended."""
-    with used.migration_connection() as connection:
-        backfill.backfill_before_103(connection, Options())
+    run_hook(used)
     return used
 
 
@@ -249,7 +244,7 @@ def test_database_without_the_state_table_is_told_what_mends_it(rolled_up: Datab
     assert "task_usage_hourly_rollup_state" in str(refusal(rolled_up).message_detail)
     # As typed in the runner's container, whose database has a ledger.
     assert "`alembic downgrade 100`" in rolled_up.refused()
-    assert rolled_up.alembic("downgrade", "100").returncode == 0
+    rolled_up.downgrade("100")
     rolled_up.upgrade()
     assert legacy_tables(rolled_up) == 0
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import Database
+from tests.support.database import Database
 from usage_rollup import revisions
 from usage_rollup.contract import BASELINE, HOURLY, LEGACY
 from usage_rollup.hourly import pipeline

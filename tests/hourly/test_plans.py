@@ -11,10 +11,12 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from tests.conftest import ROOT, Connection, Database
+from tests.support.database import ROOT, Connection, Database, MakeDatabase
 from tests.support.product import small_world
 from usage_rollup.hourly.backfill import backfill_before_103
 from usage_rollup.session.options import Options
+
+pytestmark = pytest.mark.server
 
 GUARD = (ROOT / "alembic" / "versions" / "103_drop_legacy_daily_rollups.up.sql").read_bytes()
 
@@ -337,7 +339,7 @@ def read_by(connection: Connection, statement: str | bytes, *parameters: Any) ->
 
 @pytest.mark.parametrize("analysed", [False, True], ids=["never_analysed", "well_analysed"])
 def test_hour_and_tick_read_the_same_rows_whatever_the_size_of_the_history(
-    make_database: Callable[[str], Database], analysed: bool
+    make_database: MakeDatabase, analysed: bool
 ) -> None:
     found = []
     for hours in (100, 400):

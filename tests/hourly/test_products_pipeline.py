@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-import psycopg
 import pytest
 
-from tests.conftest import Database
+from tests.support.database import Database
 from tests.support.product import event, small_world
 from tests.support.shapes import make_products
 from tests.support.walks import advisory_locks
@@ -15,6 +14,8 @@ from usage_rollup.hourly import products_pipeline
 from usage_rollup.hourly.catch_up import catch_up
 from usage_rollup.session.connection import migration_session
 from usage_rollup.session.options import Options
+
+pytestmark = pytest.mark.server
 
 FIRST = datetime(2025, 1, 10, 10, 20, tzinfo=UTC)
 
@@ -133,5 +134,5 @@ def test_catch_up_does_not_pass_an_open_transaction(products: Database) -> None:
     products.usage_rollup("backfill")
     writer.commit()
     assert products.value("SELECT watermark_at FROM task_usage_hourly_rollup_state") <= began
-    with psycopg.connect(products.url, autocommit=True) as connection:
+    with products.connect(autocommit=True) as connection:
         connection.execute("SELECT rollup_task_usage_hourly_window('-infinity', 'infinity')")

@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from psycopg.types.multirange import TimestamptzMultirange
 from psycopg.types.range import TimestamptzRange
 
-from tests.conftest import Connection, Database
-from tests.support.product import Timestamp, event, small_world, task, wait_until
+from tests.support.database import Connection, Database
+from tests.support.product import Timestamp, event, small_world, task, utc, wait_until
+from tests.support.rollup import run_hook
 from tests.support.walks import blocked_at, runners, slices, wait_until_blocked
 from usage_rollup.hourly import slices as slice_plan
-from usage_rollup.hourly.backfill import Backfill, backfill_before_103
+from usage_rollup.hourly.backfill import backfill_before_103
 from usage_rollup.session.options import Options
+
+pytestmark = pytest.mark.server
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 MICROSECOND = timedelta(microseconds=1)
@@ -29,10 +32,6 @@ SECONDARY_INDEXES = {
     "idx_task_usage_hourly_workspace_agent_time",
     "idx_task_usage_hourly_workspace_project_time",
 }
-
-
-def utc(*parts: int) -> datetime:
-    return datetime(*parts, tzinfo=UTC)  # type: ignore[arg-type, misc]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -241,11 +240,6 @@ def indexes(database: Database, *, identity: bool = False) -> dict[str, Any]:
             " WHERE i.indrelid = 'task_usage_hourly'::regclass AND NOT i.indisunique AND i.indisvalid"
         )
     }
-
-
-def run_hook(database: Database) -> Backfill:
-    with database.migration_connection() as connection:
-        return backfill_before_103(connection, Options())
 
 
 def plan(database: Database, rows: int) -> None:

@@ -5,26 +5,24 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-import psycopg
 import pytest
 
-from tests.conftest import Database
-from tests.runner.test_adoption import drop_legacy, record, run, taken_by_go_to, unrecord
+from tests.support.database import Database, MakeDatabase
+from tests.support.go_runner import drop_legacy, record, run_sql, taken_by_go_to, unrecord
 from tests.support.product import event, small_world, task, upsert_usage, usage
-from tests.support.server import Server, start_server
+from tests.support.roles import MakeRole, give_everything_to
+from tests.support.server import start_server
 from tests.support.v034 import build_v034
 from tests.support.walks import advisory_locks, write_history
 from usage_rollup import revisions
 from usage_rollup.contract import STEMS
 from usage_rollup.reports.preflight import Preflight, preflight
-from usage_rollup.session.connection import engine
 from usage_rollup.session.options import Options
 
-MakeDatabase = Callable[[str], Database]
+pytestmark = pytest.mark.server
 
 # Fits the index of task_usage because it compresses, and is too long for a comparison by length alone.
 LONG_MODEL = "m" * 2700
@@ -32,7 +30,7 @@ LONG_MODEL = "m" * 2700
 
 def look(database: Database, url: str | None = None, options: Options | None = None) -> Preflight:
     """Look at a database in a session pinned as the runner pins its own."""
-    with engine(url or database.url, 0).connect() as session:
+    with database.migration_connection(url) as session:
         return preflight(session, options or Options())
 
 
@@ -148,7 +146,7 @@ def test_locks_named_are_those_the_upgrade_takes(v034: Database) -> None:
     ],
 )
 def test_what_the_upgrade_refuses_is_refused_here_in_its_words(v034: Database, spoil: str, fact: str) -> None:
-    run(v034, spoil)
+    run_sql(v034, spoil)
     found = look(v034)
     assert not found.goes_through
     assert any(fact in refusal for refusal in refusals(found)), found.refusals
@@ -177,7 +175,7 @@ def test_standby_gets_a_verdict() -> None:
     with start_server({"max_connections": "20"}) as own:
         own.create_database("standby")
         database = Database(own, "standby")
-        with psycopg.connect(database.url) as connection:
+        with database.connect() as connection:
             build_v034(connection)
         data = Path(database.value("SHOW data_directory"))
         own.stop()
@@ -191,46 +189,33 @@ def test_standby_gets_a_verdict() -> None:
         assert pending(found)[0] == "100_user_timezone"
 
 
-@contextmanager
-def role(server: Server, database: Database) -> Iterator[str]:
-    name = f"role_{uuid.uuid4().hex[:12]}"
-    database.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'multica'")
-    try:
-        yield name
-    finally:
-        database.execute(f"REASSIGN OWNED BY {name} TO CURRENT_USER")
-        database.execute(f"DROP OWNED BY {name} CASCADE")
-        database.execute(f"DROP ROLE {name}")
-
-
 @pytest.mark.parametrize("point", ["empty", "v034", "102", "head"])
-def test_role_without_rights_gets_a_verdict(make_database: MakeDatabase, server: Server, point: str) -> None:
-    database = make_database(point)
-    with role(server, database) as stranger:
-        found = look(database, server.url(database.name, user=stranger))
-        assert not found.goes_through
-        assert any(f"role {stranger} may not" in refusal for refusal in refusals(found)), (
-            found.refusals,
-            found.not_seen,
-        )
-        assert found.server is not None
-        assert found.server.role == stranger
+def test_role_without_rights_gets_a_verdict(
+    make_database: MakeDatabase, make_role: MakeRole, point: str
+) -> None:
+    database, stranger = make_database(point), make_role("stranger")
+    found = look(database, database.url_of(stranger))
+    assert not found.goes_through
+    assert any(f"role {stranger} may not" in refusal for refusal in refusals(found)), (
+        found.refusals,
+        found.not_seen,
+    )
+    assert found.server is not None
+    assert found.server.role == stranger
 
 
-def test_what_a_role_may_not_see_counts_against_the_upgrade(v034: Database, server: Server) -> None:
+def test_what_a_role_may_not_see_counts_against_the_upgrade(v034: Database, make_role: MakeRole) -> None:
     v034.execute(f"REVOKE TEMPORARY ON DATABASE {v034.name} FROM PUBLIC")
-    with role(server, v034) as owner:
-        v034.execute(f"GRANT CREATE ON SCHEMA public TO {owner}")
-        for (table,) in v034.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'"):
-            v034.execute(f'ALTER TABLE public."{table}" OWNER TO {owner}')
-        url = server.url(v034.name, user=owner)
-        found = look(v034, url)
-        assert refusals(found) == []
-        assert len(found.not_seen) == 1
-        assert "permission denied to create temporary tables" in found.not_seen[0]
-        assert not found.goes_through
-        v034.execute(f"GRANT TEMPORARY ON DATABASE {v034.name} TO {owner}")
-        assert look(v034, url).goes_through
+    owner = make_role("owner")
+    give_everything_to(v034, owner)
+    url = v034.url_of(owner)
+    found = look(v034, url)
+    assert found.refusals == []
+    assert len(found.not_seen) == 1
+    assert "permission denied to create temporary tables" in found.not_seen[0]
+    assert not found.goes_through
+    v034.execute(f"GRANT TEMPORARY ON DATABASE {v034.name} TO {owner}")
+    assert look(v034, url).goes_through
 
 
 def test_future_watermark_is_refused_and_its_hint_cures_it(at_102: Database) -> None:
@@ -251,7 +236,7 @@ def test_missing_pipeline_is_refused_as_the_guard_would(at_102: Database) -> Non
     at_102.execute("DROP TABLE task_usage_hourly_rollup_state")
     assert "the hourly pipeline is not installed" in refusals(look(at_102))[0]
     assert "the hourly pipeline is not installed" in at_102.refused()
-    assert at_102.alembic("downgrade", "100").returncode == 0
+    at_102.downgrade("100")
     assert look(at_102).goes_through
 
 
@@ -316,7 +301,7 @@ def test_prepared_transaction_that_wrote_usage_is_named_as_what_holds_the_waterm
     event(at_102.url, world, "2026-01-05 10:15+00")
     reported = task(at_102.url, world.agents[0])
     gid = f"left-{uuid.uuid4().hex}"
-    with psycopg.connect(at_102.url) as writer:
+    with at_102.connect() as writer:
         upsert_usage(writer, reported)
         writer.execute(f"PREPARE TRANSACTION '{gid}'")
     try:
@@ -450,17 +435,17 @@ def test_option_to_drop_them_is_heeded(v034: Database) -> None:
     assert (found.legacy.totals_only_there, found.legacy.kept_because) == (1, [])
 
 
-def test_role_that_may_not_make_the_schema_to_keep_them_in_is_refused(v034: Database, server: Server) -> None:
+def test_role_that_may_not_make_the_schema_to_keep_them_in_is_refused(
+    v034: Database, make_role: MakeRole
+) -> None:
     legacy_row(v034)
-    with role(server, v034) as owner:
-        v034.execute(f"GRANT CREATE ON SCHEMA public TO {owner}")
-        for (table,) in v034.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'"):
-            v034.execute(f'ALTER TABLE public."{table}" OWNER TO {owner}')
-        url = server.url(v034.name, user=owner)
-        (refusal,) = refusals(look(v034, url))
-        assert f"role {owner} may not create schema legacy_usage" in refusal
-        v034.execute(f"GRANT CREATE ON DATABASE {v034.name} TO {owner}")
-        assert look(v034, url).goes_through
+    owner = make_role("owner")
+    give_everything_to(v034, owner)
+    url = v034.url_of(owner)
+    (refusal,) = refusals(look(v034, url))
+    assert f"role {owner} may not create schema legacy_usage" in refusal
+    v034.execute(f"GRANT CREATE ON DATABASE {v034.name} TO {owner}")
+    assert look(v034, url).goes_through
 
 
 def test_odd_usage_is_counted_and_left_alone(v034: Database) -> None:

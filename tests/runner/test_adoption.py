@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import psycopg
 import pytest
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database, MakeDatabase
+from tests.support.go_runner import (
+    GO_102,
+    GO_LATER,
+    drop_legacy,
+    drop_runtime_timezone,
+    record,
+    run_sql,
+    taken_by_go_to,
+    unrecord,
+)
 from tests.support.product import event, small_world, wait_until
 from tests.support.v034 import V034_STEMS, generate_history
 from usage_rollup.contract import (
@@ -22,7 +29,7 @@ from usage_rollup.contract import (
 from usage_rollup.errors import AdoptionRefused
 from usage_rollup.runner.adoption import Adoption, Found, decide
 
-MakeDatabase = Callable[[str], Database]
+pytestmark = pytest.mark.server
 
 REVISIONS = list(STEMS)
 
@@ -35,111 +42,8 @@ LATER_BELOW_100 = (
 V0317_STEMS = ("105_issue_metadata", "120_later_step")
 V0423_STEMS = ("213_usage_cost", "243_teardown_triggers", "251_runtime_nullable", "272_tick")
 
-# The Go release's 102: names and signatures of the contract, bodies that show who wrote them.
-GO_102 = """
-CREATE FUNCTION task_usage_hour_bucket(ts timestamptz) RETURNS timestamptz LANGUAGE sql IMMUTABLE AS
-$$SELECT date_trunc('hour', ts, 'UTC') /* go */$$;
-CREATE FUNCTION enqueue_task_usage_hourly_dirty_for_atq() RETURNS trigger LANGUAGE plpgsql AS
-$$BEGIN /* go */ RETURN COALESCE(NEW, OLD); END$$;
-CREATE FUNCTION enqueue_task_usage_hourly_dirty_for_issue_delete() RETURNS trigger LANGUAGE plpgsql AS
-$$BEGIN /* go */ RETURN OLD; END$$;
-CREATE FUNCTION enqueue_task_usage_hourly_dirty_for_issue_project() RETURNS trigger LANGUAGE plpgsql AS
-$$BEGIN /* go */ RETURN NEW; END$$;
-CREATE FUNCTION enqueue_task_usage_hourly_dirty_for_tu() RETURNS trigger LANGUAGE plpgsql AS
-$$BEGIN /* go */ RETURN OLD; END$$;
-CREATE TRIGGER trg_atq_dirty_hourly BEFORE UPDATE OF runtime_id, issue_id OR DELETE ON agent_task_queue
-    FOR EACH ROW EXECUTE FUNCTION enqueue_task_usage_hourly_dirty_for_atq();
-CREATE TRIGGER trg_issue_delete_dirty_hourly BEFORE DELETE ON issue
-    FOR EACH ROW EXECUTE FUNCTION enqueue_task_usage_hourly_dirty_for_issue_delete();
-CREATE TRIGGER trg_issue_project_dirty_hourly BEFORE UPDATE OF project_id ON issue
-    FOR EACH ROW EXECUTE FUNCTION enqueue_task_usage_hourly_dirty_for_issue_project();
-CREATE TRIGGER trg_tu_dirty_hourly BEFORE DELETE ON task_usage
-    FOR EACH ROW EXECUTE FUNCTION enqueue_task_usage_hourly_dirty_for_tu();
-CREATE FUNCTION rollup_task_usage_hourly_window(p_from timestamptz, p_to timestamptz) RETURNS bigint
-LANGUAGE plpgsql AS $$BEGIN /* go */ RETURN 0; END$$;
-CREATE FUNCTION rollup_task_usage_hourly() RETURNS bigint LANGUAGE plpgsql AS
-$$BEGIN /* go */ RETURN 0; END$$;
-CREATE FUNCTION prune_task_usage_hourly_dirty(p_retention interval DEFAULT '7 days') RETURNS bigint
-LANGUAGE plpgsql AS $$BEGIN /* go */ RETURN 0; END$$;
-CREATE FUNCTION task_usage_hourly_rollup_lag_seconds() RETURNS double precision LANGUAGE sql AS
-$$SELECT 0::double precision /* go */$$
-"""
-
-# What 213, 243, 251 and 272 do, as far as it changes something this chain has a name for.
-GO_LATER = """
-ALTER TABLE task_usage ADD COLUMN cost_usd_ticks bigint;
-ALTER TABLE task_usage_hourly ADD COLUMN cost_usd_ticks bigint NOT NULL DEFAULT 0;
-ALTER TABLE agent_task_queue ALTER COLUMN runtime_id DROP NOT NULL;
-ALTER TABLE agent DROP CONSTRAINT agent_workspace_name_unique;
-DROP INDEX idx_task_usage_created_at_legacy;
-DROP TRIGGER trg_tu_dirty_hourly ON task_usage;
-CREATE TRIGGER trg_tu_dirty_hourly BEFORE DELETE ON task_usage FOR EACH ROW
-    WHEN (current_setting('multica.workspace_teardown', true) IS DISTINCT FROM 'on')
-    EXECUTE FUNCTION enqueue_task_usage_hourly_dirty_for_tu();
-CREATE OR REPLACE FUNCTION rollup_task_usage_hourly() RETURNS bigint LANGUAGE plpgsql AS
-$$BEGIN /* go 272 */ RETURN 0; END$$
-"""
 
 GO_FUNCTIONS = "SELECT count(*) FROM pg_proc WHERE prosrc LIKE '%/* go%'"
-
-
-def run(database: Database, script: str) -> None:
-    """Run many statements in one transaction, as the Go runner applies a file."""
-    with psycopg.connect(database.url) as connection:
-        connection.execute(script.encode())
-
-
-def record(database: Database, *stems: str) -> None:
-    database.execute("INSERT INTO schema_migrations (version) SELECT unnest(%s::text[])", list(stems))
-
-
-def unrecord(database: Database, *stems: str) -> None:
-    database.execute("DELETE FROM schema_migrations WHERE version = ANY(%s::text[])", list(stems))
-
-
-def drop_legacy(database: Database) -> None:
-    """Do what the Go release's 103 does once its guard has passed."""
-    run(
-        database,
-        ";".join(
-            [
-                *(
-                    f"DROP TRIGGER {trigger} ON {table}"
-                    for table, triggers in LEGACY.triggers.items()
-                    for trigger in triggers.split()
-                ),
-                *(f"DROP FUNCTION {function}" for function in LEGACY.functions.split()),
-                *(f"DROP TABLE {table}" for table in LEGACY.columns),
-            ]
-        ),
-    )
-
-
-def drop_runtime_timezone(database: Database) -> None:
-    database.execute("ALTER TABLE agent_runtime DROP COLUMN timezone")
-
-
-def schema(database: Database) -> list[str]:
-    """Return the catalog without the rows of the ledgers, whose times differ between databases."""
-    return [line for line in database.catalog().splitlines() if not line.startswith("('")]
-
-
-def taken_by_go_to(make_database: MakeDatabase, revision: str) -> Database:
-    """Return a database that the Go runner took from v0.3.4 to `revision`, its ledger complete."""
-    database = make_database(min(revision, "101"))
-    if revision >= "100":
-        # 100 and 101 make the same schema whoever runs them.
-        database.execute("DROP TABLE alembic_version")
-    else:
-        return make_database("v034")
-    if revision >= "102":
-        run(database, GO_102)
-    if revision >= "103":
-        drop_legacy(database)
-    if revision >= "104":
-        drop_runtime_timezone(database)
-    record(database, *(STEMS[r] for r in REVISIONS if "101" < r <= revision))
-    return database
 
 
 def adopted(output: str) -> str:
@@ -247,7 +151,7 @@ def test_a_ledger_that_ends_before_097_is_refused_although_the_schema_is_complet
 
 def test_an_older_release_is_refused_and_what_its_schema_lacks_is_named(v034: Database) -> None:
     unrecord(v034, *(stem for stem in V034_STEMS if stem >= "084_task"))
-    run(v034, "DROP TABLE task_usage_dashboard_daily; DROP TABLE task_usage_dashboard_rollup_state")
+    run_sql(v034, "DROP TABLE task_usage_dashboard_daily; DROP TABLE task_usage_dashboard_rollup_state")
     assert_refused_unchanged(v034, "is older than v0.3.4", "table task_usage_dashboard_daily")
 
 
@@ -279,7 +183,7 @@ def test_a_database_stuck_at_103_is_adopted_at_101_and_receives_this_pipeline(
     assert stuck.revision == "104"
     assert stuck.ledger == {*V034_STEMS, *STEMS.values(), *between}
     assert stuck.value(GO_FUNCTIONS) == 0
-    assert schema(stuck) == schema(head)
+    assert stuck.schema() == head.schema()
     assert stuck.value("SELECT sum(event_count) FROM task_usage_hourly") == history.usage_rows
 
 
@@ -303,7 +207,7 @@ def test_a_database_stuck_at_103_that_lost_its_functions_receives_them(
     stuck = taken_by_go_to(make_database, "101")
     record(stuck, STEMS["102"])
     stuck.upgrade()
-    assert schema(stuck) == schema(head)
+    assert stuck.schema() == head.schema()
 
 
 # C: the schema one step ahead of the ledger
@@ -361,7 +265,7 @@ def test_a_database_past_104_is_adopted_at_104_and_left_alone(
     event(later.url, small_world(later.url), "2025-03-01 10:20+00", None)
     record(later, *stems)
     if script:
-        run(later, script)
+        run_sql(later, script)
     before = later.catalog()
 
     assert "at 104_drop_runtime_timezone" in adopted(later.upgrade())
@@ -391,7 +295,7 @@ def test_a_database_of_ours_that_the_go_runner_took_further_is_adopted_forward(
     assert f"at {STEMS[min(by_go, '104')]}" in adopted(output)
     assert ours.revision == "104"
     assert ours.ledger - {"105_issue_metadata"} == {*V034_STEMS, *STEMS.values()}
-    assert schema(ours) == schema(head)
+    assert ours.schema() == head.schema()
 
 
 def test_a_database_of_ours_whose_103_the_go_runner_did_not_record_is_adopted_forward(
@@ -401,34 +305,34 @@ def test_a_database_of_ours_whose_103_the_go_runner_did_not_record_is_adopted_fo
     drop_legacy(ours)
     assert "ahead of it by 103_drop_legacy_daily_rollups" in adopted(ours.upgrade())
     assert ours.ledger == {*V034_STEMS, *STEMS.values()}
-    assert schema(ours) == schema(head)
+    assert ours.schema() == head.schema()
 
 
 def test_a_102_that_the_go_runner_put_on_our_101_is_replaced(
     make_database: MakeDatabase, head: Database
 ) -> None:
     ours = make_database("101")
-    run(ours, GO_102)
+    run_sql(ours, GO_102)
     record(ours, STEMS["102"])
     assert "adopting" not in ours.upgrade()
     assert ours.value(GO_FUNCTIONS) == 0
-    assert schema(ours) == schema(head)
+    assert ours.schema() == head.schema()
 
 
 def test_a_101_that_the_go_runner_put_on_our_100_is_adopted(make_database: MakeDatabase) -> None:
     ours = make_database("100")
-    run(ours, (ROOT / "alembic" / "versions" / f"{STEMS['101']}.up.sql").read_text())
+    run_sql(ours, (ROOT / "alembic" / "versions" / f"{STEMS['101']}.up.sql").read_text())
     record(ours, STEMS["101"])
     assert "at 101_task_usage_hourly_schema" in adopted(ours.upgrade())
     assert ours.revision == "104"
 
 
 def test_a_version_stamped_back_is_brought_forward_to_where_the_ledger_stands(head: Database) -> None:
-    before = schema(head)
+    before = head.schema()
     assert head.alembic("stamp", "100").returncode == 0
     assert "at 104_drop_runtime_timezone" in adopted(head.upgrade())
     assert head.revision == "104"
-    assert schema(head) == before
+    assert head.schema() == before
 
 
 def test_the_guard_speaks_and_its_hint_works_on_a_database_with_a_ledger(at_102: Database) -> None:
@@ -438,7 +342,7 @@ def test_the_guard_speaks_and_its_hint_works_on_a_database_with_a_ledger(at_102:
     assert "refusing to drop legacy daily rollups: the hourly pipeline is not installed" in message
     assert "alembic downgrade 100" in message
 
-    assert at_102.alembic("downgrade", "100").returncode == 0
+    at_102.downgrade("100")
     at_102.upgrade()
     assert at_102.revision == "104"
     assert at_102.value("SELECT sum(event_count) FROM task_usage_hourly") == 1
@@ -471,12 +375,12 @@ def test_another_applications_database_is_refused(empty: Database) -> None:
     ids=["rails", "golang-migrate", "filename", "view"],
 )
 def test_another_applications_ledger_is_refused(empty: Database, ledger: str) -> None:
-    run(empty, ledger)
+    run_sql(empty, ledger)
     assert_refused_unchanged(empty)
 
 
 def test_another_applications_alembic_version_is_refused(empty: Database) -> None:
-    run(
+    run_sql(
         empty,
         "CREATE TABLE orders (id int);"
         "CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY);"
@@ -550,14 +454,14 @@ def test_reading_commands_adopt_nothing_and_change_nothing(v034: Database, comma
 
 
 def test_stamp_adopts_nothing_and_leaves_the_ledger_alone(v034: Database) -> None:
-    before, ledger = schema(v034), v034.ledger
+    before, ledger = v034.schema(), v034.ledger
     result = v034.alembic("stamp", "097")
     assert result.returncode == 0, result.stdout
     assert "adopting" not in result.stdout
     assert v034.revision == "097"
     assert v034.ledger == ledger
     v034.execute("DROP TABLE alembic_version")
-    assert schema(v034) == before
+    assert v034.schema() == before
 
 
 @pytest.mark.parametrize("target", ["base", "097"])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database
+from tests.support.processes import finish, read_until
 from tests.support.product import wait_until
 from tests.support.sessions import is_idle
 from tests.support.v034 import V034_STEMS
@@ -26,6 +26,8 @@ from tests.support.walks import (
 from usage_rollup.contract import STEMS
 from usage_rollup.errors import LockBusy
 from usage_rollup.session import advisory_lock
+
+pytestmark = pytest.mark.process
 
 RUN = 7244554146635925501
 VERSIONS = ROOT / "alembic" / "versions"
@@ -52,12 +54,6 @@ def wait_until_polling(database: Database, count: int = 1) -> None:
         ),
         f"{count} runners ask for the lock",
     )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
-    return output
 
 
 def test_eight_runners_started_together_all_succeed_and_walk_once(v034: Database) -> None:
@@ -229,16 +225,6 @@ def test_runner_reads_alembic_version_after_its_turn_has_come(v034: Database) ->
 def drop_statements(stem: str) -> list[str]:
     lines = Path(VERSIONS / f"{stem}.up.sql").read_text().splitlines()
     return [line for line in lines if line.startswith("DROP ")]
-
-
-def read_until(process: subprocess.Popen[str], text: str) -> str:
-    assert process.stdout is not None
-    seen = ""
-    for line in process.stdout:
-        seen += line
-        if text in line:
-            return seen
-    raise AssertionError(f"ended without {text!r}:\n{seen}")
 
 
 @pytest.mark.parametrize(

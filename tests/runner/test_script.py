@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
-import psycopg
 import pytest
 
-from tests.conftest import Database
-from tests.runner.test_adoption import GO_102, record, run, taken_by_go_to, unrecord
-from tests.stories.test_chain import SETTINGS, hourly
+from tests.support import programs
+from tests.support.database import NOWHERE, ROOT, Database, MakeDatabase
+from tests.support.go_runner import GO_102, record, run_sql, taken_by_go_to, unrecord
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, upsert_usage, wait_until
+from tests.support.roles import MakeRole, give_everything_to
+from tests.support.rollup import WATERMARK, hourly
+from tests.support.settings import HOSTILE_SETTINGS
 from tests.support.v034 import V034_STEMS, generate_history
 from tests.support.walks import (
     advisory_locks,
@@ -28,10 +30,8 @@ from tests.support.walks import (
 )
 from usage_rollup.contract import STEMS
 
-MakeDatabase = Callable[[str], Database]
+pytestmark = pytest.mark.server
 
-NOWHERE = "postgres://nobody@127.0.0.1:1/nowhere"
-WATERMARK = "SELECT watermark_at FROM task_usage_hourly_rollup_state"
 ALL_ALONE = ["-X", "-v", "ON_ERROR_STOP=1"]
 
 LEGACY_ROWS = (
@@ -44,9 +44,15 @@ LEGACY_ROWS = (
 
 def script(database: Database, *arguments: str, **extra: str) -> str:
     """Return what `alembic ... --sql` writes, made where no database can be reached."""
-    made = database.run("alembic", *arguments, "--sql", **{"DATABASE_URL": NOWHERE, **extra})
-    assert made.returncode == 0, made.stderr
-    return made.stdout
+    return made(arguments, tuple(database.environment(**{"DATABASE_URL": NOWHERE, **extra}).items()))
+
+
+@cache
+def made(arguments: tuple[str, ...], environment: tuple[tuple[str, str], ...]) -> str:
+    """Make a script; once only, because nothing of the database that will run it can get into it."""
+    done = programs.run("alembic", (*arguments, "--sql"), cwd=ROOT, env=dict(environment), timeout_s=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def psql(
@@ -103,13 +109,8 @@ def history(*databases: Database) -> None:
     """Write the same history into each, its times included."""
     until = databases[0].value("SELECT now() - interval '10 minutes'")
     for database in databases:
-        with psycopg.connect(database.url) as connection:
+        with database.connect() as connection:
             generate_history(connection, 600, months=5, agents=6, until=until)
-
-
-def objects(database: Database) -> str:
-    """Return the catalog without the ledgers, whose rows tell when they were written."""
-    return "\n".join(line for line in database.catalog().splitlines() if not line.startswith("("))
 
 
 def slices(said: str) -> list[str]:
@@ -131,7 +132,7 @@ def test_upgrade_script_ends_where_the_runner_ends(make_database: MakeDatabase, 
     for step in steps:
         said = apply(offline, "upgrade", step)
         assert "WARNING" not in said
-    assert objects(offline) == objects(online)
+    assert offline.schema() == online.schema()
     assert hourly(offline) == hourly(online) != []
     assert offline.ledger == {*V034_STEMS, *STEMS.values()}
     assert advisory_locks(offline) == []
@@ -148,7 +149,7 @@ def test_walk_of_a_script_takes_a_slice_a_month(v034: Database) -> None:
 
 def test_script_takes_over_a_database_stuck_at_103(make_database: MakeDatabase) -> None:
     stuck = taken_by_go_to(make_database, "102")
-    with psycopg.connect(stuck.url) as connection:
+    with stuck.connect() as connection:
         generate_history(connection, 300, months=3, agents=6)
     said = refused(stuck, script(stuck, "upgrade", "102:head"))
     assert "begins at 102, and this database stands at 101" in said
@@ -178,10 +179,10 @@ def test_downgrade_script_ends_where_the_runner_ends(make_database: MakeDatabase
     history(online, offline)
     for database in (online, offline):
         database.upgrade()
-    assert online.alembic("downgrade", target).returncode == 0
+    online.downgrade(target)
     said = apply(offline, "downgrade", f"head:{target}")
     assert "the time zone of every runtime is UTC again" in said
-    assert objects(offline) == objects(online)
+    assert offline.schema() == online.schema()
     for rows in LEGACY_ROWS:
         assert offline.execute(rows) == online.execute(rows) != []
     assert zones(offline) == zones(online)
@@ -221,35 +222,25 @@ def test_script_with_nothing_to_do_is_empty(v034: Database) -> None:
 def test_settings_of_the_database_do_not_change_what_a_script_does(make_database: MakeDatabase) -> None:
     plain, hostile = make_database("v034"), make_database("v034")
     history(plain, hostile)
-    for name, value in SETTINGS.items():
+    for name, value in HOSTILE_SETTINGS.items():
         hostile.execute(f"ALTER DATABASE {hostile.name} SET {name} = '{value}'")
     apply(plain, "upgrade", "097:head")
     apply(hostile, "upgrade", "097:head")
     hostile.execute(f"ALTER DATABASE {hostile.name} RESET ALL")
-    assert objects(hostile) == objects(plain)
+    assert hostile.schema() == plain.schema()
     assert hourly(hostile) == hourly(plain) != []
 
 
-def test_new_objects_of_a_script_belong_to_the_owner_of_task_usage(v034: Database) -> None:
-    owner = f"owner_{v034.name}"
-    v034.execute(f"CREATE ROLE {owner}")
-    for table in ("user", "agent_runtime", "agent", "issue", "agent_task_queue", "task_usage"):
-        v034.execute(f'ALTER TABLE "{table}" OWNER TO {owner}')
-    for (table,) in v034.execute("SELECT tablename FROM pg_tables WHERE tablename ~ '^task_usage_'"):
-        v034.execute(f"ALTER TABLE {table} OWNER TO {owner}")
-    for (function,) in v034.execute(
-        "SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
-    ):
-        v034.execute(f"ALTER FUNCTION {function} OWNER TO {owner}")
-    v034.execute(f"GRANT CREATE ON SCHEMA public TO {owner}")
+def test_new_objects_of_a_script_belong_to_the_owner_of_task_usage(
+    v034: Database, make_role: MakeRole
+) -> None:
+    owner = make_role("owner")
+    give_everything_to(v034, owner)
     apply(v034, "upgrade", "097:head")
     owners = v034.execute(
         "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class WHERE relname ~ '^task_usage_hourly'"
     )
     assert owners == [(owner,)]
-    v034.execute(f"REASSIGN OWNED BY {owner} TO CURRENT_USER")
-    v034.execute(f"DROP OWNED BY {owner}")
-    v034.execute(f"DROP ROLE {owner}")
 
 
 # Where it must not begin
@@ -557,5 +548,5 @@ def test_rest_between_slices_changes_nothing_else(at_102: Database, rest: str) -
 
 def test_go_102_alone_is_no_102(make_database: MakeDatabase) -> None:
     database = make_database("101")
-    run(database, GO_102)
+    run_sql(database, GO_102)
     assert "stands at 101" in refused(database, script(database, "upgrade", "102:head"))

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, Database
-from tests.stories.test_entrypoint import ENTRYPOINT, SHELLS, STARTED
+from tests.support.database import NOWHERE, ROOT, Database
+from tests.support.entrypoint import ENTRYPOINT, SHELLS, STARTED
 from tests.support.product import wait_until
 from tests.support.walks import runners
 
-NOWHERE = "postgres://nobody@127.0.0.1:1/nowhere"
+pytestmark = pytest.mark.process
 
 
 def run(db: Database, *arguments: str, **extra: Any) -> subprocess.CompletedProcess[str]:

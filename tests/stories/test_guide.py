@@ -7,9 +7,11 @@ import re
 import pytest
 import typer.main
 
-from tests.conftest import ROOT
+from tests.support.database import ROOT
 from usage_rollup.commands.cli import app
 from usage_rollup.session.options import KNOWN
+
+pytestmark = pytest.mark.offline
 
 GUIDE = (ROOT / "docs" / "upgrading.md").read_text("utf-8")
 README = (ROOT / "README.md").read_text("utf-8")
