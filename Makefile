@@ -33,11 +33,12 @@ test-all-postgres:       ## Run the tests on PostgreSQL 15, 16, 17 and 18
 
 check: lint test         ## Lint, types, SQL lint, tests: what CI runs
 
-lint: $(VENV)/installed  ## Run ruff, mypy, squawk and the rule of the floors
+lint: $(VENV)/installed  ## Run ruff, mypy, squawk, codespell and the rule of the floors
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
 	$(BIN)/squawk alembic/versions/*.sql alembic/versions/*/*.sql
 
 bench: $(VENV)/installed ## Measure everything in one run: MAX_ROWS=10000000; SAVE=1 writes docs/speed.{json,svg}
