@@ -19,8 +19,7 @@ upgrade = work.__name__ == "upgrade"
 logs.configure_alembic(context.config)
 run = options.read(context.get_x_argument(as_dictionary=True)) if mutating else options.Options()
 
-if new_revision.is_wanted(context.get_context()):
-    # Without a database; with --autogenerate, like check, it needs one.
+if new_revision.needs_no_database(context.get_context()):
     work((), context.get_context())
 elif context.is_offline_mode():
     if work.__name__ in {"upgrade", "downgrade"}:

@@ -19,13 +19,19 @@ from alembic.util import CommandError
 from ..errors import ConfigurationError
 
 
-def is_wanted(context: MigrationContext) -> bool:
-    """Say whether the command only writes a revision, from nothing but the chain.
+def needs_no_database(context: MigrationContext) -> bool:
+    """Say whether the command needs no more than the chain: to write a revision, or to show them all.
 
-    Raises ConfigurationError for a merge, which this chain has no use for.
+    alembic.ini's revision_environment, which brings number() to bear, has env.py run for these too. Raises
+    ConfigurationError for a merge, which this chain has no use for.
     """
-    if context.opts["fn"].__name__ == "nothing":
+    work = context.opts["fn"].__name__
+    if work == "nothing":
         raise ConfigurationError("the chain is one line: there is nothing to merge")
+    if work == "_display_current_history":
+        assert context.environment_context is not None
+        typed = context.environment_context.config.cmd_opts
+        return typed is not None and not typed.indicate_current and "current" not in (typed.rev_range or "")
     asked = context.opts.get("revision_context")
     return asked is not None and not asked.command_args["autogenerate"]
 
@@ -54,7 +60,7 @@ def number(context: MigrationContext, revision: object, directives: list[Migrati
 
 @register("sql_beside")
 def write_sql(path: str, options: Any) -> None:
-    """Write empty .up.sql and .down.sql files beside the revision at `path`: alembic.ini's post-write hook."""
+    """Write .up.sql and .down.sql, to be filled, beside the revision at `path`: a post-write hook."""
     revision = Path(path)
     for direction, text in (("up", _UP), ("down", _DOWN)):
         sql = revision.with_suffix(f".{direction}.sql")

@@ -52,7 +52,7 @@ def statement(lock: Locks) -> str:
         patience=literal(f"{PATIENCE_S:.0f}s"),
         names=names,
         locks=",\n".join(
-            f"({number}, {literal(mode)}, {array(tables)})"
+            f"({number}, {literal(mode)}, {literal(' '.join(tables))})"
             for number, (mode, tables) in enumerate(lock.items())
         ),
         blockers=blockers.sql("table_locks", tables=names),

@@ -30,7 +30,8 @@ BEGIN
                     :locks
                 ) AS l (number, mode, tables)
                 CROSS JOIN LATERAL (
-                    SELECT to_regclass(format('public.%I', n)) AS name FROM unnest(l.tables) AS n) AS t
+                    SELECT to_regclass(format('public.%I', n)) AS name FROM string_to_table(l.tables, ' ') AS n)
+                    AS t
                 WHERE t.name IS NOT NULL GROUP BY l.number, l.mode ORDER BY l.number
             LOOP
                 PERFORM set_config('lock_timeout', ceil(EXTRACT(EPOCH FROM
