@@ -70,18 +70,12 @@ def downgrade_refused(database: Database, project: Path) -> Refusal:
 
 def lock_busy(database: Database, project: Path) -> Refusal:
     database.connect(autocommit=True).execute("SELECT pg_advisory_lock(7244554146635925501)")
-    rewrite(project / "alembic" / "env.py", "advisory_lock.MIGRATION_RUN)", "advisory_lock.MIGRATION_RUN, 0)")
-    return in_project(project, "upgrade", "head"), {}
+    return ("upgrade", "head"), {"LOCK_TIMEOUT": "0"}
 
 
 def table_lock_busy(database: Database, project: Path) -> Refusal:
     database.connect().execute("SELECT FROM task_usage_daily")
-    rewrite(
-        project / "alembic" / "env.py",
-        "from usage_rollup import adoption,",
-        "from usage_rollup import steps\n\nsteps.LOCK_DEADLINE_S = 0\nfrom usage_rollup import adoption,",
-    )
-    return in_project(project, "upgrade", "head"), {}
+    return ("upgrade", "head"), {"LOCK_TIMEOUT": "0"}
 
 
 def backfill_refused(database: Database, project: Path) -> Refusal:
@@ -107,7 +101,7 @@ CASES: dict[Callable[[Database, Path], Refusal], tuple[type[errors.UsageRollupEr
     adoption_refused: (errors.AdoptionRefused, "this database holds tables but no ledger"),
     downgrade_refused: (errors.DowngradeRefused, "refusing to remove the v0.3.4 baseline: "),
     lock_busy: (errors.LockBusy, "advisory lock 7244554146635925501 (migration run) was not free"),
-    table_lock_busy: (errors.LockBusy, 'could not lock public."agent_task_queue", '),
+    table_lock_busy: (errors.LockBusy, "could not lock agent_task_queue, "),
     backfill_refused: (errors.BackfillRefused, "the watermark of the hourly rollup lies in the future: "),
     statement_failed: (
         errors.StatementFailed,

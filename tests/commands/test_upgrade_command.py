@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import BIN, Database
 from tests.support.product import wait_until
-from usage_rollup.session.advisory_lock import MIGRATION_RUN
+from usage_rollup.contract import MIGRATION_RUN
 
 
 def log_of(output: str) -> list[str]:

@@ -9,11 +9,12 @@ import psycopg
 import pytest
 
 from tests.conftest import ROOT, Database
-from tests.runner.test_adoption import GO_LATER, drop_legacy, drop_runtime_timezone, record, taken_by_go_to
+from tests.support.go_runner import GO_LATER, drop_legacy, drop_runtime_timezone, record, taken_by_go_to
 from tests.support.shapes import COST_COLUMNS, make_products
 from tests.support.terminal import ESCAPES, on_a_terminal
-from usage_rollup.runner.adoption import STEMS
+from usage_rollup.contract import STEMS
 from usage_rollup.schema import catalog
+from usage_rollup.session.connection import snapshot
 
 MakeDatabase = Callable[[str], Database]
 
@@ -40,9 +41,9 @@ def passes(database: Database) -> str:
 
 def test_snapshot_is_what_the_revisions_make(empty: Database) -> None:
     empty.upgrade()
-    with empty.migration_connection() as connection:
+    with empty.migration_connection() as connection, snapshot(connection):
         made = catalog.render(catalog.read(connection))
-    file = (ROOT / "src" / "usage_rollup" / catalog.SNAPSHOT).read_text("utf-8")
+    file = (ROOT / "src" / "usage_rollup" / "schema" / catalog.SNAPSHOT).read_text("utf-8")
     assert file == made, "review the change, then write the snapshot anew: make snapshot"
     assert len(catalog.expected()) > 50
     assert catalog.render(catalog.expected()) == file
@@ -292,7 +293,7 @@ def test_revision_of_another_application_is_refused(head: Database) -> None:
     head.execute("UPDATE alembic_version SET version_num = 'ae1027a6acf4'")
     result = head.usage_rollup("check")
     assert result.returncode == 1
-    assert "ae1027a6acf4, which is no revision of this project" in result.stderr
+    assert "ae1027a6acf4, which is no revision of this chain" in result.stderr
 
 
 # Later product releases

@@ -1,0 +1,111 @@
+"""What the product's own runner leaves behind, step by step, in a database it took from v0.3.4."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg
+
+from tests.conftest import Database
+from usage_rollup.contract import LEGACY, STEMS
+
+# The Go release's 102: names and signatures of the contract, bodies that show who wrote them.
+GO_102 = """
+CREATE FUNCTION task_usage_hour_bucket(ts timestamptz) RETURNS timestamptz LANGUAGE sql IMMUTABLE AS
+$$SELECT date_trunc('hour', ts, 'UTC') /* go */$$;
+CREATE FUNCTION enqueue_task_usage_hourly_dirty_for_atq() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN /* go */ RETURN COALESCE(NEW, OLD); END$$;
+CREATE FUNCTION enqueue_task_usage_hourly_dirty_for_issue_delete() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN /* go */ RETURN OLD; END$$;
+CREATE FUNCTION enqueue_task_usage_hourly_dirty_for_issue_project() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN /* go */ RETURN NEW; END$$;
+CREATE FUNCTION enqueue_task_usage_hourly_dirty_for_tu() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN /* go */ RETURN OLD; END$$;
+CREATE TRIGGER trg_atq_dirty_hourly BEFORE UPDATE OF runtime_id, issue_id OR DELETE ON agent_task_queue
+    FOR EACH ROW EXECUTE FUNCTION enqueue_task_usage_hourly_dirty_for_atq();
+CREATE TRIGGER trg_issue_delete_dirty_hourly BEFORE DELETE ON issue
+    FOR EACH ROW EXECUTE FUNCTION enqueue_task_usage_hourly_dirty_for_issue_delete();
+CREATE TRIGGER trg_issue_project_dirty_hourly BEFORE UPDATE OF project_id ON issue
+    FOR EACH ROW EXECUTE FUNCTION enqueue_task_usage_hourly_dirty_for_issue_project();
+CREATE TRIGGER trg_tu_dirty_hourly BEFORE DELETE ON task_usage
+    FOR EACH ROW EXECUTE FUNCTION enqueue_task_usage_hourly_dirty_for_tu();
+CREATE FUNCTION rollup_task_usage_hourly_window(p_from timestamptz, p_to timestamptz) RETURNS bigint
+LANGUAGE plpgsql AS $$BEGIN /* go */ RETURN 0; END$$;
+CREATE FUNCTION rollup_task_usage_hourly() RETURNS bigint LANGUAGE plpgsql AS
+$$BEGIN /* go */ RETURN 0; END$$;
+CREATE FUNCTION prune_task_usage_hourly_dirty(p_retention interval DEFAULT '7 days') RETURNS bigint
+LANGUAGE plpgsql AS $$BEGIN /* go */ RETURN 0; END$$;
+CREATE FUNCTION task_usage_hourly_rollup_lag_seconds() RETURNS double precision LANGUAGE sql AS
+$$SELECT 0::double precision /* go */$$
+"""
+
+# What 213, 243, 251 and 272 do, as far as it changes something this chain has a name for.
+GO_LATER = """
+ALTER TABLE task_usage ADD COLUMN cost_usd_ticks bigint;
+ALTER TABLE task_usage_hourly ADD COLUMN cost_usd_ticks bigint NOT NULL DEFAULT 0;
+ALTER TABLE agent_task_queue ALTER COLUMN runtime_id DROP NOT NULL;
+ALTER TABLE agent DROP CONSTRAINT agent_workspace_name_unique;
+DROP INDEX idx_task_usage_created_at_legacy;
+DROP TRIGGER trg_tu_dirty_hourly ON task_usage;
+CREATE TRIGGER trg_tu_dirty_hourly BEFORE DELETE ON task_usage FOR EACH ROW
+    WHEN (current_setting('multica.workspace_teardown', true) IS DISTINCT FROM 'on')
+    EXECUTE FUNCTION enqueue_task_usage_hourly_dirty_for_tu();
+CREATE OR REPLACE FUNCTION rollup_task_usage_hourly() RETURNS bigint LANGUAGE plpgsql AS
+$$BEGIN /* go 272 */ RETURN 0; END$$
+"""
+
+GO_FUNCTIONS = "SELECT count(*) FROM pg_proc WHERE prosrc LIKE '%/* go%'"
+
+
+def run(database: Database, script: str) -> None:
+    """Run many statements in one transaction, as the Go runner applies a file."""
+    with psycopg.connect(database.url) as connection:
+        connection.execute(script.encode())
+
+
+def record(database: Database, *stems: str) -> None:
+    database.execute("INSERT INTO schema_migrations (version) SELECT unnest(%s::text[])", list(stems))
+
+
+def unrecord(database: Database, *stems: str) -> None:
+    database.execute("DELETE FROM schema_migrations WHERE version = ANY(%s::text[])", list(stems))
+
+
+def drop_legacy(database: Database) -> None:
+    """Do what the Go release's 103 does once its guard has passed."""
+    run(
+        database,
+        ";".join(
+            [
+                *(
+                    f"DROP TRIGGER {trigger} ON {table}"
+                    for table, triggers in LEGACY.triggers.items()
+                    for trigger in triggers.split()
+                ),
+                *(f"DROP FUNCTION {function}" for function in LEGACY.functions.split()),
+                *(f"DROP TABLE {table}" for table in LEGACY.columns),
+            ]
+        ),
+    )
+
+
+def drop_runtime_timezone(database: Database) -> None:
+    database.execute("ALTER TABLE agent_runtime DROP COLUMN timezone")
+
+
+def taken_by_go_to(make_database: Callable[[str], Database], revision: str) -> Database:
+    """Return a database that the Go runner took from v0.3.4 to `revision`, its ledger complete."""
+    database = make_database(min(revision, "101"))
+    if revision >= "100":
+        # 100 and 101 make the same schema whoever runs them.
+        database.execute("DROP TABLE alembic_version")
+    else:
+        return make_database("v034")
+    if revision >= "102":
+        run(database, GO_102)
+    if revision >= "103":
+        drop_legacy(database)
+    if revision >= "104":
+        drop_runtime_timezone(database)
+    record(database, *(STEMS[r] for r in STEMS if "101" < r <= revision))
+    return database
