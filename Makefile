@@ -23,9 +23,10 @@ $(VENV)/installed: pyproject.toml
 demo: $(VENV)/installed  ## Upgrade a v0.3.4 database with a history: ROWS=200000, KEEP=1 keeps it
 	@$(BIN)/python -m benchmarks.demo --rows $(ROWS) $(if $(KEEP),--keep)
 
-# Make exports what its command line sets: tests/support/binaries.py reads PG.
+# Make exports what its command line sets: tests/support/binaries.py reads PG. A file with a server or an
+# environment of its own is one group, so that two workers do not both make it.
 test: $(VENV)/installed  ## Run the tests on a PostgreSQL of their own: PG=16 chooses its major
-	$(BIN)/pytest -n 2 $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
 test-all-postgres:       ## Run the tests on PostgreSQL 15, 16, 17 and 18
 	for major in 15 16 17 18; do $(MAKE) test PG=$$major PG_BIN= TEST_DATABASE_URL= || exit; done
@@ -37,7 +38,7 @@ lint: $(VENV)/installed  ## Run ruff, mypy, squawk and the rule of the floors
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/squawk alembic/versions/*.sql
+	$(BIN)/squawk alembic/versions/*.sql alembic/versions/*/*.sql
 
 bench: $(VENV)/installed ## Measure everything in one run: MAX_ROWS=10000000; SAVE=1 writes docs/speed.{json,svg}
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
@@ -47,7 +48,7 @@ snapshot: $(VENV)/installed  ## Write catalog.txt, what `usage-rollup check` com
 	$(BIN)/python -m tests.support.snapshot
 
 freeze: $(VENV)/installed  ## Add the digests of new revisions to tests/released.sha256
-	$(BIN)/python -m tests.test_frozen
+	$(BIN)/python -m tests.support.freeze
 
 requirements: $(VENV)/installed  ## Pin the container's dependencies by hash
 	$(BIN)/pip install --quiet --disable-pip-version-check pip-tools

@@ -4,6 +4,7 @@ Why: <what the step is for, and why it comes now>
 Reversed by: <the .down.sql beside this file, and what it cannot bring back>
 
 Rules for the SQL beside this file, <revision>_<slug>.up.sql and .down.sql:
+* in place of a long file a folder, <revision>_<slug>.up/, of parts 10_this.sql, 20_that.sql, one idea each;
 * header: what, why now, what it assumes, the locks it takes, how it is undone;
 * no BEGIN or COMMIT, no psql meta-commands: it runs in the step's transaction, as one string;
 * names qualified or search_path pinned; constraints and indexes named; timestamptz;

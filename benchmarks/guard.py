@@ -6,9 +6,11 @@ import time
 from pathlib import Path
 
 from benchmarks.demo import ROOT
+from usage_rollup.contract import HOURLY_ROLLUP
 from usage_rollup.hourly import backfill
 from usage_rollup.session import advisory_lock
 from usage_rollup.session.connection import migration_session
+from usage_rollup.session.options import Options
 
 SQL = ROOT / "alembic" / "versions" / "103_drop_legacy_daily_rollups.up.sql"
 
@@ -18,8 +20,8 @@ def measure() -> tuple[float, float]:
     script = Path(SQL).read_text()
     guard, _ = script.split("$guard$;", 1)
     with migration_session() as session:
-        advisory_lock.acquire(session, advisory_lock.HOURLY_ROLLUP)
-        backfill.backfill_before_103(session)
+        advisory_lock.acquire(session, HOURLY_ROLLUP)
+        backfill.backfill_before_103(session, Options())
         times = []
         for sql in (guard + "$guard$;", script):
             started = time.monotonic()

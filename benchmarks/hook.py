@@ -11,9 +11,11 @@ import sqlalchemy as sa
 
 from benchmarks.history import History
 from benchmarks.results import Result
+from usage_rollup.contract import HOURLY_ROLLUP
 from usage_rollup.hourly import backfill
 from usage_rollup.session import advisory_lock
 from usage_rollup.session.connection import migration_session
+from usage_rollup.session.options import Options
 
 # The same aggregate a DBA would type into psql, into the same table with the same indexes.
 BARE = """
@@ -52,14 +54,13 @@ def measure(history: History, rounds: int, jobs: tuple[int, ...] = (1, 2)) -> It
             bare.append(time.monotonic() - started)
             for number in jobs:
                 _empty(session)
-                session.exec_driver_sql(f"SELECT set_config('usage_rollup.jobs', '{number}', false)")
-                session.commit()
+                options = Options(jobs=number)
                 with _holding_4246(session):
                     started = time.monotonic()
-                    backfill._walk_history(session, backfill._read_state(session))
+                    backfill._walk_history(session, options, backfill._read_state(session))
                     walks[number].append(time.monotonic() - started)
                     started = time.monotonic()
-                    backfill.repair(session)
+                    backfill.repair(session, options)
                     proofs.append(time.monotonic() - started)
         buckets = session.scalar(sa.text("SELECT COUNT(*) FROM task_usage_hourly"))
     limit, proof = min(bare), min(proofs)
@@ -79,16 +80,11 @@ def measure(history: History, rounds: int, jobs: tuple[int, ...] = (1, 2)) -> It
 def _empty(session: sa.Connection) -> None:
     session.exec_driver_sql("TRUNCATE task_usage_hourly, task_usage_hourly_backfill")
     session.exec_driver_sql("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'")
-    session.commit()
-    driver = session.connection.driver_connection
-    assert isinstance(driver, psycopg.Connection)
-    driver.autocommit = True
-    driver.execute("CHECKPOINT")
-    driver.autocommit = False
+    session.exec_driver_sql("CHECKPOINT")
 
 
 @contextmanager
 def _holding_4246(session: sa.Connection) -> Iterator[None]:
-    advisory_lock.acquire(session, advisory_lock.HOURLY_ROLLUP)
+    advisory_lock.acquire(session, HOURLY_ROLLUP)
     yield
-    advisory_lock.release(session, advisory_lock.HOURLY_ROLLUP)
+    advisory_lock.release(session, HOURLY_ROLLUP)

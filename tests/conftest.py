@@ -2,165 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
-import sqlalchemy as sa
 
-from tests.support import programs
+from tests.support.database import Database, MakeDatabase
 from tests.support.oracle import differing_hours
+from tests.support.roles import MakeRole
 from tests.support.server import Server, open_server
 from tests.support.v034 import build_v034
-
-ROOT = Path(__file__).resolve().parent.parent
-BIN = Path(sys.executable).parent
-
-Connection = psycopg.Connection[Any]
-
-
-@dataclass
-class Database:
-    """One test's database: how to reach it, and the real commands run on it."""
-
-    server: Server
-    name: str
-    opened: list[Connection] = field(default_factory=list)
-
-    @property
-    def url(self) -> str:
-        return self.server.url(self.name)
-
-    def connect(self, *, autocommit: bool = False, **conninfo: Any) -> Connection:
-        """Open a session that is closed when the test ends."""
-        connection = psycopg.connect(self.url, autocommit=autocommit, **conninfo)
-        self.opened.append(connection)
-        return connection
-
-    def execute(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """Run one statement in a session and transaction of its own; committed when it returns."""
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            # Without parameters a literal % is just that.
-            cursor = connection.execute(statement, parameters or None)
-            return cursor.fetchall() if cursor.description else []
-
-    def value(self, statement: str, *parameters: Any) -> Any:
-        """Return the first column of the first row of what is committed."""
-        return self.execute(statement, *parameters)[0][0]
-
-    def environment(self, **extra: str) -> dict[str, str]:
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("PG") and name not in {"DATABASE_URL", "MIGRATION_DATABASE_URL"}
-        }
-        return {
-            **inherited,
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-            "DATABASE_URL": self.url,
-            **extra,
-        }
-
-    def alembic(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-        """Run `alembic` to its end; standard output and error are merged in `stdout`."""
-        return programs.run(
-            "alembic", arguments, cwd=ROOT, env=self.environment(**extra), timeout_s=120, merge=True
-        )
-
-    def upgrade(self, target: str = "head", **extra: str) -> str:
-        """Upgrade, which must succeed; return what was printed."""
-        result = self.alembic("upgrade", target, **extra)
-        assert result.returncode == 0, result.stdout
-        return result.stdout
-
-    def refused(self, *arguments: str, **extra: str) -> str:
-        """Run a command that must fail without a traceback; return what was printed."""
-        result = self.alembic(*(arguments or ("upgrade", "head")), **extra)
-        assert result.returncode != 0, result.stdout
-        assert "Traceback" not in result.stdout, result.stdout
-        return result.stdout
-
-    def usage_rollup(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-        """Run `usage-rollup` to its end, 200 columns wide."""
-        return programs.run(
-            "usage-rollup",
-            arguments,
-            cwd=ROOT,
-            env=self.environment(**{"COLUMNS": "200", **extra}),
-            timeout_s=60,
-        )
-
-    def run(self, *command: str, cwd: Path | str = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
-        """Run a real command to its end, standard output and error apart."""
-        return subprocess.run(
-            command,
-            cwd=cwd,
-            env=self.environment(**extra),
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    def spawn(self, *command: str, **extra: str) -> subprocess.Popen[str]:
-        """Start a real process, `alembic` or `./entrypoint.sh`; output merged in its stdout."""
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=self.environment(**extra),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-        )
-
-    @property
-    def revision(self) -> str | None:
-        """Return what alembic_version says, None without the table or a row in it."""
-        if self.value("SELECT to_regclass('public.alembic_version') IS NULL"):
-            return None
-        rows = self.execute("SELECT version_num FROM public.alembic_version")
-        return rows[0][0] if rows else None
-
-    @property
-    def ledger(self) -> set[str]:
-        return {row[0] for row in self.execute("SELECT version FROM public.schema_migrations")}
-
-    def catalog(self) -> str:
-        """Return the whole schema and the contents of both ledgers, to compare before and after."""
-        result = subprocess.run(
-            [self.server.program("pg_dump"), "--schema-only", self.url],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        # pg_dump 17.6 and later wrap their output in \restrict with a random key.
-        lines = [
-            line
-            for line in result.stdout.splitlines()
-            if not line.startswith(("\\restrict", "\\unrestrict", "--")) and line
-        ]
-        for table in ("alembic_version", "schema_migrations"):
-            if self.value("SELECT to_regclass(%s) IS NOT NULL", f"public.{table}"):
-                lines += [str(row) for row in self.execute(f"SELECT * FROM {table} ORDER BY 1")]
-        return "\n".join(lines)
-
-    @contextmanager
-    def migration_connection(self) -> Iterator[sa.Connection]:
-        """Open a SQLAlchemy connection, pinned as the runner pins its own."""
-        from usage_rollup.session.connection import engine
-
-        with engine(self.url, 0).connect() as connection:
-            yield connection
 
 
 @pytest.fixture(scope="session")
@@ -186,7 +37,7 @@ def templates(server: Server) -> Callable[[str], str]:
             server.create_database(name, template=source)
             database = Database(server, name)
             if point == "v034":
-                with psycopg.connect(database.url) as connection:
+                with database.connect() as connection:
                     build_v034(connection)
             elif point != "empty":
                 database.upgrade(point)
@@ -197,10 +48,37 @@ def templates(server: Server) -> Callable[[str], str]:
 
 
 @pytest.fixture
+def make_role(server: Server, request: pytest.FixtureRequest) -> Iterator[MakeRole]:
+    """Return a function that makes a login role, gone when the test ends; its password is its name.
+
+    A failed test keeps its roles, as it keeps its databases.
+    """
+    made: list[str] = []
+    admin = Database(server, "postgres")
+
+    def make(prefix: str, attributes: str = "") -> str:
+        name = f"{prefix}_{uuid.uuid4().hex[:12]}"
+        admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{name}' {attributes}")
+        made.append(name)
+        return name
+
+    yield make
+    if not getattr(request.node, "failed", False):
+        for name in reversed(made):
+            admin.execute(f"DROP ROLE {name}")
+
+
+@pytest.fixture
 def make_database(
-    server: Server, templates: Callable[[str], str], request: pytest.FixtureRequest
-) -> Iterator[Callable[[str], Database]]:
-    """Return a function that clones the template of a point; every clone ends with the oracle."""
+    server: Server,
+    templates: Callable[[str], str],
+    make_role: MakeRole,
+    request: pytest.FixtureRequest,
+) -> Iterator[MakeDatabase]:
+    """Return a function that clones the template of a point; every clone ends with the oracle.
+
+    It asks for make_role so that databases go before the roles that own something in them.
+    """
     made: list[Database] = []
 
     def make(point: str) -> Database:
@@ -213,8 +91,7 @@ def make_database(
 
     failed = getattr(request.node, "failed", False)
     for database in made:
-        for connection in database.opened:
-            connection.close()
+        database.end_sessions()
         if failed:
             request.node.add_report_section(
                 "teardown", "database kept", f"psql '{database.url}' (while its server runs)"
@@ -225,28 +102,19 @@ def make_database(
         assert differing == [], f"rollup and raw usage differ in {differing}"
 
 
-@pytest.fixture
-def empty(make_database: Callable[[str], Database]) -> Database:
-    """Return an empty database."""
-    return make_database("empty")
+def at(point: str) -> Callable[[MakeDatabase], Database]:
+    """Make a fixture that returns a database without usage that stands at a point."""
+
+    def database(make_database: MakeDatabase) -> Database:
+        return make_database(point)
+
+    return database
 
 
-@pytest.fixture
-def v034(make_database: Callable[[str], Database]) -> Database:
-    """Return a v0.3.4 database without usage, ledger included."""
-    return make_database("v034")
-
-
-@pytest.fixture
-def at_102(make_database: Callable[[str], Database]) -> Database:
-    """Return a v0.3.4 database upgraded to 102, without usage."""
-    return make_database("102")
-
-
-@pytest.fixture
-def head(make_database: Callable[[str], Database]) -> Database:
-    """Return a v0.3.4 database upgraded to head, without usage."""
-    return make_database("head")
+empty = pytest.fixture(at("empty"))
+v034 = pytest.fixture(at("v034"))
+at_102 = pytest.fixture(at("102"))
+head = pytest.fixture(at("head"))
 
 
 @pytest.hookimpl(wrapper=True)

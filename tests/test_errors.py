@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database
 from tests.support.product import event, small_world
 from usage_rollup import errors
 

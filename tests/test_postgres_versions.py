@@ -8,10 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import ROOT, Database
 from tests.support.binaries import RELEASES, fetched
+from tests.support.database import ROOT, Database
 from tests.support.server import Server, start_server
 from usage_rollup.session.connection import MINIMUM_VERSION
+
+pytestmark = [pytest.mark.server, pytest.mark.xdist_group("postgres_14")]
 
 
 @pytest.fixture(scope="module")

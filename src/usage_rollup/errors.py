@@ -45,8 +45,9 @@ class Refusal:
         return "\n".join(lines)
 
     def fields(self) -> dict[str, Any]:
-        """Render it for JSON."""
-        return {"error": self.message, "detail": self.detail, "hint": self.hint, **self.facts}
+        """Render it for JSON: what there is of it."""
+        parts = {"error": self.message, "detail": self.detail, "hint": self.hint, "place": self.place}
+        return {name: part for name, part in parts.items() if part is not None} | dict(self.facts)
 
 
 class UsageRollupError(CommandError):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import signal
 from datetime import UTC, datetime
-from typing import Any
 
 import psycopg
 import pytest
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database
 from tests.support.product import event, small_world, wait_until
+from tests.support.rollup import row_versions
 from tests.support.walks import (
     advisory_locks,
     blocked_at,
@@ -23,21 +23,9 @@ from tests.support.walks import (
     write_history,
 )
 
+pytestmark = pytest.mark.process
+
 LOCK = 4246
-
-
-def row_versions(database: Database) -> dict[str, list[tuple[Any, ...]]]:
-    """Return the row versions of everything a backfill may write."""
-    return {
-        table: database.execute(f"SELECT ctid, xmin FROM {table} ORDER BY 1")
-        for table in (
-            "task_usage_hourly",
-            "task_usage_hourly_backfill",
-            "task_usage_hourly_invalidation",
-            "task_usage_hourly_left_out",
-            "task_usage_hourly_rollup_state",
-        )
-    }
 
 
 @pytest.fixture
@@ -220,7 +208,7 @@ def test_backfill_before_101_names_the_step_that_is_missing(
 ) -> None:
     result = v034.usage_rollup("backfill", *arguments)
     assert result.returncode == 1
-    assert "there is no hourly rollup in this database yet" in result.stderr
+    assert "there is no hourly rollup in this database" in result.stderr
     assert "alembic upgrade 102" in result.stderr
 
 

@@ -9,22 +9,20 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database
+from tests.support.legacy import LEGACY_TABLES
 from tests.support.product import event, small_world, wait_until
+from tests.support.rollup import run_hook
 from usage_rollup.errors import LockBusy
 from usage_rollup.hourly import backfill
-from usage_rollup.runner import step
+from usage_rollup.runner import table_locks
+from usage_rollup.session.connection import transaction
+from usage_rollup.session.options import Options
+
+pytestmark = pytest.mark.server
 
 SQL = (ROOT / "alembic" / "versions" / "103_drop_legacy_daily_rollups.up.sql").read_bytes()
 
-LEGACY_TABLES = [
-    "task_usage_daily",
-    "task_usage_daily_dirty",
-    "task_usage_rollup_state",
-    "task_usage_dashboard_daily",
-    "task_usage_dashboard_dirty",
-    "task_usage_dashboard_rollup_state",
-]
 
 LOCKED_TABLES = ["agent_task_queue", "issue", "task_usage", *LEGACY_TABLES]
 
@@ -32,7 +30,7 @@ LOCKED_TABLES = ["agent_task_queue", "issue", "task_usage", *LEGACY_TABLES]
 def drop_by_hand(database: Database) -> None:
     """Run 103's SQL in one transaction of a session that proved nothing."""
     # Settings an operator's psql may bring along.
-    with psycopg.connect(database.url, options="-c TimeZone=Asia/Kathmandu -c DateStyle=German") as session:
+    with database.connect(options="-c TimeZone=Asia/Kathmandu -c DateStyle=German") as session:
         session.execute(SQL)
 
 
@@ -72,8 +70,7 @@ def used(at_102: Database) -> Database:
 @pytest.fixture
 def rolled_up(used: Database) -> Database:
     """Return a database at 102 whose usage is rolled up and proven, in a session that has ended."""
-    with used.migration_connection() as connection:
-        backfill.backfill_before_103(connection)
+    run_hook(used)
     return used
 
 
@@ -175,16 +172,64 @@ def test_guard_refuses_when_a_bucket_is_left_without_raw_rows(rolled_up: Databas
     assert legacy_tables(rolled_up) == 0
 
 
-def test_guard_refuses_while_another_session_writes_the_rollup(rolled_up: Database) -> None:
-    with psycopg.connect(rolled_up.url, autocommit=True) as writer:
-        writer.execute("SELECT pg_advisory_lock(4246)")
-        assert "another session is writing" in str(refusal(rolled_up).message_primary)
-    wait_until(
-        lambda: rolled_up.value("SELECT count(*) = 0 FROM pg_locks WHERE locktype = 'advisory'"),
-        "the writer's session has ended",
+PATIENCE = b"interval '5 seconds'"
+
+
+def is_waiting(database: Database, session: psycopg.Connection) -> bool:
+    """Tell whether the guard, run by `session`, is between two attempts to take 4246."""
+    waits: bool = database.value(
+        "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = %s", session.info.backend_pid
     )
-    drop_by_hand(rolled_up)
+    return waits
+
+
+def test_guard_refuses_while_another_session_goes_on_writing_the_rollup(rolled_up: Database) -> None:
+    assert SQL.count(PATIENCE) == 1
+    writer = rolled_up.connect(autocommit=True)
+    writer.execute("SELECT pg_advisory_lock(4246)")
+    with rolled_up.connect() as session, pytest.raises(errors.LockNotAvailable) as caught:
+        session.execute(SQL.replace(PATIENCE, b"interval '200 milliseconds'"))
+    report = caught.value.diag
+    assert report.message_primary == (
+        "refusing to drop legacy daily rollups: another session is writing the hourly rollup"
+    )
+    assert report.message_detail == "Advisory lock 4246 is held."
+    assert "alembic upgrade head" in str(report.message_hint)
+    assert legacy_tables(rolled_up) == 6
+
+
+def test_guard_waits_for_a_tick_that_is_running(rolled_up: Database) -> None:
+    tick = rolled_up.connect()
+    tick.execute("SELECT pg_advisory_xact_lock(4246), public.rollup_task_usage_hourly()")
+    with ThreadPoolExecutor(1) as pool, rolled_up.connect() as session:
+        # Only the tick's end may end the wait.
+        dropping = pool.submit(session.execute, SQL.replace(PATIENCE, b"interval '1 hour'"))
+        wait_until(lambda: is_waiting(rolled_up, session), "the guard waits for 4246")
+        # It keeps nobody from a table meanwhile.
+        assert exclusive_locks(rolled_up) == 0
+        tick.commit()
+        dropping.result(timeout=30)
     assert legacy_tables(rolled_up) == 0
+
+
+def test_guard_does_not_wait_under_table_locks_for_which_the_tick_waits(rolled_up: Database) -> None:
+    tick = rolled_up.connect()
+    tick.execute("SELECT pg_advisory_xact_lock(4246)")
+    with ThreadPoolExecutor(1) as pool, rolled_up.connect(options="-c statement_timeout=30s") as session:
+        session.execute("LOCK TABLE task_usage IN ACCESS EXCLUSIVE MODE")
+        ticking = pool.submit(tick.execute, "SELECT public.rollup_task_usage_hourly()")
+        wait_until(
+            lambda: rolled_up.value(
+                "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = %s)", tick.info.backend_pid
+            ),
+            "the tick waits for task_usage",
+        )
+        # Were it to wait, each would wait for the other.
+        with pytest.raises(errors.LockNotAvailable, match="another session is writing the hourly rollup"):
+            session.execute(SQL.replace(PATIENCE, b"interval '1 hour'"))
+        session.rollback()
+        ticking.result(timeout=30)
+    tick.commit()
 
 
 def test_guard_refuses_when_the_pipeline_is_not_installed(rolled_up: Database) -> None:
@@ -199,7 +244,7 @@ def test_database_without_the_state_table_is_told_what_mends_it(rolled_up: Datab
     assert "task_usage_hourly_rollup_state" in str(refusal(rolled_up).message_detail)
     # As typed in the runner's container, whose database has a ledger.
     assert "`alembic downgrade 100`" in rolled_up.refused()
-    assert rolled_up.alembic("downgrade", "100").returncode == 0
+    rolled_up.downgrade("100")
     rolled_up.upgrade()
     assert legacy_tables(rolled_up) == 0
 
@@ -223,7 +268,7 @@ def test_guard_is_not_held_for_ever_by_a_row_with_an_absurd_date(
     with used.connect(autocommit=True) as connection:
         event(connection, small_world(connection), created_at, updated_at)
     with used.migration_connection() as connection:
-        backfill.backfill_before_103(connection)
+        backfill.backfill_before_103(connection, Options())
     # What the comparison of the first release would say, for dates in the future.
     trailing = used.value(
         "SELECT max(COALESCE(updated_at, created_at)) > watermark_at + interval '1 hour'"
@@ -293,26 +338,27 @@ def exclusive_locks(database: Database) -> int:
 def test_103_names_the_reader_it_could_not_get_past(
     at_102: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step, "LOCK_DEADLINE_S", 0.2)
+    monkeypatch.setattr(table_locks, "PATIENCE_S", 0.2)
     reader = at_102.connect(application_name="a long report")
     reader.execute("SELECT count(*) FROM task_usage_dashboard_daily")
     with at_102.migration_connection() as connection:
-        with pytest.raises(LockBusy) as caught:
-            step.lock_tables(connection, {"ACCESS EXCLUSIVE": LOCKED_TABLES})
+        with pytest.raises(LockBusy) as caught, transaction(connection):
+            table_locks.lock_tables(connection, {"ACCESS EXCLUSIVE": LOCKED_TABLES})
         message = str(caught.value)
         assert f"pid {reader.info.backend_pid} (postgres, a long report, idle in transaction" in message
         assert "pg_terminate_backend" in message
         assert exclusive_locks(at_102) == 0
 
         reader.rollback()
-        step.lock_tables(connection, {"ACCESS EXCLUSIVE": LOCKED_TABLES})
-        assert exclusive_locks(at_102) == len(LOCKED_TABLES)
+        with transaction(connection):
+            table_locks.lock_tables(connection, {"ACCESS EXCLUSIVE": LOCKED_TABLES})
+            assert exclusive_locks(at_102) == len(LOCKED_TABLES)
 
 
 def test_103_names_a_prepared_transaction_it_could_not_get_past(
     at_102: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step, "LOCK_DEADLINE_S", 0.2)
+    monkeypatch.setattr(table_locks, "PATIENCE_S", 0.2)
     gid = f"forgotten {uuid.uuid4()}"
     session = at_102.connect(autocommit=True)
     session.execute("BEGIN")
@@ -320,8 +366,12 @@ def test_103_names_a_prepared_transaction_it_could_not_get_past(
     session.execute("CREATE TABLE prepared_here ()")
     session.execute(f"PREPARE TRANSACTION '{gid}'")
     try:
-        with at_102.migration_connection() as connection, pytest.raises(LockBusy) as caught:
-            step.lock_tables(connection, {"ACCESS EXCLUSIVE": LOCKED_TABLES})
+        with (
+            at_102.migration_connection() as connection,
+            pytest.raises(LockBusy) as caught,
+            transaction(connection),
+        ):
+            table_locks.lock_tables(connection, {"ACCESS EXCLUSIVE": LOCKED_TABLES})
     finally:
         at_102.execute(f"ROLLBACK PREPARED '{gid}'")
     assert gid in str(caught.value)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
-import psycopg
 import pytest
 from psycopg import IsolationLevel
 
-from tests.conftest import Connection, Database
+from tests.support.database import Connection, Database, MakeDatabase
+from tests.support.horizon import begin, without_margin
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
+from tests.support.roles import MakeRole
+from tests.support.rollup import TICK, WATERMARK, wrong_hours
 from tests.support.server import start_server
+from tests.support.sessions import is_polling
 from tests.support.v034 import build_v034
 
-TICK = "SELECT rollup_task_usage_hourly()"
-WATERMARK = "SELECT watermark_at FROM task_usage_hourly_rollup_state"
+pytestmark = pytest.mark.server
+
 CLOCK = "SELECT clock_timestamp()"
 FIVE_MINUTES = timedelta(minutes=5)
 
@@ -38,7 +40,7 @@ def horizon(connection: Connection, wait: str = AT_ONCE) -> datetime | None:
 
 def horizon_of(db: Database, wait: str = AT_ONCE) -> datetime | None:
     """Return the horizon as a session of its own sees it."""
-    with psycopg.connect(db.url, autocommit=True, options="-c TimeZone=UTC") as connection:
+    with db.connect(autocommit=True, options="-c TimeZone=UTC") as connection:
         return horizon(connection, wait)
 
 
@@ -46,74 +48,8 @@ def at_horizon(db: Database, **conninfo: str) -> Connection:
     return db.connect(autocommit=True, options=f"{BOUNDED} -c TimeZone=UTC", **conninfo)
 
 
-def old_after_no_time(db: Database) -> None:
-    """Take the five minutes out of the horizon.
-
-    They would hide every transaction that is younger, and a test cannot wait until one is older.
-    """
-    definition = db.value("SELECT pg_get_functiondef('task_usage_hourly_horizon(interval)'::regprocedure)")
-    assert definition.count("interval '5 minutes'") == 1
-    db.execute(definition.replace("interval '5 minutes'", "interval '0'"))
-
-
-def begin(db: Database, *statements: str, **conninfo: str) -> tuple[Connection, datetime]:
-    """Open a transaction that stays open; return it and when it began."""
-    connection = db.connect(autocommit=True, **conninfo)
-    connection.execute("BEGIN")
-    for statement in statements:
-        connection.execute(statement)
-    began: datetime = db.value(
-        "SELECT xact_start FROM pg_stat_activity WHERE pid = %s", connection.info.backend_pid
-    )
-    return connection, began
-
-
-def is_polling(db: Database, connection: Connection) -> bool:
-    polling: bool = db.value(
-        "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = %s",
-        connection.info.backend_pid,
-    )
-    return polling
-
-
-def wrong_hours(db: Database) -> list[datetime]:
-    """Ask the oracle as if the watermark had passed every event, so that time excuses nothing."""
-    watermark = db.value(WATERMARK)
-    db.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'infinity'")
-    try:
-        return differing_hours(db.url)
-    finally:
-        db.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = %s", watermark)
-
-
-@pytest.fixture
-def make_role(at_102: Database) -> Iterator[Callable[..., str]]:
-    """Return a function that makes a login role, which ends with the test."""
-    made: list[str] = []
-
-    def make(*also: str) -> str:
-        role = f"runner_{uuid.uuid4().hex[:12]}"
-        at_102.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{role}'")
-        made.append(role)
-        for statement in also:
-            at_102.execute(statement.format(role=role))
-        return role
-
-    yield make
-    for connection in at_102.opened:
-        connection.close()
-    for role in made:
-        at_102.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
-
-
 def login(db: Database, role: str) -> Connection:
-    connection = psycopg.connect(
-        db.server.url(db.name, user=role, password=role),
-        autocommit=True,
-        options=f"{BOUNDED} -c TimeZone=UTC",
-    )
-    db.opened.append(connection)
-    return connection
+    return at_horizon(db, user=role, password=role)
 
 
 # The clock
@@ -150,7 +86,7 @@ def test_horizon_is_never_later_than_five_minutes_ago(at_102: Database, open_tra
 def test_open_transaction_bounds_the_horizon_by_its_start(
     at_102: Database, statements: tuple[str, ...]
 ) -> None:
-    old_after_no_time(at_102)
+    without_margin(at_102)
     writer, began = begin(at_102, *statements)
     if not statements:
         # Neither a lock nor a transaction id gives this one away.
@@ -169,7 +105,7 @@ def test_open_transaction_bounds_the_horizon_by_its_start(
 
 
 def test_oldest_of_several_open_transactions_bounds_the_horizon(at_102: Database) -> None:
-    old_after_no_time(at_102)
+    without_margin(at_102)
     oldest, first = begin(at_102)
     _, second = begin(at_102)
     assert horizon_of(at_102) == first
@@ -177,10 +113,8 @@ def test_oldest_of_several_open_transactions_bounds_the_horizon(at_102: Database
     assert horizon_of(at_102) == second
 
 
-def test_transaction_of_another_database_is_ignored(
-    at_102: Database, make_database: Callable[[str], Database]
-) -> None:
-    old_after_no_time(at_102)
+def test_transaction_of_another_database_is_ignored(at_102: Database, make_database: MakeDatabase) -> None:
+    without_margin(at_102)
     elsewhere = make_database("empty")
     _, began = begin(elsewhere)
     before = at_102.value(CLOCK)
@@ -190,7 +124,7 @@ def test_transaction_of_another_database_is_ignored(
 
 
 def test_caller_s_own_transaction_is_ignored(at_102: Database) -> None:
-    old_after_no_time(at_102)
+    without_margin(at_102)
     caller = at_102.connect(options="-c TimeZone=UTC")
     caller.execute("SELECT FROM workspace")
     before = at_102.value(CLOCK)
@@ -204,7 +138,7 @@ def test_caller_s_own_transaction_is_ignored(at_102: Database) -> None:
 def test_horizon_sees_what_began_since_it_was_last_asked_in_the_same_transaction(
     at_102: Database, level: IsolationLevel
 ) -> None:
-    old_after_no_time(at_102)
+    without_margin(at_102)
     seen = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
     caller = at_102.connect(options="-c TimeZone=UTC")
     caller.isolation_level = level
@@ -229,9 +163,9 @@ def test_session_that_does_not_report_is_waited_for(at_102: Database) -> None:
 
 
 def test_invisible_open_transaction_leaves_no_horizon_after_the_wait(
-    at_102: Database, make_role: Callable[..., str]
+    at_102: Database, make_role: MakeRole
 ) -> None:
-    caller = login(at_102, make_role())
+    caller = login(at_102, make_role("runner"))
     assert horizon(caller) is not None
     writer, began = begin(at_102)
     assert began is not None
@@ -245,10 +179,10 @@ def test_invisible_open_transaction_leaves_no_horizon_after_the_wait(
 
 
 def test_invisible_transaction_that_ends_during_the_wait_leaves_a_horizon_before_the_wait(
-    at_102: Database, make_role: Callable[..., str]
+    at_102: Database, make_role: MakeRole
 ) -> None:
-    old_after_no_time(at_102)
-    caller = login(at_102, make_role())
+    without_margin(at_102)
+    caller = login(at_102, make_role("runner"))
     writer, _ = begin(at_102)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(horizon, caller, LONG)
@@ -261,20 +195,16 @@ def test_invisible_transaction_that_ends_during_the_wait_leaves_a_horizon_before
     assert found < later
 
 
-def test_role_that_may_read_all_statistics_need_not_wait(
-    at_102: Database, make_role: Callable[..., str]
-) -> None:
-    old_after_no_time(at_102)
-    caller = login(at_102, make_role("GRANT pg_read_all_stats TO {role}"))
+def test_role_that_may_read_all_statistics_need_not_wait(at_102: Database, make_role: MakeRole) -> None:
+    without_margin(at_102)
+    caller = login(at_102, make_role("runner", "IN ROLE pg_read_all_stats"))
     _, began = begin(at_102)
     assert horizon(caller) == began
 
 
-def test_role_sees_its_own_transactions_without_any_grant(
-    at_102: Database, make_role: Callable[..., str]
-) -> None:
-    old_after_no_time(at_102)
-    role = make_role()
+def test_role_sees_its_own_transactions_without_any_grant(at_102: Database, make_role: MakeRole) -> None:
+    without_margin(at_102)
+    role = make_role("runner")
     caller, writer = login(at_102, role), login(at_102, role)
     writer.execute("BEGIN")
     (began,) = at_102.execute(
@@ -284,9 +214,10 @@ def test_role_sees_its_own_transactions_without_any_grant(
 
 
 def test_tick_without_a_horizon_drains_the_queue_and_leaves_the_watermark(
-    at_102: Database, make_role: Callable[..., str]
+    at_102: Database, make_role: MakeRole
 ) -> None:
-    role = make_role("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+    role = make_role("runner")
+    at_102.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
     caller = login(at_102, role)
     world = small_world(at_102.url)
     event(at_102.url, world, "2025-03-01 10:15+00")
@@ -307,7 +238,7 @@ def test_prepared_transaction_that_wrote_usage_leaves_no_horizon_until_it_is_res
     world = small_world(at_102.url)
     reported = task(at_102.url, world.agents[0])
     gid = uuid.uuid4().hex
-    with psycopg.connect(at_102.url) as writer:
+    with at_102.connect() as writer:
         upsert_usage(writer, reported)
         writer.execute(f"PREPARE TRANSACTION '{gid}'")
     try:
@@ -331,7 +262,7 @@ def test_prepared_transaction_that_wrote_usage_leaves_no_horizon_until_it_is_res
 def test_prepared_transaction_that_did_not_write_usage_is_ignored(at_102: Database, statement: str) -> None:
     event(at_102.url, small_world(at_102.url), "2025-03-01 10:15+00")
     gid = uuid.uuid4().hex
-    with psycopg.connect(at_102.url) as writer:
+    with at_102.connect() as writer:
         writer.execute(statement)
         writer.execute("UPDATE workspace SET name = name")
         writer.execute(f"PREPARE TRANSACTION '{gid}'")
@@ -342,12 +273,12 @@ def test_prepared_transaction_that_did_not_write_usage_is_ignored(at_102: Databa
 
 
 def test_prepared_transaction_of_another_database_is_ignored(
-    at_102: Database, make_database: Callable[[str], Database]
+    at_102: Database, make_database: MakeDatabase
 ) -> None:
     elsewhere = make_database("102")
     world = small_world(elsewhere.url)
     gid = uuid.uuid4().hex
-    with psycopg.connect(elsewhere.url) as writer:
+    with elsewhere.connect() as writer:
         event(writer, world)
         writer.execute(f"PREPARE TRANSACTION '{gid}'")
     try:
@@ -362,7 +293,7 @@ def test_move_prepared_before_a_tick_is_right_after_it_commits(at_102: Database)
     moved = task(at_102.url, world.agents[0])
     usage(at_102.url, moved, "2025-03-01 10:15+00")
     gid = uuid.uuid4().hex
-    with psycopg.connect(at_102.url) as writer:
+    with at_102.connect() as writer:
         writer.execute("UPDATE agent_task_queue SET agent_id = %s", [world.agents[1]])
         writer.execute(f"PREPARE TRANSACTION '{gid}'")
     try:
@@ -400,7 +331,7 @@ def test_watermark_that_passes_an_open_writer_loses_its_row(at_102: Database) ->
 def test_no_tick_passes_an_open_writer_and_its_row_is_rolled_up_when_it_commits(
     at_102: Database, writes: str
 ) -> None:
-    old_after_no_time(at_102)
+    without_margin(at_102)
     world = small_world(at_102.url)
     reported = task(at_102.url, world.agents[0])
     event(at_102.url, world, "2025-03-01 10:15+00")
@@ -430,10 +361,10 @@ def test_autovacuum_is_neither_waited_for_nor_a_bound() -> None:
     with start_server(settings) as server:
         server.create_database("multica")
         db = Database(server, "multica")
-        with psycopg.connect(db.url) as connection:
+        with db.connect() as connection:
             build_v034(connection)
         db.upgrade("102")
-        old_after_no_time(db)
+        without_margin(db)
         db.execute("CREATE ROLE runner LOGIN PASSWORD 'runner'")
         # As slow as it can be, so that it is at work for as long as this test looks.
         db.execute(
@@ -450,12 +381,7 @@ def test_autovacuum_is_neither_waited_for_nor_a_bound() -> None:
         wait_until(lambda: db.execute(at_work), "autovacuum is at work")
         before = db.value(CLOCK)
         began = db.value(at_work)
-        runner = psycopg.connect(
-            server.url("multica", user="runner", password="runner"),
-            autocommit=True,
-            options="-c TimeZone=UTC",
-        )
-        with runner:
+        with login(db, "runner") as runner:
             for found in (horizon_of(db), horizon(runner)):
                 assert found is not None
                 assert found >= before > began

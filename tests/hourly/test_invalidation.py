@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import UUID
 
-import psycopg
 import pytest
 from psycopg import errors
 
-from tests.conftest import Connection, Database
+from tests.support.database import Connection, Database
 from tests.support.oracle import differing_hours
 from tests.support.product import (
     World,
@@ -26,12 +25,11 @@ from tests.support.product import (
     usage,
     wait_until,
 )
+from tests.support.rollup import EVERY_HOUR, QUEUED_ONLY, TICK, WATERMARK, WINDOW
+from tests.support.sessions import is_blocked
 
-TICK = "SELECT rollup_task_usage_hourly()"
-WINDOW = "SELECT rollup_task_usage_hourly_window('-infinity', 'infinity')"
-QUEUED_ONLY = "SELECT rollup_task_usage_hourly_window('-infinity', '-infinity')"
-EVERY_HOUR = "INSERT INTO task_usage_hourly_invalidation DEFAULT VALUES"
-WATERMARK = "SELECT watermark_at FROM task_usage_hourly_rollup_state"
+pytestmark = pytest.mark.server
+
 QUEUED = "SELECT count(*) FROM task_usage_hourly_invalidation"
 
 # A statement that must not wait fails when it does.
@@ -72,7 +70,7 @@ class Shop(World):
 
 def open_shop(db: Database) -> Shop:
     """Write four tasks with usage in three hours, roll all of it up, and check that it is right."""
-    with psycopg.connect(db.url) as connection:
+    with db.connect() as connection:
         world = small_world(connection)
         other_runtime = runtime(connection, world.workspaces[0])
         row = connection.execute(
@@ -143,11 +141,6 @@ def roll_up_wrongly(connection: Connection) -> int:
     assert row is not None
     count: int = row[0]
     return count
-
-
-def is_blocked(db: Database, connection: Connection) -> bool:
-    blocked: bool = db.value("SELECT cardinality(pg_blocking_pids(%s)) > 0", connection.info.backend_pid)
-    return blocked
 
 
 # One change at a time

@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 import signal
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from hashlib import md5
 from random import Random
 from subprocess import Popen
 from typing import Any
@@ -18,29 +16,33 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.conftest import Database
-from tests.hourly.test_backfill_hook import without_margin
-from tests.stories.test_crash_safety import (
+from tests.support.crashes import (
     BOUNDARIES,
-    ORPHAN_HOUR,
     Boundary,
+    add_orphan,
+    clone_of_template,
+    crash_the_server,
     final_state,
+    kill_the_runner,
+    server_at_102,
     stopped_at,
     versions,
     waits_at,
 )
+from tests.support.database import Database
+from tests.support.horizon import without_margin
 from tests.support.oracle import differing_hours
-from tests.support.product import event, project, small_world, upsert_usage, wait_until
-from tests.support.server import Server, start_server
-from tests.support.v034 import build_v034
+from tests.support.processes import finish
+from tests.support.product import LONG_MODEL, project, upsert_usage, wait_until
+from tests.support.server import Server
 from tests.support.walks import advisory_locks, blocked_at, committed_months, runners, slices
-from usage_rollup.session import advisory_lock
+from usage_rollup.contract import MIGRATION_RUN
+
+pytestmark = [pytest.mark.process, pytest.mark.xdist_group("jobs")]
 
 MONTHS = [datetime(2025, month, 1, tzinfo=UTC) for month in range(1, 7)]
 JANUARY, FEBRUARY, APRIL = MONTHS[0], MONTHS[1], MONTHS[3]
 
-# Fits the index of task_usage, not the key of the hourly table.
-LONG_MODEL = "".join(md5(str(n).encode()).hexdigest() for n in range(82))
 
 # Sessions of the run that wait, each with the moment's statement.
 BLOCKED = (
@@ -61,18 +63,15 @@ HOLDERS = (
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[Server]:
-    """Return a server that may crash or be full: its `template` has a history of six months, at 102."""
-    with start_server({"max_connections": "40"}) as server:
-        server.create_database("template")
-        database = Database(server, "template")
-        with psycopg.connect(database.url) as connection:
-            build_v034(connection)
-            world = small_world(connection)
-            for month in range(1, 7):
-                for day in (1, 11, 21):
-                    event(connection, world, f"2025-0{month}-{day} 10:15+00", agent=day % 3, issue=day % 3)
-        database.upgrade("102")
+    """Return a server that may crash, and be full."""
+    with server_at_102(len(MONTHS), {"max_connections": "40"}) as server:
         yield server
+
+
+@pytest.fixture
+def database(own: Server) -> Iterator[Database]:
+    with clone_of_template(own) as database:
+        yield database
 
 
 @pytest.fixture(scope="module")
@@ -85,29 +84,8 @@ def undisturbed(own: Server) -> dict[str, Any]:
     return final_state(database)
 
 
-@pytest.fixture
-def database(own: Server) -> Iterator[Database]:
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    own.create_database(name, template="template")
-    database = Database(own, name)
-    yield database
-    for connection in database.opened:
-        connection.close()
-    differing = differing_hours(database.url)
-    own.drop_database(name)
-    assert differing == []
-
-
 def start(database: Database, jobs: int) -> Popen[str]:
     return database.spawn("alembic", "-x", f"jobs={jobs}", "upgrade", "head")
-
-
-def output(runner: Popen[str], status: int = 0) -> str:
-    printed, _ = runner.communicate(timeout=60)
-    assert runner.returncode == status, printed
-    assert "Traceback" not in printed
-    assert "Exception ignored" not in printed
-    return printed
 
 
 def wait_until_walked(database: Database, runner: Popen[str], *months: datetime, blocked: int) -> None:
@@ -153,7 +131,7 @@ def waiters(database: Database) -> int:
 def test_several_sessions_end_exactly_as_one(
     database: Database, undisturbed: dict[str, Any], command: tuple[str, ...], environment: dict[str, str]
 ) -> None:
-    printed = output(database.spawn(*command, **environment))
+    printed = finish(database.spawn(*command, **environment))
     # Every slice once: not one of them was handed to two sessions.
     assert slices(printed) == len(MONTHS)
     assert "0 rows left" in printed
@@ -176,17 +154,14 @@ def test_all_walk_at_once_and_each_holds_4246_shared_on_its_own_session(
         assert database.value("SELECT rollup_task_usage_hourly()") == 0
         assert watermark_is_unmoved(database)
         assert versions(database) == before
-    assert slices(output(runner)) == len(MONTHS)
+    assert slices(finish(runner)) == len(MONTHS)
     assert final_state(database) == undisturbed
 
 
 def test_leader_alone_holds_4246_during_the_proof_and_exclusively(
     database: Database, undisturbed: dict[str, Any]
 ) -> None:
-    database.execute(
-        "INSERT INTO task_usage_hourly (bucket_hour, workspace_id, runtime_id, agent_id, provider, model)"
-        f" SELECT '{ORPHAN_HOUR}', workspace_id, runtime_id, id, '', 'orphan' FROM agent LIMIT 1"
-    )
+    add_orphan(database)
     proof = BOUNDARIES["during_the_proof"]
     with stopped_at(database, proof):
         runner = start(database, 3)
@@ -195,7 +170,7 @@ def test_leader_alone_holds_4246_during_the_proof_and_exclusively(
         wait_until(lambda: runners(database) == 1, "the workers' sessions have ended")
         assert database.execute(HOLDERS) == [("ExclusiveLock", 1, 1, 1)]
         assert database.value("SELECT rollup_task_usage_hourly()") == 0
-    output(runner)
+    finish(runner)
     assert final_state(database) == undisturbed
 
 
@@ -209,7 +184,7 @@ def test_watermark_moves_once_when_every_slice_is_walked(database: Database) -> 
         "CREATE TRIGGER watch AFTER UPDATE ON task_usage_hourly_rollup_state FOR EACH ROW"
         " WHEN (OLD.watermark_at IS DISTINCT FROM NEW.watermark_at) EXECUTE FUNCTION watch()"
     )
-    output(start(database, 3))
+    finish(start(database, 3))
     assert database.execute("SELECT * FROM moved") == [("ExclusiveLock", len(MONTHS), True)]
 
 
@@ -223,7 +198,7 @@ def test_one_bad_bucket_is_set_aside_and_the_other_slices_go_on(
             "UPDATE task_usage SET model = %s WHERE created_at = '2025-03-11 10:15+00'", [LONG_MODEL]
         )
         connection.execute("ALTER TABLE task_usage ENABLE TRIGGER trg_tu_dirty_hourly_write")
-    printed = output(start(database, 3))
+    printed = finish(start(database, 3))
     assert len(re.findall("is set aside", printed)) >= 1
     assert slices(printed) == len(MONTHS)
     aside = datetime(2025, 3, 11, 10, tzinfo=UTC)
@@ -255,7 +230,7 @@ def test_session_that_waits_for_4246_gets_it_between_slices(
         assert committed_months(database) == [JANUARY, FEBRUARY]
         assert database.execute(HOLDERS) == [("ExclusiveLock", 1, 1, 0)]
         waiter.commit()
-    assert slices(output(runner)) == len(MONTHS)
+    assert slices(finish(runner)) == len(MONTHS)
     assert final_state(database) == undisturbed
 
 
@@ -264,7 +239,7 @@ def test_session_that_waits_for_4246_before_the_workers_come_does_not_stop_the_w
 ) -> None:
     waiter = database.connect()
     with ThreadPoolExecutor(1) as pool:
-        with psycopg.connect(database.url) as obstacle:
+        with database.connect() as obstacle:
             # The leader reads this table when it has 4246, and before anybody walks.
             obstacle.execute("LOCK TABLE task_usage_hourly_backfill")
             runner = start(database, 2)
@@ -280,17 +255,13 @@ def test_session_that_waits_for_4246_before_the_workers_come_does_not_stop_the_w
             if not turn.done():
                 waiter.cancel()
                 runner.kill()
-    assert slices(output(runner)) == len(MONTHS)
+    assert slices(finish(runner)) == len(MONTHS)
     assert final_state(database) == undisturbed
 
 
 # ---------------------------------------------------------------------------------------------
 # Kills
 # ---------------------------------------------------------------------------------------------
-
-
-def kill_the_runner(database: Database, runner: Popen[str]) -> None:
-    runner.kill()
 
 
 def terminate_the_runner(database: Database, runner: Popen[str]) -> None:
@@ -304,14 +275,10 @@ def end_a_worker(database: Database, runner: Popen[str]) -> None:
 def end_the_leader(database: Database, runner: Popen[str]) -> None:
     ended = database.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
-        f" AND (classid::bigint << 32 | objid::bigint) = {advisory_lock.MIGRATION_RUN}"
+        f" AND (classid::bigint << 32 | objid::bigint) = {MIGRATION_RUN}"
         " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
     assert ended == [(True,)]
-
-
-def crash_the_server(database: Database, runner: Popen[str]) -> None:
-    database.server.stop("immediate")
 
 
 @pytest.mark.parametrize(
@@ -340,13 +307,13 @@ def test_killed_parallel_walk_resumes_with_another_number_of_sessions(
                 finished = versions(database)
                 kill(database, runner)
                 if kill in {terminate_the_runner, end_a_worker}:
-                    output(runner, status)
+                    finish(runner, status)
                     # What the workers ran is cancelled in the server: both obstacles are still there.
                     wait_until(lambda: runners(database) == 0, "no session is left behind")
                     assert advisory_locks(database) == []
             if kill is end_the_leader:
                 # Missed when a slice ends; the other one is cancelled.
-                output(runner, status)
+                finish(runner, status)
                 wait_until(lambda: runners(database) == 0, "no session is left behind")
                 assert advisory_locks(database) == []
                 walked = [JANUARY, *walked]
@@ -357,8 +324,10 @@ def test_killed_parallel_walk_resumes_with_another_number_of_sessions(
         if kill is crash_the_server:
             database.server.restart()
     if kill in {kill_the_runner, crash_the_server}:
-        output(runner, status)
+        finish(runner, status)
         wait_until(lambda: runners(database) == 0, "the sessions of the killed run have ended")
+        # Backends that lost their client have ended their statements.
+        walked = MONTHS
     assert database.revision == "102"
     assert watermark_is_unmoved(database)
     if kill is crash_the_server:
@@ -369,7 +338,7 @@ def test_killed_parallel_walk_resumes_with_another_number_of_sessions(
         assert committed_months(database) == walked
     redone = len(MONTHS) - len(committed_months(database))
 
-    printed = output(start(database, again))
+    printed = finish(start(database, again))
     assert "resuming the backfill" in printed
     assert slices(printed) == redone
     assert finished <= versions(database)
@@ -385,24 +354,25 @@ def test_run_after_a_killed_one_waits_for_the_slices_it_left_running(
         wait_until_walked(database, runner, *MONTHS[1:3], blocked=2)
         orphans = database.execute(BLOCKED)
         runner.kill()
-        output(runner, -signal.SIGKILL)
+        finish(runner, -signal.SIGKILL)
         wait_until(lambda: runners(database) == 2, "the leader's session has ended")
         second = start(database, 2)
         wait_until(
             lambda: (
                 database.value(
                     "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()"
-                    " AND query LIKE '%%pg_locks%%' AND application_name = 'usage-rollup')"
+                    " AND query LIKE '%pg_try_advisory_lock%' AND application_name = 'usage-rollup')"
                 )
                 or second.poll() is not None
             ),
-            "the second run asks who holds 4246",
+            "the second run asks for 4246",
         )
         assert second.poll() is None, second.communicate()
         assert database.execute(BLOCKED) == orphans
         assert database.execute(HOLDERS) == [("ShareLock", 2, 2, 0)]
         assert committed_months(database) == MONTHS[1:3]
-    assert slices(output(second)) == len(MONTHS) - 2
+    # The orphans have ended two more.
+    assert slices(finish(second)) == len(MONTHS) - 4
     assert final_state(database) == undisturbed
 
 
@@ -427,7 +397,7 @@ def test_writer_who_commits_while_several_sessions_walk_loses_nothing(database: 
 
     def write() -> None:
         nonlocal written
-        with psycopg.connect(database.url) as connection:
+        with database.connect() as connection:
             new_project = project(connection, workspace)
             connection.commit()
             while not stop.is_set():
@@ -472,7 +442,7 @@ def test_writer_who_commits_while_several_sessions_walk_loses_nothing(database: 
                 )
                 begun = written
                 wait_until(lambda: writer.done() or written > begun + 50, "the writer goes on")
-            output(runner)
+            finish(runner)
         finally:
             stop.set()
         writer.result()
@@ -531,7 +501,7 @@ def test_server_without_room_for_the_workers_is_named_and_nothing_is_lost(
         ),
         "two sessions have ended",
     )
-    printed = output(start(database, 3), 255)
+    printed = finish(start(database, 3), 255)
     assert len(re.findall("too many clients", printed)) == 1
     for connection in (watching, *filling):
         connection.close()
@@ -541,5 +511,5 @@ def test_server_without_room_for_the_workers_is_named_and_nothing_is_lost(
     assert database.revision == "102"
     assert watermark_is_unmoved(database)
 
-    assert slices(output(start(database, 2))) == len(MONTHS)
+    assert slices(finish(start(database, 2))) == len(MONTHS)
     assert final_state(database) == undisturbed

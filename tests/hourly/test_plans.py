@@ -11,9 +11,12 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from tests.conftest import ROOT, Connection, Database
+from tests.support.database import ROOT, Connection, Database, MakeDatabase
 from tests.support.product import small_world
 from usage_rollup.hourly.backfill import backfill_before_103
+from usage_rollup.session.options import Options
+
+pytestmark = pytest.mark.server
 
 GUARD = (ROOT / "alembic" / "versions" / "103_drop_legacy_daily_rollups.up.sql").read_bytes()
 
@@ -336,7 +339,7 @@ def read_by(connection: Connection, statement: str | bytes, *parameters: Any) ->
 
 @pytest.mark.parametrize("analysed", [False, True], ids=["never_analysed", "well_analysed"])
 def test_hour_and_tick_read_the_same_rows_whatever_the_size_of_the_history(
-    make_database: Callable[[str], Database], analysed: bool
+    make_database: MakeDatabase, analysed: bool
 ) -> None:
     found = []
     for hours in (100, 400):
@@ -473,7 +476,7 @@ def products_rows(database: Database) -> list[Any]:
 
 
 def run_hook(connection: sa.Connection) -> None:
-    assert backfill_before_103(connection).rows == HOURS * TASKS_AN_HOUR * MODELS
+    assert backfill_before_103(connection, Options()).rows == HOURS * TASKS_AN_HOUR * MODELS
 
 
 def test_hook_analyses_what_has_no_statistics_and_changes_nothing_else_of_the_product(
@@ -503,7 +506,6 @@ def test_hook_does_not_wait_for_a_table_that_is_being_vacuumed(at_102: Database)
     with at_102.migration_connection() as connection:
         # It would end here.
         connection.exec_driver_sql("SET lock_timeout = '2s'")
-        connection.commit()
         run_hook(connection)
     assert analysed(at_102) == {"task_usage": 1, "agent_task_queue": 0, "agent": 1, "issue": 0}
 
@@ -520,6 +522,7 @@ def test_guard_reads_usage_again_only_without_the_proof_of_its_session(at_102: D
         run_hook(migration)
         session = migration.connection.driver_connection
         assert isinstance(session, psycopg.Connection)
+        session.autocommit = False
         proven = read_by(session, GUARD)
         session.execute("SELECT set_config('usage_rollup.proof', '', false)")
         session.commit()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-import psycopg
 import pytest
 
-from tests.conftest import Database
+from tests.support.database import Database
 from tests.support.product import event, small_world
 from tests.support.shapes import make_products
 from tests.support.walks import advisory_locks
 from usage_rollup.hourly import products_pipeline
 from usage_rollup.hourly.catch_up import catch_up
 from usage_rollup.session.connection import migration_session
+from usage_rollup.session.options import Options
+
+pytestmark = pytest.mark.server
 
 FIRST = datetime(2025, 1, 10, 10, 20, tzinfo=UTC)
 
@@ -99,7 +101,7 @@ def test_steps_of_a_row_budget_end_as_one_step(products: Database, monkeypatch: 
     monkeypatch.setattr(products_pipeline, "STEP_ROWS", 7)
     monkeypatch.setenv("DATABASE_URL", products.url)
     with migration_session() as session:
-        done = catch_up(session)
+        done = catch_up(session, Options())
     assert (done.slices, done.rows) == (6, 40)
     assert differing_hours(products) == 0
 
@@ -132,5 +134,5 @@ def test_catch_up_does_not_pass_an_open_transaction(products: Database) -> None:
     products.usage_rollup("backfill")
     writer.commit()
     assert products.value("SELECT watermark_at FROM task_usage_hourly_rollup_state") <= began
-    with psycopg.connect(products.url, autocommit=True) as connection:
+    with products.connect(autocommit=True) as connection:
         connection.execute("SELECT rollup_task_usage_hourly_window('-infinity', 'infinity')")

@@ -7,7 +7,7 @@ every time. A failing schedule prints itself as the call that replays it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 
@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.conftest import Database
+from tests.support.database import MakeDatabase
 from tests.support.stateful import (
     HORIZON,
     PLANNED,
@@ -31,6 +31,8 @@ from tests.support.stateful import (
     Substitution,
     Violation,
 )
+
+pytestmark = pytest.mark.long
 
 # Four tests share them, so that two workers do.
 PARTS = 4
@@ -120,7 +122,7 @@ def scripts(
 
 
 @pytest.fixture
-def machine(make_database: Callable[[str], Database]) -> Iterator[Machine]:
+def machine(make_database: MakeDatabase) -> Iterator[Machine]:
     machine = Machine(make_database("head").url)
     yield machine
     machine.close()

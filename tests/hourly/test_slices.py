@@ -13,11 +13,15 @@ from hypothesis import strategies as st
 from psycopg.types.multirange import TimestamptzMultirange
 from psycopg.types.range import TimestamptzRange
 
-from tests.conftest import Connection, Database
-from tests.support.product import Timestamp, event, small_world, task
-from tests.support.walks import blocked_at, slices, wait_until_blocked
-from usage_rollup.hourly import walk
-from usage_rollup.hourly.backfill import Backfill, backfill_before_103
+from tests.support.database import Connection, Database
+from tests.support.product import Timestamp, event, small_world, task, utc, wait_until
+from tests.support.rollup import run_hook
+from tests.support.walks import blocked_at, runners, slices, wait_until_blocked
+from usage_rollup.hourly import slices as slice_plan
+from usage_rollup.hourly.backfill import backfill_before_103
+from usage_rollup.session.options import Options
+
+pytestmark = pytest.mark.server
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 MICROSECOND = timedelta(microseconds=1)
@@ -28,10 +32,6 @@ SECONDARY_INDEXES = {
     "idx_task_usage_hourly_workspace_agent_time",
     "idx_task_usage_hourly_workspace_project_time",
 }
-
-
-def utc(*parts: int) -> datetime:
-    return datetime(*parts, tzinfo=UTC)  # type: ignore[arg-type, misc]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -242,11 +242,6 @@ def indexes(database: Database, *, identity: bool = False) -> dict[str, Any]:
     }
 
 
-def run_hook(database: Database) -> Backfill:
-    with database.migration_connection() as connection:
-        return backfill_before_103(connection)
-
-
 def plan(database: Database, rows: int) -> None:
     """Plan as the hook does, in slices of `rows` usage rows."""
     database.execute("SELECT rollup_task_usage_hourly_plan(now() - interval '5 minutes', %s)", rows)
@@ -276,7 +271,7 @@ def test_walk_of_several_slices_into_an_empty_table_builds_the_indexes_again_at_
 
 
 def test_hook_builds_the_indexes_again(used: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walk, "SLICE_ROWS", 1)
+    monkeypatch.setattr(slice_plan, "SLICE_ROWS", 1)
     before, built = indexes(used), indexes(used, identity=True)
     assert run_hook(used).slices == 4
     assert indexes(used) == before
@@ -287,7 +282,7 @@ def test_hook_builds_the_indexes_again(used: Database, monkeypatch: pytest.Monke
 def test_walk_keeps_the_indexes_of_a_table_that_holds_rows(
     used: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(walk, "SLICE_ROWS", 1)
+    monkeypatch.setattr(slice_plan, "SLICE_ROWS", 1)
     built = indexes(used, identity=True)
     used.execute("SELECT rollup_task_usage_hourly_range('2025-02-01', '2025-03-01')")
     assert run_hook(used).slices == 4
@@ -297,7 +292,7 @@ def test_walk_keeps_the_indexes_of_a_table_that_holds_rows(
 def test_walk_of_one_slices_worth_of_rows_keeps_the_indexes(
     used: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(walk, "SLICE_ROWS", 4)
+    monkeypatch.setattr(slice_plan, "SLICE_ROWS", 4)
     built = indexes(used, identity=True)
     assert run_hook(used).rows == 4
     assert indexes(used, identity=True) == built
@@ -306,7 +301,7 @@ def test_walk_of_one_slices_worth_of_rows_keeps_the_indexes(
 def test_walk_keeps_the_indexes_of_a_table_that_somebody_reads(
     used: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(walk, "SLICE_ROWS", 1)
+    monkeypatch.setattr(slice_plan, "SLICE_ROWS", 1)
     built = indexes(used, identity=True)
     reader = used.connect()
     reader.execute("SELECT count(*) FROM task_usage_hourly")
@@ -314,7 +309,7 @@ def test_walk_keeps_the_indexes_of_a_table_that_somebody_reads(
     with used.migration_connection() as connection:
         connection.exec_driver_sql("SET statement_timeout = '20s'")
         connection.commit()
-        assert backfill_before_103(connection).slices == 4
+        assert backfill_before_103(connection, Options()).slices == 4
     assert reader.execute("SELECT count(*) FROM task_usage_hourly").fetchone() == (4,)
     assert indexes(used, identity=True) == built
 
@@ -322,7 +317,7 @@ def test_walk_keeps_the_indexes_of_a_table_that_somebody_reads(
 def test_backfill_without_anything_to_walk_leaves_the_indexes_alone(
     used: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(walk, "SLICE_ROWS", 1)
+    monkeypatch.setattr(slice_plan, "SLICE_ROWS", 1)
     run_hook(used)
     built = indexes(used, identity=True)
     assert run_hook(used).skipped == "watermark_within_threshold"
@@ -339,6 +334,7 @@ def kill_without_indexes(database: Database) -> None:
         runner.kill()
         runner.communicate(timeout=30)
         assert runner.returncode != 0
+    wait_until(lambda: runners(database) == 0, "its backend has ended the statement")
     assert database.revision == "102"
     assert indexes(database) == {}
 
@@ -346,7 +342,8 @@ def kill_without_indexes(database: Database) -> None:
 def test_killed_walk_that_is_run_again_ends_with_all_indexes(used: Database) -> None:
     before = indexes(used)
     kill_without_indexes(used)
-    assert slices(used.upgrade()) == 2
+    # The backend that lost its client has ended its statement, and with it March.
+    assert slices(used.upgrade()) == 1
     assert used.revision == "104"
     assert indexes(used) == before
 

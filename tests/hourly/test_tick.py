@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from psycopg import IsolationLevel, errors
 
-from tests.conftest import Connection, Database
+from tests.support.database import Connection, Database
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
+from tests.support.rollup import EVERY_HOUR, TICK, WATERMARK, queued
+from tests.support.sessions import is_blocked, is_gone
 
-TICK = "SELECT rollup_task_usage_hourly()"
-EVERY_HOUR = "INSERT INTO task_usage_hourly_invalidation DEFAULT VALUES"
+pytestmark = pytest.mark.server
+
 STATE = "SELECT * FROM task_usage_hourly_rollup_state"
-WATERMARK = "SELECT watermark_at FROM task_usage_hourly_rollup_state"
 LAG = "SELECT task_usage_hourly_rollup_lag_seconds()"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -40,24 +41,6 @@ def catch_up(db: Database) -> None:
 def as_history(db: Database) -> None:
     """Forget what is queued, so that the rows written so far are found by time alone."""
     db.execute("DELETE FROM task_usage_hourly_invalidation")
-
-
-def queued(db: Database) -> int:
-    count: int = db.value(
-        "SELECT (SELECT count(*) FROM task_usage_hourly_invalidation)"
-        " + (SELECT count(*) FROM task_usage_hourly_dirty)"
-    )
-    return count
-
-
-def is_blocked(db: Database, connection: Connection) -> bool:
-    blocked: bool = db.value("SELECT cardinality(pg_blocking_pids(%s)) > 0", connection.info.backend_pid)
-    return blocked
-
-
-def is_gone(db: Database, connection: Connection, pid: int) -> bool:
-    gone: bool = db.value("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)", pid)
-    return gone
 
 
 # The lock
@@ -131,7 +114,7 @@ def _stopped_while_it_works(db: Database, statement: str, how: str) -> Connectio
         with pytest.raises((errors.QueryCanceled, errors.AdminShutdown)):
             running.result()
     if how == "pg_terminate_backend":
-        wait_until(lambda: is_gone(db, caller, pid), "the terminated session is gone")
+        wait_until(lambda: is_gone(db, pid), "the terminated session is gone")
     blocker.rollback()
     return caller
 

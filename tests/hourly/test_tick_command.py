@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from psycopg import errors
 
-from tests.conftest import Database
+from tests.support.database import Database
 from tests.support.product import event, small_world, wait_until
+from tests.support.rollup import TICK
 from tests.support.shapes import make_products
 from tests.support.walks import advisory_locks, runners
 
-TICK = "SELECT rollup_task_usage_hourly()"
 LAST_ERROR = "SELECT last_error FROM task_usage_hourly_rollup_state"
 BLOCKED = (
     "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"

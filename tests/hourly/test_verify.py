@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import Database
+from tests.support.database import Database, MakeDatabase
 from tests.support.product import World, event, small_world, usage
 from tests.support.shapes import COST_COLUMNS, make_products
 from tests.support.terminal import on_a_terminal
 from tests.support.walks import wait_until_blocked
 
+pytestmark = pytest.mark.server
+
 FALSIFY = (
     "UPDATE task_usage_hourly SET input_tokens = input_tokens + 1 WHERE bucket_hour = '2025-03-01 10:00+00'"
 )
-HEAL = FALSIFY.replace("+ 1", "- 1")
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_the_comparison_is_of_one_snapshot(products: tuple[Database, World]) -> 
     assert database.usage_rollup("verify").returncode == 3
 
 
-def test_verify_works_between_101_and_102(make_database: Callable[[str], Database]) -> None:
+def test_verify_works_between_101_and_102(make_database: MakeDatabase) -> None:
     database = make_database("101")
     event(database.url, small_world(database.url), "2025-03-01 10:15+00")
     result = database.usage_rollup("verify")
@@ -138,12 +138,10 @@ def test_verify_works_between_101_and_102(make_database: Callable[[str], Databas
 
 
 @pytest.mark.parametrize("point", ["empty", "v034"])
-def test_verify_refuses_where_there_is_no_hourly_rollup(
-    make_database: Callable[[str], Database], point: str
-) -> None:
+def test_verify_refuses_where_there_is_no_hourly_rollup(make_database: MakeDatabase, point: str) -> None:
     result = make_database(point).usage_rollup("verify")
     assert result.returncode == 1
-    assert "there is no task_usage_hourly" in result.stderr
+    assert "there is no hourly rollup in this database" in result.stderr
     assert "HINT: run `alembic upgrade 102` first" in result.stderr
 
 

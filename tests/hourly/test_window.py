@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import psycopg
 import pytest
 from psycopg import IsolationLevel, errors, sql
 
-from tests.conftest import Connection, Database
-from tests.support.oracle import differing_hours
+from tests.support.database import Connection, Database
 from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
+from tests.support.roles import MakeRole
+from tests.support.rollup import EVERY_HOUR, QUEUED_ONLY, WINDOW, queued, wrong_hours
+from tests.support.sessions import is_blocked, is_polling
 from tests.support.v034 import generate_history
 
-WINDOW = "SELECT rollup_task_usage_hourly_window('-infinity', 'infinity')"
-QUEUED_ONLY = "SELECT rollup_task_usage_hourly_window('-infinity', '-infinity')"
-EVERY_HOUR = "INSERT INTO task_usage_hourly_invalidation DEFAULT VALUES"
+pytestmark = pytest.mark.server
 
 # A statement that must not wait fails when it does.
 DOES_NOT_WAIT = "-c lock_timeout=2s -c statement_timeout=20s"
@@ -33,24 +30,6 @@ LEVELS = [
         IsolationLevel.SERIALIZABLE,
     )
 ]
-
-
-def wrong_hours(db: Database) -> list[datetime]:
-    """Ask the oracle as if the watermark had passed every event, so that time excuses nothing."""
-    watermark = db.value("SELECT watermark_at FROM task_usage_hourly_rollup_state")
-    db.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'infinity'")
-    try:
-        return differing_hours(db.url)
-    finally:
-        db.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = %s", watermark)
-
-
-def queued(db: Database) -> int:
-    count: int = db.value(
-        "SELECT (SELECT count(*) FROM task_usage_hourly_invalidation)"
-        " + (SELECT count(*) FROM task_usage_hourly_dirty)"
-    )
-    return count
 
 
 def rollup(db: Database, *extra: str) -> set[tuple[Any, ...]]:
@@ -72,26 +51,13 @@ def dirty(db: Database, where: str = "true") -> None:
     )
 
 
-def is_blocked(db: Database, connection: Connection) -> bool:
-    blocked: bool = db.value("SELECT cardinality(pg_blocking_pids(%s)) > 0", connection.info.backend_pid)
-    return blocked
-
-
-def is_polling(db: Database, connection: Connection) -> bool:
-    polling: bool = db.value(
-        "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = %s",
-        connection.info.backend_pid,
-    )
-    return polling
-
-
 # What it writes
 
 
 def test_window_makes_the_rollup_equal_to_raw_usage_and_counts_written_and_deleted(
     at_102: Database,
 ) -> None:
-    with psycopg.connect(at_102.url) as connection:
+    with at_102.connect() as connection:
         generate_history(connection, 600, months=2, agents=6, analyze=False)
     # A history has no queue: time alone must find it.
     at_102.execute("DELETE FROM task_usage_hourly_invalidation")
@@ -116,7 +82,7 @@ def test_window_makes_the_rollup_equal_to_raw_usage_and_counts_written_and_delet
 
 
 def test_second_window_returns_zero_and_rewrites_nothing(at_102: Database) -> None:
-    with psycopg.connect(at_102.url) as connection:
+    with at_102.connect() as connection:
         generate_history(connection, 300, months=1, agents=3, analyze=False)
     at_102.execute(WINDOW)
     before = rollup(at_102, "xmin::text", "ctid::text", "updated_at")
@@ -471,7 +437,7 @@ def test_hour_bucket_is_immutable_enough_for_an_index(at_102: Database) -> None:
 )
 def test_hour_bucket_is_right_at_the_ends_of_time(at_102: Database, instant: str, hour: str) -> None:
     for zone in ("UTC", *ZONES):
-        with psycopg.connect(at_102.url) as connection:
+        with at_102.connect() as connection:
             # Text, because Python's datetime ends at the year 9999.
             row = connection.execute(
                 "SELECT set_config('TimeZone', %s, true), (task_usage_hour_bucket"
@@ -605,17 +571,14 @@ def test_shadowing_type_name_does_not_fail_the_server_s_writes(at_102: Database)
 
 
 @pytest.fixture
-def dml_role(head: Database) -> Iterator[str]:
+def dml_role(head: Database, make_role: MakeRole) -> str:
     """Make a role with DML rights on the product's tables and none on the hourly family."""
-    role = f"server_{uuid.uuid4().hex[:12]}"
+    role = make_role("server")
     head.execute(
-        f"CREATE ROLE {role}; GRANT SELECT, INSERT, UPDATE, DELETE ON workspace, agent_runtime, agent,"
-        f' project, issue, agent_task_queue, task_usage, "user" TO {role}'
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON workspace, agent_runtime, agent, project, issue,"
+        f' agent_task_queue, task_usage, "user" TO {role}'
     )
-    yield role
-    for connection in head.opened:
-        connection.close()
-    head.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    return role
 
 
 def test_server_without_rights_on_the_hourly_family_writes_with_an_empty_search_path(

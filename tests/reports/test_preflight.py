@@ -5,38 +5,38 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-import psycopg
 import pytest
-import sqlalchemy as sa
 
-from tests.conftest import Database
-from tests.runner.test_adoption import drop_legacy, record, run, taken_by_go_to, unrecord
+from tests.support.database import Database, MakeDatabase
+from tests.support.go_runner import drop_legacy, record, run_sql, taken_by_go_to, unrecord
 from tests.support.product import event, small_world, task, upsert_usage, usage
-from tests.support.server import Server, start_server
+from tests.support.roles import MakeRole, give_everything_to
+from tests.support.server import start_server
 from tests.support.v034 import build_v034
 from tests.support.walks import advisory_locks, write_history
 from usage_rollup import revisions
+from usage_rollup.contract import STEMS
 from usage_rollup.reports.preflight import Preflight, preflight
-from usage_rollup.runner.adoption import STEMS
-from usage_rollup.session.connection import connect
+from usage_rollup.session.options import Options
 
-MakeDatabase = Callable[[str], Database]
+pytestmark = pytest.mark.server
 
 # Fits the index of task_usage because it compresses, and is too long for a comparison by length alone.
 LONG_MODEL = "m" * 2700
 
 
-def look(database: Database, url: str | None = None) -> Preflight:
+def look(database: Database, url: str | None = None, options: Options | None = None) -> Preflight:
     """Look at a database in a session pinned as the runner pins its own."""
-    engine = sa.create_engine(
-        "postgresql+psycopg://", creator=lambda: connect(url or database.url, 0), poolclass=sa.NullPool
-    )
-    with engine.connect() as connection:
-        return preflight(connection)
+    with database.migration_connection(url) as session:
+        return preflight(session, options or Options())
+
+
+def refusals(found: Preflight) -> list[str]:
+    """Return the refusals as a person reads them."""
+    return [str(refusal) for refusal in found.refusals]
 
 
 def pending(found: Preflight) -> list[str]:
@@ -146,17 +146,17 @@ def test_locks_named_are_those_the_upgrade_takes(v034: Database) -> None:
     ],
 )
 def test_what_the_upgrade_refuses_is_refused_here_in_its_words(v034: Database, spoil: str, fact: str) -> None:
-    run(v034, spoil)
+    run_sql(v034, spoil)
     found = look(v034)
     assert not found.goes_through
-    assert any(fact in refusal for refusal in found.refusals), found.refusals
+    assert any(fact in refusal for refusal in refusals(found)), found.refusals
     assert fact in v034.refused()
 
 
 def test_every_reason_is_collected(v034: Database) -> None:
     v034.execute("DROP FUNCTION task_usage_rollup_lag_seconds")
     v034.execute(f"ALTER DATABASE {v034.name} SET default_transaction_read_only = on")
-    reasons = look(v034).refusals
+    reasons = refusals(look(v034))
     assert len(reasons) == 2
     assert "read-only here" in reasons[0]
     assert "missing function task_usage_rollup_lag_seconds" in reasons[1]
@@ -167,7 +167,7 @@ def test_every_reason_is_collected(v034: Database) -> None:
 def test_another_applications_database_is_refused(empty: Database) -> None:
     empty.execute("CREATE TABLE orders (id bigint PRIMARY KEY)")
     found = look(empty)
-    assert "holds tables but no ledger" in found.refusals[0]
+    assert "holds tables but no ledger" in refusals(found)[0]
     assert found.place is None
 
 
@@ -175,60 +175,47 @@ def test_standby_gets_a_verdict() -> None:
     with start_server({"max_connections": "20"}) as own:
         own.create_database("standby")
         database = Database(own, "standby")
-        with psycopg.connect(database.url) as connection:
+        with database.connect() as connection:
             build_v034(connection)
         data = Path(database.value("SHOW data_directory"))
         own.stop()
         (data / "standby.signal").touch(mode=0o644)
         own.restart()
         found = look(database)
-        assert found.refusals == [
+        assert refusals(found) == [
             "this server is a standby: it replays a primary and cannot be changed"
             "\nHINT: point DATABASE_URL at the primary"
         ]
         assert pending(found)[0] == "100_user_timezone"
 
 
-@contextmanager
-def role(server: Server, database: Database) -> Iterator[str]:
-    name = f"role_{uuid.uuid4().hex[:12]}"
-    database.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'multica'")
-    try:
-        yield name
-    finally:
-        database.execute(f"REASSIGN OWNED BY {name} TO CURRENT_USER")
-        database.execute(f"DROP OWNED BY {name} CASCADE")
-        database.execute(f"DROP ROLE {name}")
-
-
 @pytest.mark.parametrize("point", ["empty", "v034", "102", "head"])
-def test_role_without_rights_gets_a_verdict(make_database: MakeDatabase, server: Server, point: str) -> None:
-    database = make_database(point)
-    with role(server, database) as stranger:
-        found = look(database, server.url(database.name, user=stranger))
-        assert not found.goes_through
-        assert any(f"role {stranger} may not" in refusal for refusal in found.refusals), (
-            found.refusals,
-            found.not_seen,
-        )
-        assert found.server is not None
-        assert found.server.role == stranger
+def test_role_without_rights_gets_a_verdict(
+    make_database: MakeDatabase, make_role: MakeRole, point: str
+) -> None:
+    database, stranger = make_database(point), make_role("stranger")
+    found = look(database, database.url_of(stranger))
+    assert not found.goes_through
+    assert any(f"role {stranger} may not" in refusal for refusal in refusals(found)), (
+        found.refusals,
+        found.not_seen,
+    )
+    assert found.server is not None
+    assert found.server.role == stranger
 
 
-def test_what_a_role_may_not_see_counts_against_the_upgrade(v034: Database, server: Server) -> None:
+def test_what_a_role_may_not_see_counts_against_the_upgrade(v034: Database, make_role: MakeRole) -> None:
     v034.execute(f"REVOKE TEMPORARY ON DATABASE {v034.name} FROM PUBLIC")
-    with role(server, v034) as owner:
-        v034.execute(f"GRANT CREATE ON SCHEMA public TO {owner}")
-        for (table,) in v034.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'"):
-            v034.execute(f'ALTER TABLE public."{table}" OWNER TO {owner}')
-        url = server.url(v034.name, user=owner)
-        found = look(v034, url)
-        assert found.refusals == []
-        assert len(found.not_seen) == 1
-        assert "permission denied to create temporary tables" in found.not_seen[0]
-        assert not found.goes_through
-        v034.execute(f"GRANT TEMPORARY ON DATABASE {v034.name} TO {owner}")
-        assert look(v034, url).goes_through
+    owner = make_role("owner")
+    give_everything_to(v034, owner)
+    url = v034.url_of(owner)
+    found = look(v034, url)
+    assert found.refusals == []
+    assert len(found.not_seen) == 1
+    assert "permission denied to create temporary tables" in found.not_seen[0]
+    assert not found.goes_through
+    v034.execute(f"GRANT TEMPORARY ON DATABASE {v034.name} TO {owner}")
+    assert look(v034, url).goes_through
 
 
 def test_future_watermark_is_refused_and_its_hint_cures_it(at_102: Database) -> None:
@@ -237,9 +224,9 @@ def test_future_watermark_is_refused_and_its_hint_cures_it(at_102: Database) -> 
     found = look(at_102)
     assert found.guard is not None
     assert found.guard.watermark == "infinity"
-    assert "lies in the future: infinity" in found.refusals[0]
+    assert "lies in the future: infinity" in refusals(found)[0]
     at_102.refused()
-    at_102.execute(found.refusals[0].split("HINT: ")[1].split(";")[0])
+    at_102.execute(refusals(found)[0].split("HINT: ")[1].split(";")[0])
     assert look(at_102).goes_through
     at_102.upgrade()
 
@@ -247,9 +234,9 @@ def test_future_watermark_is_refused_and_its_hint_cures_it(at_102: Database) -> 
 def test_missing_pipeline_is_refused_as_the_guard_would(at_102: Database) -> None:
     rows_of(at_102, "2026-01-05 10:15+00")
     at_102.execute("DROP TABLE task_usage_hourly_rollup_state")
-    assert "the hourly pipeline is not installed" in look(at_102).refusals[0]
+    assert "the hourly pipeline is not installed" in refusals(look(at_102))[0]
     assert "the hourly pipeline is not installed" in at_102.refused()
-    assert at_102.alembic("downgrade", "100").returncode == 0
+    at_102.downgrade("100")
     assert look(at_102).goes_through
 
 
@@ -285,16 +272,13 @@ def test_reader_is_in_nobodys_way_where_only_writers_are_kept_out(head: Database
     assert look(head).in_the_way == []
 
 
-def test_session_that_outlasts_the_patience_of_a_step_is_a_refusal(
-    v034: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LOCK_TIMEOUT", "0s")
+def test_session_that_outlasts_the_patience_of_a_step_is_a_refusal(v034: Database) -> None:
     reader = v034.connect(application_name="forgotten")
     reader.execute("SELECT FROM issue")
-    found = look(v034)
+    found = look(v034, options=Options(lock_timeout_s=0))
     assert not found.goes_through
-    assert "forgotten" in found.refusals[0]
-    assert "pg_terminate_backend" in found.refusals[0]
+    assert "forgotten" in refusals(found)[0]
+    assert "pg_terminate_backend" in refusals(found)[0]
 
 
 def test_holders_of_both_advisory_locks_are_named(at_102: Database) -> None:
@@ -317,14 +301,14 @@ def test_prepared_transaction_that_wrote_usage_is_named_as_what_holds_the_waterm
     event(at_102.url, world, "2026-01-05 10:15+00")
     reported = task(at_102.url, world.agents[0])
     gid = f"left-{uuid.uuid4().hex}"
-    with psycopg.connect(at_102.url) as writer:
+    with at_102.connect() as writer:
         upsert_usage(writer, reported)
         writer.execute(f"PREPARE TRANSACTION '{gid}'")
     try:
         found = look(at_102)
         assert found.guard is not None
         assert found.guard.held_back
-        locked, held_back = found.refusals
+        locked, held_back = refusals(found)
         assert gid in locked
         assert "the watermark cannot follow usage" in held_back
         assert gid in held_back
@@ -444,26 +428,24 @@ def test_totals_that_exist_only_in_the_legacy_tables_are_told_and_kept(v034: Dat
     assert v034.value("SELECT count(*) FROM legacy_usage.task_usage_daily") == 1
 
 
-def test_option_to_drop_them_is_heeded(v034: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_option_to_drop_them_is_heeded(v034: Database) -> None:
     legacy_row(v034)
-    monkeypatch.setenv("KEEP_LEGACY", "false")
-    found = look(v034)
+    found = look(v034, options=Options(keep_legacy=False))
     assert found.legacy is not None
     assert (found.legacy.totals_only_there, found.legacy.kept_because) == (1, [])
 
 
-def test_role_that_may_not_make_the_schema_to_keep_them_in_is_refused(v034: Database, server: Server) -> None:
+def test_role_that_may_not_make_the_schema_to_keep_them_in_is_refused(
+    v034: Database, make_role: MakeRole
+) -> None:
     legacy_row(v034)
-    with role(server, v034) as owner:
-        v034.execute(f"GRANT CREATE ON SCHEMA public TO {owner}")
-        for (table,) in v034.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'"):
-            v034.execute(f'ALTER TABLE public."{table}" OWNER TO {owner}')
-        url = server.url(v034.name, user=owner)
-        refusals = look(v034, url).refusals
-        assert len(refusals) == 1
-        assert f"role {owner} may not create schema legacy_usage" in refusals[0]
-        v034.execute(f"GRANT CREATE ON DATABASE {v034.name} TO {owner}")
-        assert look(v034, url).goes_through
+    owner = make_role("owner")
+    give_everything_to(v034, owner)
+    url = v034.url_of(owner)
+    (refusal,) = refusals(look(v034, url))
+    assert f"role {owner} may not create schema legacy_usage" in refusal
+    v034.execute(f"GRANT CREATE ON DATABASE {v034.name} TO {owner}")
+    assert look(v034, url).goes_through
 
 
 def test_odd_usage_is_counted_and_left_alone(v034: Database) -> None:

@@ -3,42 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import Database
+from tests.support.database import NOWHERE, Database, MakeDatabase
+from tests.support.pg_cron import PG_CRON
 from tests.support.product import World, event, small_world, task, upsert_usage
+from tests.support.roles import MakeRole
+from tests.support.rollup import TICK, WINDOW, heal
 from tests.support.shapes import make_products
 from tests.support.terminal import ESCAPES, on_a_terminal
 from usage_rollup.reports.status import Status, status
 
-TICK = "SELECT rollup_task_usage_hourly()"
-WINDOW = "SELECT rollup_task_usage_hourly_window('-infinity', 'infinity')"
 CAUGHT_UP = "UPDATE task_usage_hourly_rollup_state SET watermark_at = now() - interval '5 minutes'"
-
-# What pg_cron's own script makes, as far as it matters.
-CRON = """
-CREATE SCHEMA cron;
-CREATE TABLE cron.job (jobid bigserial, schedule text, database text DEFAULT current_database(),
-    jobname name, active boolean DEFAULT true)
-"""
-SCHEDULE = "INSERT INTO cron.job (schedule, jobname) VALUES ('*/5 * * * *', 'rollup_task_usage_hourly')"
 
 
 def read(database: Database) -> Status:
     with database.migration_connection() as connection:
         return status(connection)
-
-
-def heal(database: Database) -> None:
-    """Recompute every hour there is on either side."""
-    database.execute(
-        "INSERT INTO task_usage_hourly_invalidation (bucket_hour)"
-        " SELECT task_usage_hour_bucket(created_at) FROM task_usage"
-        " UNION SELECT bucket_hour FROM task_usage_hourly"
-    )
-    database.execute(WINDOW)
 
 
 def line(screen: str, label: str) -> str:
@@ -70,7 +52,7 @@ def used(head: Database) -> tuple[Database, World]:
     ],
 )
 def test_status_reads_a_database_at_every_revision(
-    make_database: Callable[[str], Database], point: str, revision: str | None, pipeline: str | None
+    make_database: MakeDatabase, point: str, revision: str | None, pipeline: str | None
 ) -> None:
     database = make_database(point)
     result = database.usage_rollup("status")
@@ -269,9 +251,9 @@ def test_a_recent_tick_counts_as_ticking_and_an_old_one_does_not(head: Database)
 
 
 def test_a_pg_cron_job_counts_as_ticking_when_it_is_active_and_for_this_database(head: Database) -> None:
-    head.execute(CRON)
+    head.execute(PG_CRON)
     assert read(head).ticked_by is None
-    head.execute(SCHEDULE)
+    head.execute(f"SELECT cron.schedule('rollup_task_usage_hourly', '*/5 * * * *', '{TICK}')")
     assert read(head).ticked_by == "pg_cron job rollup_task_usage_hourly (*/5 * * * *)"
     head.execute("UPDATE cron.job SET active = false")
     assert read(head).ticked_by is None
@@ -291,23 +273,20 @@ def test_status_names_who_holds_4246_and_waits_for_nobody(used: tuple[Database, 
     holder.rollback()
 
 
-def test_status_writes_nothing_and_needs_no_more_than_reading(used: tuple[Database, World]) -> None:
+def test_status_writes_nothing_and_needs_no_more_than_reading(
+    used: tuple[Database, World], make_role: MakeRole
+) -> None:
     database, _ = used
-    role = f"reader_{database.name}"
-    database.execute(CRON)
+    role = make_role("reader")
+    database.execute(PG_CRON)
     database.execute(
-        f"CREATE ROLE {role} LOGIN PASSWORD 'reader'; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role};"
+        f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role};"
         f" ALTER ROLE {role} SET default_transaction_read_only = on"
     )
-    try:
-        # The job table is not for this role, which is no reason to fail.
-        result = database.usage_rollup(
-            "status", DATABASE_URL=database.server.url(database.name, user=role, password="reader")
-        )
-        assert result.returncode == 0, result.stderr
-        assert "4 of 4 days with usage complete" in result.stdout
-    finally:
-        database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    # The job table is not for this role, which is no reason to fail.
+    result = database.usage_rollup("status", DATABASE_URL=database.url_of(role))
+    assert result.returncode == 0, result.stderr
+    assert "4 of 4 days with usage complete" in result.stdout
 
 
 def test_status_prints_one_json_object(used: tuple[Database, World]) -> None:
@@ -325,9 +304,7 @@ def test_status_prints_one_json_object(used: tuple[Database, World]) -> None:
 
 
 def test_status_exits_75_when_the_database_is_away(empty: Database) -> None:
-    result = empty.usage_rollup(
-        "status", DATABASE_URL="postgres://nobody@127.0.0.1:1/nowhere", DATABASE_STARTUP_TIMEOUT="0"
-    )
+    result = empty.usage_rollup("status", DATABASE_URL=NOWHERE, DATABASE_STARTUP_TIMEOUT="0")
     assert result.returncode == 75, result.stderr
 
 

@@ -14,7 +14,9 @@ from alembic.runtime.migration import MigrationContext, RevisionStep, StampStep
 from alembic.script import ScriptDirectory
 
 from alembic import command
-from tests.conftest import ROOT
+from tests.support.database import ROOT
+
+pytestmark = pytest.mark.offline
 
 
 @pytest.fixture

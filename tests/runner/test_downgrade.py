@@ -12,32 +12,28 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.conftest import ROOT, Database
-from tests.hourly.test_horizon import begin, old_after_no_time
-from tests.hourly.test_schedule import JOBS, OURS, PG_CRON
-from tests.stories.test_chain import give_everything_to, hourly, migrating_backend, schema
-from tests.stories.test_losses import LONG_MODEL, lose_raw_rows, roll_up_as_v034, where_legacy_is
+from tests.support.database import ROOT, Database, MakeDatabase
+from tests.support.horizon import begin, without_margin
+from tests.support.legacy import lose_raw_rows, roll_up_as_v034, where_legacy_is
 from tests.support.oracle import differing_hours
-from tests.support.product import World, event, small_world, task, upsert_usage, usage, wait_until
+from tests.support.pg_cron import JOBS, OURS, PG_CRON
+from tests.support.product import LONG_MODEL, World, event, small_world, task, upsert_usage, usage, wait_until
+from tests.support.roles import MakeRole, give_everything_to
+from tests.support.rollup import hourly
 from tests.support.server import Server
+from tests.support.sessions import is_gone
 from tests.support.v034 import build_v034, generate_history
+from tests.support.walks import migrating_backend
 from usage_rollup.contract import STEMS
 
-MakeDatabase = Callable[[str], Database]
+pytestmark = pytest.mark.server
+
 Rows = list[tuple[Any, ...]]
 
 TARGETS = ("102", "101", "100", "097")
 STATES = ("task_usage_rollup_state", "task_usage_dashboard_rollup_state")
 NAIVE_PIPELINE = ROOT / "tests" / "support" / "naive_pipeline.sql"
 OUR_PIPELINE_AWAY = ROOT / "alembic" / "versions" / "102_task_usage_hourly_pipeline.down.sql"
-
-
-def back(database: Database, target: str, **extra: str) -> str:
-    """Downgrade, which must succeed; return what was printed."""
-    result = database.alembic("downgrade", target, **extra)
-    assert result.returncode == 0, result.stdout
-    assert "Traceback" not in result.stdout
-    return result.stdout
 
 
 # Keys by look-ups and a window over each row's own, where the product joins and groups.
@@ -144,7 +140,7 @@ def travelled(database: Database) -> World:
 def test_each_zone_has_its_own_days_after_the_way_back_from_103(v034: Database) -> None:
     travelled(v034)
     v034.upgrade("103")
-    printed = back(v034, "102")
+    printed = v034.downgrade("102")
     assert "WARN" not in printed
     assert_legacy_is_right(v034)
 
@@ -178,12 +174,12 @@ def with_history(server: Server) -> Iterator[Callable[[str], Database]]:
     for born in ("adopted", "empty-born"):
         database = make(f"history_{uuid.uuid4().hex[:12]}")
         if born == "adopted":
-            with psycopg.connect(database.url) as connection:
+            with database.connect() as connection:
                 build_v034(connection)
         else:
             database.upgrade("097")
         travelled(database)
-        with psycopg.connect(database.url) as connection:
+        with database.connect() as connection:
             generate_history(connection, 400)
         database.upgrade()
         templates[born] = database.name
@@ -200,14 +196,14 @@ def test_down_up_down_ends_where_it_was(
     database = with_history(born)
     catalog, rolled_up = schema_in_order(database), hourly(database)
     assert rolled_up
-    back(database, target)
+    database.downgrade(target)
     assert database.revision == target
     below, days = schema_in_order(database), legacy(database)
     assert_legacy_is_right(database)
     database.upgrade()
     assert schema_in_order(database) == catalog
     assert hourly(database) == rolled_up
-    back(database, target)
+    database.downgrade(target)
     assert schema_in_order(database) == below
     assert legacy(database) == days
 
@@ -221,7 +217,7 @@ def schema_in_order(database: Database) -> list[str]:
 def test_legacy_pipeline_goes_on_after_the_way_back(v034: Database) -> None:
     world = travelled(v034)
     v034.upgrade("103")
-    back(v034, "102")
+    v034.downgrade("102")
     assert v034.value("SELECT count(*) FROM task_usage_daily_dirty") == 0
     watermark, other = watermarks(v034)
     assert watermark == other
@@ -249,12 +245,12 @@ def test_legacy_pipeline_goes_on_after_the_way_back(v034: Database) -> None:
 
 
 def test_watermarks_do_not_pass_a_transaction_that_has_not_written_yet(head: Database) -> None:
-    old_after_no_time(head)
+    without_margin(head)
     world = small_world(head.url)
     event(head.url, world, "2025-03-01 10:15+00")
     task_id = task(head.url, world.agents[0])
     writer, began = begin(head, "SELECT 1")
-    back(head, "102")
+    head.downgrade("102")
     assert watermarks(head) == [began, began]
 
     upsert_usage(writer, task_id)
@@ -272,40 +268,22 @@ def test_watermarks_of_a_quiet_database_are_five_minutes_ago(head: Database) -> 
     # One in the future is a lie, and not believed.
     head.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = now() + interval '1 day'")
     before = head.value("SELECT now() - interval '5 minutes'")
-    back(head, "102")
+    head.downgrade("102")
     after = head.value("SELECT now() - interval '5 minutes'")
     assert all(before <= watermark <= after for watermark in watermarks(head))
     head.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'")
 
 
-@pytest.fixture
-def runner(request: pytest.FixtureRequest) -> Iterator[Callable[[Database], str]]:
-    """Return a function that gives a database to a role of its own, which migrates; returns its URL."""
-    roles: list[tuple[Database, str]] = []
-
-    def make(database: Database) -> str:
-        role = f"runner_{uuid.uuid4().hex[:12]}"
-        database.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{role}'")
-        roles.append((database, role))
-        give_everything_to(database, role)
-        database.execute(f"GRANT CREATE ON DATABASE {database.name} TO {role}")
-        return database.server.url(database.name, user=role, password=role)
-
-    yield make
-    for database, role in roles:
-        for connection in database.opened:
-            connection.close()
-        database.execute(f"REASSIGN OWNED BY {role} TO postgres; DROP OWNED BY {role}; DROP ROLE {role}")
-
-
 def test_watermarks_are_the_hourly_one_where_a_session_hides_its_transaction(
-    head: Database, runner: Callable[[Database], str]
+    head: Database, make_role: MakeRole
 ) -> None:
     event(head.url, small_world(head.url), "2025-03-01 10:15+00")
     hourly_watermark = head.value("SELECT watermark_at FROM task_usage_hourly_rollup_state")
-    url = runner(head)
+    runner = make_role("runner")
+    give_everything_to(head, runner)
+    head.execute(f"GRANT CREATE ON DATABASE {head.name} TO {runner}")
     begin(head, "SELECT 1")
-    back(head, "102", DATABASE_URL=url)
+    head.downgrade("102", DATABASE_URL=head.url_of(runner))
     assert watermarks(head) == [hourly_watermark, hourly_watermark]
     assert_legacy_is_right(head)
 
@@ -315,25 +293,25 @@ def test_watermarks_are_the_hourly_one_where_a_session_hides_its_transaction(
 
 def test_undoing_104_says_that_every_zone_is_utc_again_where_there_are_runtimes(head: Database) -> None:
     said = "the time zone of every runtime is UTC again"
-    assert said not in back(head, "103")
+    assert said not in head.downgrade("103")
     head.upgrade()
     small_world(head.url)
-    assert back(head, "103").count(said) == 1
+    assert head.downgrade("103").count(said) == 1
     assert head.execute("SELECT DISTINCT timezone FROM agent_runtime") == [("UTC",)]
-    assert said not in back(head, "102")
+    assert said not in head.downgrade("102")
 
 
 def test_job_that_ticks_is_unscheduled_with_102_and_not_before(head: Database) -> None:
     head.execute(PG_CRON)
     assert head.usage_rollup("schedule").returncode == 0
-    back(head, "102")
+    head.downgrade("102")
     assert head.execute(JOBS) == OURS
     # A step that fails leaves the job with the function it calls.
     head.execute("CREATE VIEW v AS SELECT task_usage_hour_bucket(now())")
     head.refused("downgrade", "097")
     assert head.execute(JOBS) == OURS
     head.execute("DROP VIEW v")
-    back(head, "097")
+    head.downgrade("097")
     assert head.execute(JOBS) == []
 
 
@@ -368,14 +346,14 @@ def test_every_way_back_is_refused_when_the_ledger_stands_past_105(
     assert "restore a backup" in printed
     assert head.catalog() == before
     # Nothing to undo is nothing to refuse.
-    back(head, "head")
+    head.downgrade("head")
 
 
 def test_105_and_stems_below_100_are_no_reason_to_refuse(head: Database) -> None:
     others = {"105_issue_metadata", "098_user_onboarding_runtime_choice", "096_pending_check_suite"}
     for stem in others:
         head.execute("INSERT INTO schema_migrations VALUES (%s)", stem)
-    back(head, "102")
+    head.downgrade("102")
     assert head.ledger >= others
     assert {STEMS["103"], STEMS["104"]} & head.ledger == set()
     head.upgrade()
@@ -385,14 +363,14 @@ def test_105_and_stems_below_100_are_no_reason_to_refuse(head: Database) -> None
 def test_product_s_triggers_are_not_left_without_their_tables(at_102: Database) -> None:
     # Stuck at 103, adopted at 101, and 102 has not been put over it yet.
     for path in (OUR_PIPELINE_AWAY, NAIVE_PIPELINE):
-        with psycopg.connect(at_102.url) as connection:
+        with at_102.connect() as connection:
             connection.execute(path.read_bytes())
     at_102.execute("UPDATE alembic_version SET version_num = '101'")
     before = at_102.catalog()
     assert "`alembic upgrade 102` replaces them" in at_102.refused("downgrade", "100")
     assert at_102.catalog() == before
     at_102.upgrade("102")
-    back(at_102, "100")
+    at_102.downgrade("100")
     event(at_102.url, small_world(at_102.url))
     at_102.execute("DELETE FROM task_usage")
 
@@ -421,7 +399,7 @@ def test_kept_tables_move_back_and_are_rolled_forward_in_every_cycle(kept: tuple
     was = legacy(database, "legacy_usage")
     for cycle in range(1, 3):
         usage(database.url, task(database.url, world.agents[0]), f"2026-0{cycle}-01 10:00+00", "now")
-        printed = back(database, "102" if cycle == 1 else "097")
+        printed = database.downgrade("102" if cycle == 1 else "097")
         assert "the legacy rollups are back from schema legacy_usage" in printed
         assert where_legacy_is(database) == {"public"}
         assert database.value("SELECT to_regnamespace('legacy_usage') IS NULL")
@@ -434,7 +412,7 @@ def test_kept_tables_move_back_and_are_rolled_forward_in_every_cycle(kept: tuple
         was = now
         assert "kept in schema legacy_usage:" in database.upgrade()
         assert legacy(database, "legacy_usage") == was
-    back(database, "102")
+    database.downgrade("102")
     # The pipelines work on the tables that came back.
     database.execute("DELETE FROM task_usage")
     legacy_ticks(database)
@@ -445,8 +423,8 @@ def test_kept_tables_bring_the_catalog_of_102_back(
     kept: tuple[Database, World], make_database: MakeDatabase
 ) -> None:
     database, _ = kept
-    back(database, "102")
-    assert schema(database) == schema(make_database("102"))
+    database.downgrade("102")
+    assert database.schema(in_order=False) == make_database("102").schema(in_order=False)
 
 
 def test_newest_of_several_kept_copies_moves_back_and_the_others_stay(kept: tuple[Database, World]) -> None:
@@ -459,7 +437,7 @@ def test_newest_of_several_kept_copies_moves_back_and_the_others_stay(kept: tupl
             "SELECT tablename FROM pg_tables WHERE schemaname = 'legacy_usage_10'"
         ):
             database.execute(f"CREATE TABLE {older}.{table} (LIKE legacy_usage_10.{table})")
-    back(database, "102")
+    database.downgrade("102")
     assert legacy(database) == was
     assert where_legacy_is(database) == {"public", "legacy_usage", "legacy_usage_2"}
     assert database.value("SELECT to_regnamespace('legacy_usage_10') IS NULL")
@@ -468,7 +446,7 @@ def test_newest_of_several_kept_copies_moves_back_and_the_others_stay(kept: tupl
 def test_schema_in_which_somebody_put_something_else_stays(kept: tuple[Database, World]) -> None:
     database, _ = kept
     database.execute("CREATE TABLE legacy_usage.notes AS SELECT 'mine' AS note")
-    back(database, "102")
+    database.downgrade("102")
     assert where_legacy_is(database) == {"public"}
     assert database.value("SELECT note FROM legacy_usage.notes") == "mine"
 
@@ -479,7 +457,7 @@ def test_incomplete_copy_stays_where_it_is_and_the_rollups_are_built_from_raw_ro
     database, _ = kept
     database.execute("DROP TABLE legacy_usage.task_usage_dashboard_dirty")
     was = legacy(database, "legacy_usage")
-    printed = back(database, "102")
+    printed = database.downgrade("102")
     assert printed.count("schema legacy_usage holds only") == 1
     assert_legacy_is_right(database)
     assert legacy(database, "legacy_usage") == was
@@ -493,7 +471,7 @@ def test_kept_rollup_that_its_window_cannot_roll_forward_comes_back_as_it_was(
     was = legacy(database, "legacy_usage")
     for _ in range(2):
         usage(database.url, task(database.url, world.agents[0]), "2026-01-01 10:00+00", tokens=2**62)
-    printed = back(database, "102")
+    printed = database.downgrade("102")
     assert "task_usage_daily stays as it was kept, not rolled forward: bigint out of range" in printed
     assert "task_usage_dashboard_daily stays as it was kept" in printed
     assert legacy(database) == was
@@ -512,20 +490,20 @@ def test_kept_tables_are_rolled_forward_under_a_publication_for_all_tables(v034:
     v034.upgrade(KEEP_LEGACY="true")
     identities = "SELECT relname, relreplident FROM pg_class WHERE relname ~ '^task_usage_da' ORDER BY 1"
     before = v034.execute(identities)
-    back(v034, "102")
+    v034.downgrade("102")
     assert_legacy_is_right(v034)
     assert v034.execute(identities) == before
 
 
 def test_kept_tables_that_somebody_reads_are_not_waited_for_long(kept: tuple[Database, World]) -> None:
     database, _ = kept
-    back(database, "103")
+    database.downgrade("103")
     before = database.catalog()
     with database.connect() as reader:
         reader.execute("SELECT FROM legacy_usage.task_usage_daily")
         assert "(SQLSTATE 55P03)" in database.refused("downgrade", "102")
     assert database.catalog() == before
-    back(database, "102")
+    database.downgrade("102")
 
 
 # Usage that no window could file
@@ -540,13 +518,13 @@ def test_absurd_usage_is_left_out_of_what_is_rebuilt_and_stops_nothing(v034: Dat
         event(connection, world, "2025-03-01 10:25+00")
         for _ in range(3):
             event(connection, world, "2025-04-01 10:25+00", tokens=2**62)
-    v034.execute(f"UPDATE task_usage SET model = {LONG_MODEL} WHERE created_at = '2025-03-01 10:25+00'")
+    v034.execute(f"UPDATE task_usage SET model = '{LONG_MODEL}' WHERE created_at = '2025-03-01 10:25+00'")
     v034.execute("UPDATE agent_runtime SET timezone = 'Mars/Olympus'")
     # The trap: the pipeline's own window cannot.
     with pytest.raises(psycopg.Error):
         v034.execute("SELECT rollup_task_usage_daily_window('-infinity', 'infinity')")
     assert v034.alembic("-x", "keep-legacy=false", "upgrade", "103").returncode == 0
-    printed = back(v034, "102")
+    printed = v034.downgrade("102")
     assert "4 usage rows are left out of the legacy rollups" in printed
     assert "PostgreSQL knows no time zone Mars/Olympus" in printed
     for rows in legacy(v034).values():
@@ -575,7 +553,7 @@ def test_way_back_killed_at_a_step_is_where_it_was_before_that_step_and_can_be_r
     event(head.url, small_world(head.url), "2025-03-01 10:15+00")
     order = list(STEMS)
     if revision != "104":
-        back(head, revision)
+        head.downgrade(revision)
     before = head.catalog()
     target = order[order.index(revision) - 1]
     with head.connect() as blocker:
@@ -584,6 +562,7 @@ def test_way_back_killed_at_a_step_is_where_it_was_before_that_step_and_can_be_r
         process = head.spawn("alembic", "downgrade", target)
         wait_until(lambda: migrating_backend(head, "schema_migrations"), "the step at its ledger row")
         pid = migrating_backend(head, "schema_migrations")
+        assert pid is not None
         if how == "pg_terminate_backend":
             head.execute("SELECT pg_terminate_backend(%s)", pid)
         else:
@@ -591,11 +570,9 @@ def test_way_back_killed_at_a_step_is_where_it_was_before_that_step_and_can_be_r
         printed, _ = process.communicate(timeout=30)
         assert process.returncode == {"SIGKILL": -9, "SIGTERM": 143, "pg_terminate_backend": 255}[how]
         assert "Traceback" not in printed
-    wait_until(
-        lambda: not head.execute("SELECT FROM pg_stat_activity WHERE pid = %s", pid), "its session is over"
-    )
+    wait_until(lambda: is_gone(head, pid), "its session is over")
     assert head.catalog() == before
-    back(head, target)
+    head.downgrade(target)
     assert head.revision == target
     assert STEMS[revision] not in head.ledger
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database
 
 # A hook that writes down, through a session of its own, what an outsider sees while it runs: the
 # committed version, and what the migration connection is doing.

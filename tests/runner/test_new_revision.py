@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Database
 from tests.support import programs
+from tests.support.database import ROOT, Database
 
 Alembic = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database
+from tests.support.processes import finish, read_until
 from tests.support.product import wait_until
+from tests.support.sessions import is_idle
 from tests.support.v034 import V034_STEMS
 from tests.support.walks import (
     advisory_locks,
@@ -22,9 +23,11 @@ from tests.support.walks import (
     wait_until_blocked,
     write_history,
 )
+from usage_rollup.contract import STEMS
 from usage_rollup.errors import LockBusy
-from usage_rollup.runner.adoption import STEMS
 from usage_rollup.session import advisory_lock
+
+pytestmark = pytest.mark.process
 
 RUN = 7244554146635925501
 VERSIONS = ROOT / "alembic" / "versions"
@@ -44,19 +47,13 @@ def wait_until_polling(database: Database, count: int = 1) -> None:
             database.value(
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
                 " AND application_name = 'usage-rollup' AND state = 'idle'"
-                " AND query IN ('COMMIT', 'BEGIN')"
+                " AND query LIKE '%pg_try_advisory_lock%'"
             )
             == count
             == runners(database)
         ),
         f"{count} runners ask for the lock",
     )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
-    return output
 
 
 def test_eight_runners_started_together_all_succeed_and_walk_once(v034: Database) -> None:
@@ -106,8 +103,8 @@ def test_deadline_ends_the_wait_and_names_the_holder(at_102: Database) -> None:
     holder = hold_run_lock(at_102, application="container seven")
     with at_102.migration_connection() as session:
         with pytest.raises(LockBusy) as caught:
-            advisory_lock.acquire(session, RUN, deadline_s=0.2)
-        assert not session.in_transaction()
+            advisory_lock.acquire(session, RUN, patience_s=0.2)
+        assert is_idle(session)
     message = str(caught.value)
     assert message.startswith(f"advisory lock {RUN} (migration run) was not free within 0 s; held by ")
     assert f"pid {holder.info.backend_pid} (postgres, container seven, idle since 20" in message
@@ -228,16 +225,6 @@ def test_runner_reads_alembic_version_after_its_turn_has_come(v034: Database) ->
 def drop_statements(stem: str) -> list[str]:
     lines = Path(VERSIONS / f"{stem}.up.sql").read_text().splitlines()
     return [line for line in lines if line.startswith("DROP ")]
-
-
-def read_until(process: subprocess.Popen[str], text: str) -> str:
-    assert process.stdout is not None
-    seen = ""
-    for line in process.stdout:
-        seen += line
-        if text in line:
-            return seen
-    raise AssertionError(f"ended without {text!r}:\n{seen}")
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,17 @@
-"""`alembic ... --sql`: what is special to scripts. That they end where the runner ends: stories/both ways."""
+"""`alembic ... --sql`: what is special to scripts; the rest is in stories/test_upgrade_both_ways.py."""
 
 from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import ROOT, Database
-from tests.support.go_runner import GO_102, run, taken_by_go_to
+from tests.support.database import ROOT, Database, MakeDatabase
+from tests.support.go_runner import GO_102, run_sql, taken_by_go_to
 from tests.support.product import event, small_world, upsert_usage, wait_until
+from tests.support.roles import MakeRole, give_everything_to
+from tests.support.rollup import WATERMARK
 from tests.support.walks import (
     advisory_locks,
     blocked_at,
@@ -21,9 +22,7 @@ from tests.support.walks import (
 )
 from tests.support.ways import ALL_ALONE, psql, script
 
-MakeDatabase = Callable[[str], Database]
-
-WATERMARK = "SELECT watermark_at FROM task_usage_hourly_rollup_state"
+pytestmark = pytest.mark.server
 
 
 def start(database: Database, text: str) -> subprocess.Popen[str]:
@@ -64,6 +63,9 @@ def slices(said: str) -> list[str]:
     return re.findall(r"INFO:  slice (\d+): ", said)
 
 
+# The same end as online
+
+
 def test_walk_of_a_script_takes_a_slice_a_month(v034: Database) -> None:
     months = write_history(v034)
     assert slices(apply(v034, "upgrade", "097:head")) == [str(n + 1) for n in range(len(months))]
@@ -83,26 +85,16 @@ def test_script_with_nothing_to_do_is_empty(v034: Database) -> None:
 # Sessions it may meet
 
 
-def test_new_objects_of_a_script_belong_to_the_owner_of_task_usage(v034: Database) -> None:
-    owner = f"owner_{v034.name}"
-    v034.execute(f"CREATE ROLE {owner}")
-    for table in ("user", "agent_runtime", "agent", "issue", "agent_task_queue", "task_usage"):
-        v034.execute(f'ALTER TABLE "{table}" OWNER TO {owner}')
-    for (table,) in v034.execute("SELECT tablename FROM pg_tables WHERE tablename ~ '^task_usage_'"):
-        v034.execute(f"ALTER TABLE {table} OWNER TO {owner}")
-    for (function,) in v034.execute(
-        "SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
-    ):
-        v034.execute(f"ALTER FUNCTION {function} OWNER TO {owner}")
-    v034.execute(f"GRANT CREATE ON SCHEMA public TO {owner}")
+def test_new_objects_of_a_script_belong_to_the_owner_of_task_usage(
+    v034: Database, make_role: MakeRole
+) -> None:
+    owner = make_role("owner")
+    give_everything_to(v034, owner)
     apply(v034, "upgrade", "097:head")
     owners = v034.execute(
         "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class WHERE relname ~ '^task_usage_hourly'"
     )
     assert owners == [(owner,)]
-    v034.execute(f"REASSIGN OWNED BY {owner} TO CURRENT_USER")
-    v034.execute(f"DROP OWNED BY {owner}")
-    v034.execute(f"DROP ROLE {owner}")
 
 
 # Where it must not begin
@@ -155,7 +147,7 @@ def test_script_for_where_the_ledger_stands_is_refused_when_102_is_done_anew(
 
 def test_go_102_alone_is_no_102(make_database: MakeDatabase) -> None:
     database = make_database("101")
-    run(database, GO_102)
+    run_sql(database, GO_102)
     assert "stands at 101" in refused(database, script(database, "upgrade", "102:head"))
 
 

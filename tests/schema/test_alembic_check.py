@@ -7,16 +7,17 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from tests.conftest import Database
-from tests.runner.test_adoption import taken_by_go_to
+from tests.support.database import Database, MakeDatabase
+from tests.support.go_runner import taken_by_go_to
 from tests.support.product import event, small_world
+from tests.support.roles import MakeRole
 from tests.support.shapes import make_products
 from tests.support.v034 import generate_history
 from usage_rollup.contract import BASELINE, HOURLY, RUNTIME_TIMEZONE, USER_TIMEZONE
 from usage_rollup.schema.metadata import METADATA, OWNED
 from usage_rollup.schema.product_metadata import PRODUCTS
 
-MakeDatabase = Callable[[str], Database]
+pytestmark = pytest.mark.server
 
 CLEAN = "No new upgrade operations detected."
 
@@ -54,7 +55,7 @@ def stuck_at_103(make_database: MakeDatabase) -> Database:
 
 def down_and_up_again(make_database: MakeDatabase) -> Database:
     database = make_database("head")
-    assert database.alembic("downgrade", "100").returncode == 0
+    database.downgrade("100")
     database.upgrade()
     return database
 
@@ -108,23 +109,22 @@ def test_both_checks_are_clean_whatever_the_database_sets(head: Database) -> Non
     assert_clean(head)
 
 
-def test_both_checks_are_clean_for_a_role_that_may_only_read_the_ledgers(head: Database) -> None:
-    role = f"reader_{head.name}"
+def test_both_checks_are_clean_for_a_role_that_may_only_read_the_ledgers(
+    head: Database, make_role: MakeRole
+) -> None:
+    role = make_role("reader")
     head.execute(
-        f"CREATE ROLE {role} LOGIN PASSWORD 'reads';"
         f"ALTER ROLE {role} SET default_transaction_read_only = on;"
         f"GRANT SELECT ON alembic_version, schema_migrations TO {role}"
     )
-    url = head.server.url(head.name, user=role, password="reads")
-    with psycopg.connect(url) as session, pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+    session = head.connect(user=role, password=role)
+    with session, pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         session.execute("CREATE TEMPORARY TABLE not_here (id int)")
-    try:
-        result = head.alembic("check", DATABASE_URL=url)
-        assert (result.returncode, CLEAN in result.stdout) == (0, True), result.stdout
-        check = head.usage_rollup("check", DATABASE_URL=url)
-        assert check.returncode == 0, check.stdout + check.stderr
-    finally:
-        head.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    url = head.url_of(role)
+    result = head.alembic("check", DATABASE_URL=url)
+    assert (result.returncode, CLEAN in result.stdout) == (0, True), result.stdout
+    check = head.usage_rollup("check", DATABASE_URL=url)
+    assert check.returncode == 0, check.stdout + check.stderr
 
 
 def test_what_the_product_adds_to_its_own_tables_is_left_alone(head: Database) -> None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import psycopg
 import pytest
 
-from tests.conftest import ROOT, Database
+from tests.support.database import Database, MakeDatabase
 from tests.support.go_runner import GO_LATER, drop_legacy, drop_runtime_timezone, record, taken_by_go_to
 from tests.support.shapes import COST_COLUMNS, make_products
+from tests.support.snapshot import SNAPSHOT
 from tests.support.terminal import ESCAPES, on_a_terminal
 from usage_rollup.contract import STEMS
 from usage_rollup.schema import catalog
 from usage_rollup.session.connection import snapshot
 
-MakeDatabase = Callable[[str], Database]
+pytestmark = pytest.mark.server
 
 WINDOW = "function rollup_task_usage_hourly_window(timestamp with time zone, timestamp with time zone)"
 
@@ -43,7 +43,7 @@ def test_snapshot_is_what_the_revisions_make(empty: Database) -> None:
     empty.upgrade()
     with empty.migration_connection() as connection, snapshot(connection):
         made = catalog.render(catalog.read(connection))
-    file = (ROOT / "src" / "usage_rollup" / "schema" / catalog.SNAPSHOT).read_text("utf-8")
+    file = SNAPSHOT.read_text("utf-8")
     assert file == made, "review the change, then write the snapshot anew: make snapshot"
     assert len(catalog.expected()) > 50
     assert catalog.render(catalog.expected()) == file

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +13,10 @@ import pytest
 import sqlalchemy as sa
 from psycopg import pq
 
-from tests.conftest import Database
+from tests.support.database import Database
+from tests.support.processes import read_until
 from tests.support.product import event, small_world, wait_until
+from tests.support.roles import MakeRole, give_objects_to
 from tests.support.server import Server, start_server
 from tests.support.v034 import build_v034
 from tests.support.walks import (
@@ -29,6 +30,8 @@ from tests.support.walks import (
 )
 from usage_rollup.errors import ConfigurationError
 from usage_rollup.session.connection import DEFAULT_STARTUP_TIMEOUT_S, connect, startup_timeout_s
+
+pytestmark = [pytest.mark.server, pytest.mark.process]
 
 HOSTILE = {
     "application_name": "somebody",
@@ -174,7 +177,7 @@ def test_startup_timeout_is_a_number_with_or_without_a_unit(
 
 
 @pytest.mark.parametrize(
-    "text", ["soon", "-1", "s", ".", "m3", "3m30s", "1e3", "nan", "inf", "5 m", "1,5", "٣", "²s"]
+    "text", ["soon", "-1", "s", ".", "m3", "3m30", "3x30s", "1e3", "nan", "inf", "5 m", "1,5", "٣", "²s"]
 )
 def test_startup_timeout_that_is_no_duration_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("DATABASE_STARTUP_TIMEOUT", text)
@@ -185,7 +188,7 @@ def test_startup_timeout_that_is_no_duration_is_refused(monkeypatch: pytest.Monk
 def test_startup_timeout_that_is_no_duration_stops_alembic_before_it_connects(head: Database) -> None:
     output = head.refused("upgrade", "head", DATABASE_STARTUP_TIMEOUT="soon", DATABASE_URL="postgres:///")
     assert "DATABASE_STARTUP_TIMEOUT is not a duration: 'soon'" in output
-    assert "HINT: use 180, 90s or 3m" in output
+    assert "HINT: use 180, 90s, 2m30s or 500ms" in output
 
 
 # A server of this module's own, which tests may stop.
@@ -194,7 +197,8 @@ def test_startup_timeout_that_is_no_duration_stops_alembic_before_it_connects(he
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[Server]:
     with start_server() as server:
-        with psycopg.connect(server.create_database("v034")) as connection:
+        server.create_database("v034")
+        with Database(server, "v034").connect() as connection:
             build_v034(connection)
         yield server
 
@@ -204,26 +208,15 @@ def own(own_server: Server) -> Iterator[Database]:
     database = Database(own_server, f"own_{uuid.uuid4().hex[:8]}")
     own_server.create_database(database.name, template="v034")
     yield database
-    for connection in database.opened:
-        connection.close()
+    database.end_sessions()
     own_server.restart()
-
-
-def output_up_to(process: subprocess.Popen[str], text: str) -> str:
-    assert process.stdout is not None
-    seen = ""
-    for line in process.stdout:
-        seen += line
-        if text in line:
-            return seen
-    raise AssertionError(f"ended without {text!r}:\n{seen}")
 
 
 def test_upgrade_waits_for_a_stopped_server_and_goes_on_when_it_is_started(own: Database) -> None:
     own.server.stop()
     assert pq.PGconn.ping(own.url.encode()) == pq.Ping.NO_RESPONSE
     process = own.spawn("alembic", "upgrade", "head")
-    output_up_to(process, "waiting up to 180 s for the database")
+    read_until(process, "waiting up to 180 s for the database")
     own.server.restart()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
@@ -238,7 +231,7 @@ def test_upgrade_waits_while_the_server_rejects_sessions(own: Database) -> None:
     os.kill(postmaster, signal.SIGTERM)
     wait_until(lambda: pq.PGconn.ping(own.url.encode()) == pq.Ping.REJECT, "the server rejects sessions")
     process = own.spawn("alembic", "upgrade", "head")
-    output_up_to(process, "waiting up to 180 s for the database")
+    read_until(process, "waiting up to 180 s for the database")
     keeper.close()
     own.server.restart()
     output, _ = process.communicate(timeout=60)
@@ -336,51 +329,17 @@ def test_usage_in_another_schema_is_refused(v034: Database) -> None:
     assert unsuitable(v034) == "task_usage is in schema elsewhere, not in public"
 
 
-@pytest.fixture
-def role(server: Server) -> Iterator[Callable[[str], str]]:
-    """Return a function that creates a role for this test and returns its name."""
-    made: list[str] = []
-    admin = psycopg.connect(server.url(), autocommit=True)
-
-    def make(kind: str) -> str:
-        made.append(f"{kind}_{uuid.uuid4().hex[:8]}")
-        admin.execute(f"CREATE ROLE {made[-1]} LOGIN PASSWORD 'multica'")
-        return made[-1]
-
-    yield make
-    databases = [
-        name for (name,) in admin.execute("SELECT datname FROM pg_database WHERE datname LIKE 'test\\_%'")
-    ]
-    for name in databases:
-        with psycopg.connect(server.url(name), autocommit=True) as connection:
-            for each in made:
-                connection.execute(f"REASSIGN OWNED BY {each} TO CURRENT_USER")
-                connection.execute(f"DROP OWNED BY {each}")
-    for each in made:
-        admin.execute(f"DROP ROLE {each}")
-    admin.close()
-
-
-def give_all_tables(database: Database, owner: str) -> None:
-    for (table,) in database.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'"):
-        database.execute(f'ALTER TABLE public."{table}" OWNER TO {owner}')
-    for (function,) in database.execute(
-        "SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
-    ):
-        database.execute(f"ALTER FUNCTION {function} OWNER TO {owner}")
-
-
-def test_role_that_is_no_member_of_the_owner_is_refused(v034: Database, role: Callable[[str], str]) -> None:
-    stranger = role("stranger")
-    message = unsuitable(v034, v034.server.url(v034.name, user=stranger))
+def test_role_that_is_no_member_of_the_owner_is_refused(v034: Database, make_role: MakeRole) -> None:
+    stranger = make_role("stranger")
+    message = unsuitable(v034, v034.url_of(stranger))
     assert message.startswith(f"role {stranger} may not act for the owner of: agent, agent_runtime, ")
     assert "task_usage" in message
 
 
-def test_owner_that_may_not_create_in_public_is_refused(v034: Database, role: Callable[[str], str]) -> None:
-    owner = role("owner")
-    give_all_tables(v034, owner)
-    url = v034.server.url(v034.name, user=owner)
+def test_owner_that_may_not_create_in_public_is_refused(v034: Database, make_role: MakeRole) -> None:
+    owner = make_role("owner")
+    give_objects_to(v034, owner)
+    url = v034.url_of(owner)
     assert unsuitable(v034, url) == f"role {owner} may not create objects in schema public"
     # The hint is what cures it.
     v034.execute(f"GRANT CREATE ON SCHEMA public TO {owner}")
@@ -389,13 +348,13 @@ def test_owner_that_may_not_create_in_public_is_refused(v034: Database, role: Ca
 
 
 def test_member_of_the_owner_migrates_and_new_objects_belong_to_the_owner(
-    v034: Database, role: Callable[[str], str]
+    v034: Database, make_role: MakeRole
 ) -> None:
     event(v034.url, small_world(v034.url), "2026-01-01 12:30+00")
-    owner, migrator = role("owner"), role("migrator")
-    give_all_tables(v034, owner)
+    owner, migrator = make_role("owner"), make_role("migrator")
+    give_objects_to(v034, owner)
     v034.execute(f"GRANT CREATE ON SCHEMA public TO {owner}")
-    url = v034.server.url(v034.name, user=migrator)
+    url = v034.url_of(migrator)
     unsuitable(v034, url)
     v034.execute(f"GRANT {owner} TO {migrator}")
     # alembic_version is the migrating role's own.
@@ -455,7 +414,7 @@ def test_session_lost_while_it_waits_is_one_message(
     reached = wait_for(at_102)
     process = at_102.spawn("alembic", "upgrade", "head")
     if reached:
-        output_up_to(process, reached)
+        read_until(process, reached)
     wait_until(lambda: runners(at_102) == 1, "the upgrade is connected")
     at_102.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"

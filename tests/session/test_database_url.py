@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.conftest import Database
+from tests.support.database import Database
 from tests.support.server import start_server
 from usage_rollup.errors import ConfigurationError
 from usage_rollup.session.database_url import GO_POOL_PARAMETERS, conninfo_from_environment

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
-from psycopg import sql
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database, MakeDatabase
 from tests.support.product import event, small_world, upsert_usage, usage, wait_until
-from tests.support.server import Server
+from tests.support.roles import MakeRole, give_everything_to, owners
+from tests.support.rollup import hourly
+from tests.support.settings import HOSTILE_SETTINGS
 from tests.support.v034 import V034_STEMS, generate_history
-from tests.support.ways import SETTINGS
+from tests.support.walks import migrating_backend
 from usage_rollup.contract import BASELINE, HOURLY, LEGACY, STEMS
 from usage_rollup.runner.adoption import OBJECTS
 
-MakeDatabase = Callable[[str], Database]
+pytestmark = pytest.mark.server
 
 REVISIONS = list(STEMS)
 
@@ -41,20 +39,9 @@ def chain() -> list[Script]:
     return list(directory.walk_revisions())[::-1]
 
 
-def downgrade(database: Database, target: str, **extra: str) -> None:
-    result = database.alembic("downgrade", target, **extra)
-    assert result.returncode == 0, result.stdout
-
-
 def stamp(database: Database, target: str) -> None:
     result = database.alembic("stamp", target)
     assert result.returncode == 0, result.stdout
-
-
-def schema(database: Database) -> list[str]:
-    """Return the catalog without the ledgers and the order of columns: a column comes back last."""
-    lines = database.catalog().splitlines()
-    return sorted(line.strip().rstrip(",") for line in lines if not line.startswith("('"))
 
 
 def written_stems(database: Database) -> list[str]:
@@ -63,15 +50,6 @@ def written_stems(database: Database) -> list[str]:
 
 def stems(first: str, last: str) -> list[str]:
     return [stem for revision, stem in STEMS.items() if first <= revision <= last]
-
-
-def hourly(database: Database) -> list[tuple[Any, ...]]:
-    """Return every rolled-up row, without the time it was written."""
-    return database.execute(
-        "SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model,"
-        " input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, task_count, event_count"
-        " FROM public.task_usage_hourly ORDER BY 1, 2, 3, 4, 5, 6, 7"
-    )
 
 
 # Names
@@ -87,19 +65,6 @@ def test_each_revision_opens_with_its_name_and_a_promise() -> None:
         first_line = script.longdoc.splitlines()[0]
         assert first_line.startswith(f"{stem}: ")
         assert len(first_line) > len(stem) + 10
-
-
-def test_each_revision_has_its_sql_beside_it_and_nothing_else_lies_there() -> None:
-    folder = ROOT / "alembic" / "versions"
-    expected = {f"{stem}{suffix}" for stem in STEMS.values() for suffix in (".py", ".up.sql", ".down.sql")}
-    assert {path.name for path in folder.iterdir() if path.is_file()} == expected
-
-
-def test_each_sql_file_names_its_revision_in_its_first_line() -> None:
-    for stem in STEMS.values():
-        for direction in ("up", "down"):
-            path = ROOT / "alembic" / "versions" / f"{stem}.{direction}.sql"
-            assert stem in path.read_text().splitlines()[0], path.name
 
 
 def test_the_chain_is_one_line_from_097_to_104() -> None:
@@ -159,23 +124,23 @@ def test_each_downgrade_removes_its_stem_and_restores_the_schema_of_the_revision
     make_database: MakeDatabase,
 ) -> None:
     database = make_database("head")
-    before, ledger = schema(database), database.ledger
+    before, ledger = database.schema(in_order=False), database.ledger
     for revision in REVISIONS[-2::-1]:
-        downgrade(database, revision)
+        database.downgrade(revision)
         assert database.revision == revision
         assert written_stems(database) == stems("100", revision)
-        reached, expected = schema(database), schema(make_database(revision))
+        reached, expected = database.schema(in_order=False), make_database(revision).schema(in_order=False)
         assert Counter(reached) - Counter(expected) == Counter(), f"left over at {revision}"
         assert Counter(expected) - Counter(reached) == Counter(), f"not back at {revision}"
     database.upgrade()
-    assert schema(database) == before
+    assert database.schema(in_order=False) == before
     assert database.ledger == ledger
 
 
 def test_a_new_database_goes_back_to_nothing_and_forward_again(empty: Database) -> None:
     empty.upgrade()
     before = empty.catalog()
-    downgrade(empty, "base")
+    empty.downgrade("base")
     tables = empty.execute("SELECT relname FROM pg_stat_user_tables")
     assert tables == [("alembic_version",)]
     assert empty.value("SELECT count(*) FROM pg_proc WHERE pronamespace = 'public'::regnamespace") == 0
@@ -189,19 +154,19 @@ def test_history_survives_a_way_down_and_up(v034: Database) -> None:
     v034.upgrade()
     rolled_up = hourly(v034)
     assert rolled_up
-    downgrade(v034, "097")
+    v034.downgrade("097")
     v034.upgrade()
     assert hourly(v034) == rolled_up
 
 
 def test_102_applies_over_itself(at_102: Database) -> None:
-    before = schema(at_102)
+    before = at_102.schema(in_order=False)
     stamp(at_102, "101")
     assert at_102.revision == "101"
     assert "102_task_usage_hourly_pipeline" in at_102.ledger
     at_102.upgrade("102")
     assert at_102.revision == "102"
-    assert schema(at_102) == before
+    assert at_102.schema(in_order=False) == before
 
 
 def test_102_103_and_104_apply_over_themselves_on_a_database_without_a_ledger(
@@ -251,17 +216,6 @@ def test_steps_before_the_failing_one_stay(v034: Database) -> None:
     v034.refused()
     assert v034.revision == "103"
     assert written_stems(v034) == stems("100", "103")
-
-
-def migrating_backend(database: Database, relation: str) -> int | None:
-    """Return the pid of the migration session while it waits for a lock on `relation`."""
-    rows = database.execute(
-        "SELECT l.pid FROM pg_locks l JOIN pg_stat_activity s USING (pid)"
-        " WHERE l.relation = %s::regclass AND NOT l.granted AND s.application_name = 'usage-rollup'"
-        " AND s.datname = current_database()",
-        relation,
-    )
-    return rows[0][0] if rows else None
 
 
 @pytest.mark.parametrize("revision", REVISIONS[1:])
@@ -320,58 +274,9 @@ def test_a_step_killed_while_it_waits_for_its_table_leaves_nothing_behind(
 # Who owns what
 
 
-@pytest.fixture
-def make_role(server: Server, request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
-    """Return a function that creates a login role, gone when the test ends.
-
-    Ask for it before make_database, so that the databases go first. A failed test keeps both.
-    """
-    made: list[str] = []
-
-    def make(prefix: str, attributes: str = "") -> str:
-        name = f"{prefix}_{uuid.uuid4().hex[:12]}"
-        with psycopg.connect(server.url(), autocommit=True) as connection:
-            statement: Any = f"CREATE ROLE {name} LOGIN PASSWORD '{name}' {attributes}"
-            connection.execute(statement)
-        made.append(name)
-        return name
-
-    yield make
-    if getattr(request.node, "failed", False):
-        return
-    with psycopg.connect(server.url(), autocommit=True) as connection:
-        for name in reversed(made):
-            connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
-
-
-def give_everything_to(database: Database, role: str) -> None:
-    """Make `role` the owner of the product's objects, as when its server connects as that role."""
-    database.execute(f"GRANT ALL ON SCHEMA public TO {role}")
-    for (statement,) in database.execute(
-        "SELECT format('ALTER TABLE %s OWNER TO %I', oid::regclass, %s::text) FROM pg_class"
-        " WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
-        " UNION ALL SELECT format('ALTER FUNCTION %s OWNER TO %I', oid::regprocedure, %s::text)"
-        " FROM pg_proc WHERE pronamespace = 'public'::regnamespace".replace("%s::text", f"'{role}'")
-    ):
-        database.execute(statement)
-
-
-def owners(database: Database) -> dict[str, set[str]]:
-    """Return who owns which relations and functions of schema public, except alembic_version."""
-    result: dict[str, set[str]] = {}
-    for owner, name in database.execute(
-        "SELECT pg_get_userbyid(relowner), relname FROM pg_class"
-        " WHERE relnamespace = 'public'::regnamespace AND relname NOT LIKE 'alembic_version%'"
-        " UNION ALL SELECT pg_get_userbyid(proowner), proname FROM pg_proc"
-        " WHERE pronamespace = 'public'::regnamespace"
-    ):
-        result.setdefault(owner, set()).add(name)
-    return result
-
-
 def report_usage_as(database: Database, role: str) -> None:
     """Do what the server does all day, as the role the server connects as."""
-    with psycopg.connect(database.server.url(database.name, user=role, password=role)) as connection:
+    with database.connect(user=role, password=role) as connection:
         world = small_world(connection)
         for agent in range(3):
             event(connection, world, agent=agent)
@@ -384,7 +289,7 @@ def report_usage_as(database: Database, role: str) -> None:
 
 
 def test_new_objects_belong_to_the_owner_of_task_usage_when_a_superuser_migrates(
-    make_role: Callable[..., str], make_database: MakeDatabase
+    make_role: MakeRole, make_database: MakeDatabase
 ) -> None:
     v034 = make_database("v034")
     product = make_role("product")
@@ -393,12 +298,12 @@ def test_new_objects_belong_to_the_owner_of_task_usage_when_a_superuser_migrates
     assert set(owners(v034)) == {product}
     assert "task_usage_hourly_invalidation" in owners(v034)[product]
     report_usage_as(v034, product)
-    downgrade(v034, "097")
+    v034.downgrade("097")
     assert set(owners(v034)) == {product}
 
 
 def test_new_objects_belong_to_the_owner_of_task_usage_when_a_member_of_it_migrates(
-    make_role: Callable[..., str], make_database: MakeDatabase
+    make_role: MakeRole, make_database: MakeDatabase
 ) -> None:
     v034 = make_database("v034")
     product = make_role("product")
@@ -406,18 +311,18 @@ def test_new_objects_belong_to_the_owner_of_task_usage_when_a_member_of_it_migra
     give_everything_to(v034, product)
     with v034.connect() as connection:
         generate_history(connection, 100)
-    url = v034.server.url(v034.name, user=migrator, password=migrator)
+    url = v034.url_of(migrator)
     v034.upgrade(DATABASE_URL=url)
     assert v034.revision == "104"
     assert set(owners(v034)) == {product}
     assert "task_usage_hourly_invalidation" in owners(v034)[product]
     report_usage_as(v034, product)
-    downgrade(v034, "097", DATABASE_URL=url)
+    v034.downgrade("097", DATABASE_URL=url)
     assert set(owners(v034)) == {product}
 
 
 def test_a_role_that_is_no_member_of_the_owner_is_refused_before_anything_is_changed(
-    make_role: Callable[..., str], make_database: MakeDatabase
+    make_role: MakeRole, make_database: MakeDatabase
 ) -> None:
     v034 = make_database("v034")
     product, stranger = make_role("product"), make_role("stranger")
@@ -425,15 +330,13 @@ def test_a_role_that_is_no_member_of_the_owner_is_refused_before_anything_is_cha
     v034.execute(f"GRANT ALL ON SCHEMA public TO {stranger}")
     v034.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {stranger}")
     before = v034.catalog()
-    message = v034.refused(
-        "upgrade", "head", DATABASE_URL=v034.server.url(v034.name, user=stranger, password=stranger)
-    )
+    message = v034.refused("upgrade", "head", DATABASE_URL=v034.url_of(stranger))
     assert f"GRANT {product} TO {stranger}" in message
     assert v034.catalog() == before
 
 
 def test_a_member_that_inherits_nothing_migrates_or_is_refused_before_anything_is_changed(
-    make_role: Callable[..., str], make_database: MakeDatabase
+    make_role: MakeRole, make_database: MakeDatabase
 ) -> None:
     v034 = make_database("v034")
     product = make_role("product")
@@ -445,9 +348,7 @@ def test_a_member_that_inherits_nothing_migrates_or_is_refused_before_anything_i
     with v034.connect() as connection:
         generate_history(connection, 100)
     before = v034.catalog()
-    result = v034.alembic(
-        "upgrade", "head", DATABASE_URL=v034.server.url(v034.name, user=migrator, password=migrator)
-    )
+    result = v034.alembic("upgrade", "head", DATABASE_URL=v034.url_of(migrator))
     assert "Traceback" not in result.stdout
     if result.returncode == 0:
         assert set(owners(v034)) == {product}
@@ -462,12 +363,12 @@ def test_settings_of_the_database_do_not_change_the_way_back(make_database: Make
     plain, hostile = make_database("head"), make_database("head")
     for database in (plain, hostile):
         event(database.url, small_world(database.url), "2025-03-01 20:20+00", None)
-    for name, value in SETTINGS.items():
+    for name, value in HOSTILE_SETTINGS.items():
         hostile.execute(f"ALTER DATABASE {hostile.name} SET {name} = '{value}'")
     for database in (plain, hostile):
-        downgrade(database, "097")
+        database.downgrade("097")
     hostile.execute(f"ALTER DATABASE {hostile.name} RESET ALL")
-    assert schema(hostile) == schema(plain)
+    assert hostile.schema(in_order=False) == plain.schema(in_order=False)
     for table in ("task_usage_daily", "task_usage_dashboard_daily"):
         days = f"SELECT bucket_date, model, input_tokens FROM {table}"
         assert hostile.execute(days) == plain.execute(days) != []
@@ -504,6 +405,6 @@ def test_usage_is_rolled_up_and_removed_under_a_publication_for_all_tables(v034:
 def test_a_database_with_a_publication_for_all_tables_goes_back_and_forward(head: Database) -> None:
     head.execute("CREATE PUBLICATION everything FOR ALL TABLES")
     event(head.url, small_world(head.url), "2025-03-01 10:20+00", None)
-    downgrade(head, "097")
+    head.downgrade("097")
     head.upgrade()
     assert head.value("SELECT sum(event_count) FROM task_usage_hourly") == 1

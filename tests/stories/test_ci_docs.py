@@ -6,15 +6,14 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import BIN, ROOT, Database
+from tests.support.database import BIN, ROOT, Database, MakeDatabase
 from tests.support.v034 import generate_history
 
-MakeDatabase = Callable[[str], Database]
+pytestmark = pytest.mark.process
 
 TEXT = (ROOT / "docs" / "ci.md").read_text("utf-8")
 SCRIPTS = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)

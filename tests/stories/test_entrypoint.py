@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import uuid
@@ -14,9 +13,11 @@ from pathlib import Path
 import pytest
 from psycopg import pq
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database
+from tests.support.entrypoint import ENTRYPOINT, SHELLS, STARTED
 from tests.support.product import wait_until
 from tests.support.server import Server, start_server
+from tests.support.sessions import is_gone
 from tests.support.walks import (
     advisory_locks,
     blocked_at,
@@ -27,13 +28,7 @@ from tests.support.walks import (
     write_history,
 )
 
-ENTRYPOINT = ROOT / "entrypoint.sh"
-SHELLS = [
-    command
-    for command in (["sh"], ["dash"], ["busybox", "sh"], ["bash", "--posix"], ["ksh"])
-    if shutil.which(command[0])
-]
-STARTED = "command started"
+pytestmark = pytest.mark.process
 
 
 def output_of(process: subprocess.Popen[str]) -> str:
@@ -229,8 +224,7 @@ def stop_in_the_third_slice(
         assert "Traceback" not in output
         assert STARTED not in output
         # Gone although what it waited for is still there: the statement was cancelled.
-        alive = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
-        wait_until(lambda: database.value(alive, pid) == 0, "the upgrade's session is gone")
+        wait_until(lambda: is_gone(database, pid), "the upgrade's session is gone")
         assert advisory_locks(database) == []
         assert committed_months(database) == months[:2]
         assert database.revision == "102"

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, Database
-from tests.stories.test_entrypoint import ENTRYPOINT, SHELLS, STARTED
+from tests.support.database import NOWHERE, ROOT, Database
+from tests.support.entrypoint import ENTRYPOINT, SHELLS, STARTED
 from tests.support.product import wait_until
 from tests.support.walks import runners
 
-NOWHERE = "postgres://nobody@127.0.0.1:1/nowhere"
+pytestmark = pytest.mark.process
 
 
 def run(db: Database, *arguments: str, **extra: Any) -> subprocess.CompletedProcess[str]:
@@ -122,6 +122,7 @@ def test_failure_in_json_is_json_to_the_last_line(at_102: Database) -> None:
     assert "lies in the future" in entries[-5]["message"]
     assert "docker compose run" in entries[-3]["message"]
     assert '"secretRef":{"name":"SECRET"}' in entries[-1]["message"]
+    assert entries[-5].pop("hint").startswith("UPDATE ")
     assert {tuple(entry) for entry in entries} == {("time", "level", "logger", "message")}
 
 

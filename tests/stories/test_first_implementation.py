@@ -7,7 +7,7 @@ show. docs/correctness.md lists the stories, and those that other files tell.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,29 +18,20 @@ import psycopg
 import pytest
 from psycopg import IsolationLevel, errors
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, MakeDatabase
 from tests.support.naive import Naive, NaiveRefusal, Ours, Pipeline
-from tests.support.product import (
-    World,
-    event,
-    small_world,
-    task,
-    upsert_usage,
-    usage,
-    wait_until,
-)
+from tests.support.product import LONG_MODEL, World, event, small_world, task, upsert_usage, usage, wait_until
+from tests.support.sessions import is_blocked
+
+pytestmark = pytest.mark.long
 
 WINDOW = "SELECT public.rollup_task_usage_hourly_window('-infinity', 'infinity')"
 BOUNDED = "-c statement_timeout=20s"
 DOES_NOT_WAIT = "-c lock_timeout=500ms -c statement_timeout=20s"
 
-# Random text does not compress: longer than an index row of the hourly table may be, and short enough for
-# task_usage's own.
-LONG_MODEL = "(SELECT string_agg(md5(n::text), '') FROM generate_series(1, 82) AS n)"
-
 
 @pytest.fixture(params=["naive", "ours"])
-def pipeline(request: pytest.FixtureRequest, make_database: Callable[[str], Database]) -> Pipeline:
+def pipeline(request: pytest.FixtureRequest, make_database: MakeDatabase) -> Pipeline:
     """Return a v0.3.4 database with the hourly tables and one of the two pipelines on it."""
     return Naive(make_database("101")) if request.param == "naive" else Ours(make_database("102"))
 
@@ -58,10 +49,7 @@ def shows(pipeline: Pipeline) -> bool:
 def waits_or_is_done(pipeline: Pipeline, session: psycopg.Connection[Any], running: Future[Any]) -> None:
     """Wait until what runs in `session` is blocked by somebody, or over."""
     wait_until(
-        lambda: (
-            running.done()
-            or pipeline.db.value("SELECT cardinality(pg_blocking_pids(%s)) > 0", session.info.backend_pid)
-        ),
+        lambda: running.done() or is_blocked(pipeline.db, session),
         "the statement waits or is done",
     )
 
@@ -86,7 +74,7 @@ def hook_waits(pipeline: Pipeline, *, polls: bool = False) -> None:
 def hook_held_up(pipeline: Pipeline, statement: str) -> Iterator[Future[None]]:
     """Run the hook, held up by what `statement` locks for as long as the block lasts."""
     with ThreadPoolExecutor(1) as pool:
-        with psycopg.connect(pipeline.db.url) as obstacle:
+        with pipeline.db.connect() as obstacle:
             obstacle.execute(statement)
             hook = pool.submit(pipeline.hook)
             hook_waits(pipeline, polls="advisory" in statement)
@@ -549,7 +537,7 @@ def test_h18_one_absurd_row_does_not_stop_the_usage_of_everybody_else(
     event(pipeline.db.url, world, "2025-03-01 10:15+00", agent=2, issue=3)
     event(pipeline.db.url, world, "2025-03-01 10:20+00")
     pipeline.db.execute(
-        f"UPDATE task_usage SET model = {LONG_MODEL} WHERE created_at > '2025-03-01 10:18+00'"
+        f"UPDATE task_usage SET model = '{LONG_MODEL}' WHERE created_at > '2025-03-01 10:18+00'"
     )
     pipeline.as_history()
     stopped = False

@@ -4,50 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from tests.conftest import Database
+from tests.support.database import NOWHERE, Database
+from tests.support.legacy import lose_raw_rows, roll_up_as_v034, where_legacy_is
 from tests.support.oracle import differing_hours
-from tests.support.product import World, event, small_world, task, upsert_usage, usage
-from usage_rollup.hourly.backfill import backfill_before_103
+from tests.support.product import LONG_MODEL, World, event, small_world, task, upsert_usage, usage
+from tests.support.roles import MakeRole
+from tests.support.rollup import TICK, WINDOW, heal, row_versions, run_hook
 
-TICK = "SELECT rollup_task_usage_hourly()"
-WINDOW = "SELECT rollup_task_usage_hourly_window('-infinity', 'infinity')"
+pytestmark = pytest.mark.server
+
 UNDATED = "SELECT count(*) FROM task_usage_hourly_undated()"
 
-# Random text does not compress: longer than an index row of the hourly table may be, and short enough for
-# task_usage's own.
-LONG_MODEL = "(SELECT string_agg(md5(n::text), '') FROM generate_series(1, 82) AS n)"
 
 TEN = datetime(2025, 3, 1, 10, tzinfo=UTC)
-
-
-def where_legacy_is(database: Database) -> set[str]:
-    """Return the schemas in which tables of the legacy rollups are."""
-    return {
-        row[0]
-        for row in database.execute(
-            "SELECT schemaname FROM pg_tables"
-            " WHERE tablename ~ '^task_usage_(daily|dashboard|rollup_state)' GROUP BY 1"
-        )
-    }
-
-
-def roll_up_as_v034(database: Database) -> None:
-    for rollup in ("daily", "dashboard_daily"):
-        database.execute(f"SELECT rollup_task_usage_{rollup}_window('-infinity', 'infinity')")
-
-
-def lose_raw_rows(database: Database, condition: str = "true") -> None:
-    """Delete usage in a way no rollup notices, as a restore or a retention script may have done."""
-    database.execute(
-        f"ALTER TABLE task_usage DISABLE TRIGGER USER; DELETE FROM task_usage WHERE {condition};"
-        " ALTER TABLE task_usage ENABLE TRIGGER USER"
-    )
 
 
 def buckets(database: Database) -> list[tuple[Any, ...]]:
@@ -67,7 +41,7 @@ def absurd(v034: Database) -> tuple[Database, World]:
     event(v034.url, world, "2025-03-01 10:20+00", agent=1)
     event(v034.url, world, "2025-03-01 10:25+00")
     event(v034.url, world, "2025-04-01 10:25+00")
-    v034.execute(f"UPDATE task_usage SET model = {LONG_MODEL} WHERE created_at = '2025-03-01 10:25+00'")
+    v034.execute(f"UPDATE task_usage SET model = '{LONG_MODEL}' WHERE created_at = '2025-03-01 10:25+00'")
     return v034, world
 
 
@@ -79,7 +53,7 @@ def test_walk_sets_a_bucket_aside_that_fits_no_row_and_goes_on(absurd: tuple[Dat
     with pytest.raises(Exception, match="index row size"):
         database.execute(
             "INSERT INTO task_usage_hourly (bucket_hour, workspace_id, runtime_id, agent_id, provider, model)"
-            f" SELECT '{TEN}', workspace_id, runtime_id, id, 'claude', {LONG_MODEL} FROM agent LIMIT 1"
+            f" SELECT '{TEN}', workspace_id, runtime_id, id, 'claude', '{LONG_MODEL}' FROM agent LIMIT 1"
         )
     printed = database.upgrade()
     assert "1 buckets are set aside, see task_usage_hourly_set_aside" in printed
@@ -125,7 +99,7 @@ def test_tick_sets_a_bucket_aside_and_rolls_the_rest_of_its_hour_up(head: Databa
     event(head.url, world, "2025-03-01 10:15+00", agent=2, issue=3)
     event(head.url, world, "2025-03-01 10:20+00")
     head.execute(TICK)
-    head.execute(f"UPDATE task_usage SET model = {LONG_MODEL} WHERE created_at = '2025-03-01 10:20+00'")
+    head.execute(f"UPDATE task_usage SET model = '{LONG_MODEL}' WHERE created_at = '2025-03-01 10:20+00'")
     event(head.url, world, "2025-03-01 10:40+00", agent=2, issue=3)
     head.execute(TICK)
     assert buckets(head) == [(TEN, world.agents[2], 200)]
@@ -152,7 +126,7 @@ def test_set_aside_bucket_leaves_with_the_tick_after_it_was_mended(head: Databas
     world = small_world(head.url)
     event(head.url, world, "2025-03-01 10:15+00", agent=2, issue=3)
     event(head.url, world, "2025-03-01 10:20+00")
-    head.execute(f"UPDATE task_usage SET model = {LONG_MODEL} WHERE created_at = '2025-03-01 10:20+00'")
+    head.execute(f"UPDATE task_usage SET model = '{LONG_MODEL}' WHERE created_at = '2025-03-01 10:20+00'")
     head.execute(TICK)
     assert head.value("SELECT count(*) FROM task_usage_hourly_set_aside") == 1
     # A tick of another hour leaves the report where it is.
@@ -286,7 +260,7 @@ def test_legacy_rollups_that_were_kept_once_do_not_block_a_second_upgrade(
     database, _ = used
     keep = ("-x", "keep-legacy=true", "upgrade", "head")
     assert database.alembic(*keep).returncode == 0
-    assert database.alembic("downgrade", "102").returncode == 0
+    database.downgrade("102")
     assert where_legacy_is(database) == {"public"}
     result = database.alembic(*keep)
     assert result.returncode == 0, result.stdout
@@ -384,29 +358,14 @@ def falsify(database: Database, hour: str = "2025-03-01 10:00+00") -> None:
     )
 
 
-def heal(database: Database) -> None:
-    database.execute("INSERT INTO task_usage_hourly_invalidation DEFAULT VALUES")
-    database.execute(WINDOW)
-
-
-def footprint(database: Database) -> dict[str, list[tuple[Any, ...]]]:
-    tables = [
-        row[0] for row in database.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-    ]
-    return {
-        name: database.execute(f'SELECT ctid::text, xmin::text FROM public."{name}" ORDER BY 1')
-        for name in tables
-    }
-
-
 def test_verify_exits_0_when_rollup_and_raw_usage_are_equal(rolled_up: tuple[Database, World]) -> None:
     database, _ = rolled_up
-    before = footprint(database)
+    before = row_versions(database)
     result = database.usage_rollup("verify")
     assert result.returncode == 0, result.stderr
     assert "the hourly rollup equals raw usage" in result.stdout
     assert "hours pending, not judged: 0" in result.stdout
-    assert footprint(database) == before
+    assert row_versions(database) == before
     assert json.loads(database.usage_rollup("verify", "--json").stdout)["differences"] == []
 
 
@@ -477,40 +436,31 @@ def test_verify_before_102_says_what_to_do(v034: Database) -> None:
 
 
 def test_verify_works_beside_open_writers_for_a_role_that_may_only_read(
-    rolled_up: tuple[Database, World],
+    rolled_up: tuple[Database, World], make_role: MakeRole
 ) -> None:
     database, world = rolled_up
-    role = f"reader_{uuid.uuid4().hex[:12]}"
+    role = make_role("reader")
     database.execute(
-        f"CREATE ROLE {role} LOGIN PASSWORD 'reader';"
-        f" ALTER ROLE {role} SET default_transaction_read_only = on;"
+        f"ALTER ROLE {role} SET default_transaction_read_only = on;"
         f" GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"
     )
-    try:
-        writer = database.connect()
-        reported = task(writer, world.agents[0])
-        upsert_usage(writer, reported)
-        writer.execute("DELETE FROM task_usage WHERE created_at = '2025-03-01 12:20+00'")
-        ticking = database.connect()
-        ticking.execute(TICK)
-        before = footprint(database)
-        result = database.usage_rollup(
-            "verify", DATABASE_URL=database.server.url(database.name, user=role, password="reader")
-        )
-        assert result.returncode == 0, result.stdout + result.stderr
-        assert footprint(database) == before
-    finally:
-        for connection in database.opened:
-            connection.close()
-        database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    writer = database.connect()
+    reported = task(writer, world.agents[0])
+    upsert_usage(writer, reported)
+    writer.execute("DELETE FROM task_usage WHERE created_at = '2025-03-01 12:20+00'")
+    ticking = database.connect()
+    ticking.execute(TICK)
+    before = row_versions(database)
+    result = database.usage_rollup("verify", DATABASE_URL=database.url_of(role))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert row_versions(database) == before
 
 
 def test_verify_names_what_only_the_legacy_rollups_hold(used: tuple[Database, World]) -> None:
     database, world = used
     lose_raw_rows(database, "created_at < '2025-03-15'")
     database.upgrade("102")
-    with database.migration_connection() as connection:
-        backfill_before_103(connection)
+    run_hook(database)
     result = database.usage_rollup("verify", "--json")
     assert result.returncode == 0, result.stdout
     excess = json.loads(result.stdout)["legacy_excess"]
@@ -540,9 +490,9 @@ def test_repair_recomputes_exactly_the_hours_that_differ(rolled_up: tuple[Databa
     assert database.value("SELECT watermark_at FROM task_usage_hourly_rollup_state") == watermark
     assert database.usage_rollup("verify").returncode == 0
 
-    before = footprint(database)
+    before = row_versions(database)
     assert "hours repaired: 0" in database.usage_rollup("backfill", "--repair").stdout
-    assert footprint(database) == before
+    assert row_versions(database) == before
 
 
 def test_backfill_walks_a_rollup_that_was_never_scheduled(head: Database) -> None:
@@ -559,7 +509,7 @@ def test_backfill_walks_a_rollup_that_was_never_scheduled(head: Database) -> Non
 
 @pytest.fixture
 def nowhere() -> dict[str, str]:
-    return {"DATABASE_URL": "postgres://nobody@127.0.0.1:1/nothing", "DATABASE_STARTUP_TIMEOUT": "0"}
+    return {"DATABASE_URL": NOWHERE, "DATABASE_STARTUP_TIMEOUT": "0"}
 
 
 @pytest.mark.parametrize("command", [("verify",), ("backfill",), ("backfill", "--repair")])

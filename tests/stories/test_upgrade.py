@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import psycopg
+import pytest
 
-from tests.conftest import Database
+from tests.support.database import Database
 from tests.support.v034 import V034_STEMS, generate_history
-from usage_rollup.runner.adoption import STEMS
+from usage_rollup.contract import STEMS
+
+pytestmark = pytest.mark.server
 
 
 def test_one_command_takes_a_v034_database_with_a_history_to_104(v034: Database) -> None:
-    with psycopg.connect(v034.url) as connection:
+    with v034.connect() as connection:
         history = generate_history(connection, 20_000)
     v034.upgrade()
     assert v034.revision == "104"

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import psycopg
 import pytest
 
-from tests.conftest import Database
-from tests.support.go_runner import GO_FUNCTIONS, drop_legacy, record, run, taken_by_go_to, unrecord
+from tests.support.database import Database, MakeDatabase
+from tests.support.go_runner import drop_legacy, record, run_sql, taken_by_go_to, unrecord
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world
+from tests.support.settings import HOSTILE_SETTINGS
 from tests.support.shapes import make_products
 from tests.support.v034 import V034_STEMS, generate_history
 from tests.support.walks import advisory_locks, committed_months, write_history
-from tests.support.ways import SETTINGS, WAYS, Script, Way, refused
+from tests.support.ways import WAYS, Script, Way, refused
 from usage_rollup.contract import BASELINE, STEMS
 
-MakeDatabase = Callable[[str], Database]
+pytestmark = pytest.mark.server
+
+GO_FUNCTIONS = "SELECT count(*) FROM pg_proc WHERE prosrc LIKE '%/* go%'"
 
 
 @pytest.fixture(params=sorted(WAYS))
@@ -30,13 +32,8 @@ def history(*databases: Database) -> None:
     """Write the same history into each, its times included."""
     until = databases[0].value("SELECT now() - interval '10 minutes'")
     for database in databases:
-        with psycopg.connect(database.url) as connection:
+        with database.connect() as connection:
             generate_history(connection, 600, months=5, agents=6, until=until)
-
-
-def objects(database: Database) -> str:
-    """Return the catalog without the ledgers, whose rows tell when they were written."""
-    return "\n".join(line for line in database.catalog().splitlines() if not line.startswith("("))
 
 
 def rows(database: Database) -> list[list[tuple[Any, ...]]]:
@@ -63,7 +60,7 @@ def test_both_ways_end_with_the_same_catalog_and_rollup(make_database: MakeDatab
     online.upgrade()
     for start, target in (("097", "100"), ("100", "103"), ("103", "104")):
         assert "WARNING" not in Script().upgrade(offline, start, target)
-    assert objects(offline) == objects(online)
+    assert offline.schema() == online.schema()
     assert rows(offline) == rows(online)
     assert rows(online)[0]
     assert offline.ledger == online.ledger == {*V034_STEMS, *STEMS.values()}
@@ -86,7 +83,7 @@ def test_both_ways_back_end_with_the_same_catalog_and_rollups(
     for database, way in ((online, WAYS["runner"]), (offline, WAYS["script"])):
         database.upgrade()
         assert "the time zone of every runtime is UTC again" in way.downgrade(database, "head", target)
-    assert objects(offline) == objects(online)
+    assert offline.schema() == online.schema()
     assert rows(offline) == rows(online)
     assert all(rows(online))
     Script().upgrade(offline, target)
@@ -120,7 +117,7 @@ def test_a_database_stuck_at_103_is_adopted_at_101_and_receives_this_pipeline(
     assert "at 101_task_usage_hourly_schema (127 rows" in way.upgrade(stuck, "101")
     assert stuck.revision == "104"
     assert stuck.ledger == {*V034_STEMS, *STEMS.values()}
-    assert objects(stuck) == objects(head)
+    assert stuck.schema() == head.schema()
     assert stuck.value("SELECT sum(event_count) FROM task_usage_hourly") == usage_rows
 
 
@@ -146,7 +143,7 @@ def test_a_database_of_ours_that_the_go_runner_took_further_is_adopted_forward(
     assert "ahead of it by 103_drop_legacy_daily_rollups" in way.upgrade(ours, "103")
     assert ours.revision == "104"
     assert ours.ledger == {*V034_STEMS, *STEMS.values()}
-    assert objects(ours) == objects(head)
+    assert ours.schema() == head.schema()
 
 
 def test_a_database_without_a_ledger_that_this_chain_made_gets_none(way: Way, empty: Database) -> None:
@@ -158,11 +155,11 @@ def test_a_database_without_a_ledger_that_this_chain_made_gets_none(way: Way, em
 
 
 def test_a_version_set_back_is_where_an_upgrade_goes_on(way: Way, at_102: Database) -> None:
-    before = objects(at_102)
+    before = at_102.schema()
     at_102.execute("UPDATE alembic_version SET version_num = '101'")
     way.upgrade(at_102, "101", "102")
     assert at_102.revision == "102"
-    assert objects(at_102) == before
+    assert at_102.schema() == before
 
 
 # Refused, in the same words
@@ -453,7 +450,7 @@ def test_legacy_tables_are_kept_when_asked_for(way: Way, v034: Database) -> None
 def test_settings_of_the_database_do_not_change_the_result(way: Way, make_database: MakeDatabase) -> None:
     plain, hostile = make_database("v034"), make_database("v034")
     history(plain, hostile)
-    for name, value in SETTINGS.items():
+    for name, value in HOSTILE_SETTINGS.items():
         hostile.execute(f"ALTER DATABASE {hostile.name} SET {name} = '{value}'")
     assert hostile.value("SHOW TimeZone") == "Asia/Kathmandu"
     assert hostile.value("SELECT to_regclass('task_usage') IS NULL")
@@ -462,10 +459,10 @@ def test_settings_of_the_database_do_not_change_the_result(way: Way, make_databa
     hostile.execute(f"ALTER DATABASE {hostile.name} RESET ALL")
     assert rows(hostile) == rows(plain)
     assert rows(plain)[0]
-    assert objects(hostile) == objects(plain)
+    assert hostile.schema() == plain.schema()
     assert hostile.ledger == plain.ledger
 
 
 def test_another_applications_tables_are_left_alone(way: Way, empty: Database) -> None:
-    run(empty, "CREATE TABLE orders (id bigint PRIMARY KEY)")
+    run_sql(empty, "CREATE TABLE orders (id bigint PRIMARY KEY)")
     assert "holds tables but no ledger" in refused(way, empty, "upgrade", "097", "head")

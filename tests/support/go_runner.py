@@ -1,12 +1,8 @@
-"""What the product's own runner leaves behind, step by step, in a database it took from v0.3.4."""
+"""What the product's own runner, written in Go, leaves behind: its 102 to 104 and its ledger."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import psycopg
-
-from tests.conftest import Database
+from tests.support.database import Database, MakeDatabase
 from usage_rollup.contract import LEGACY, STEMS
 
 # The Go release's 102: names and signatures of the contract, bodies that show who wrote them.
@@ -38,7 +34,6 @@ LANGUAGE plpgsql AS $$BEGIN /* go */ RETURN 0; END$$;
 CREATE FUNCTION task_usage_hourly_rollup_lag_seconds() RETURNS double precision LANGUAGE sql AS
 $$SELECT 0::double precision /* go */$$
 """
-
 # What 213, 243, 251 and 272 do, as far as it changes something this chain has a name for.
 GO_LATER = """
 ALTER TABLE task_usage ADD COLUMN cost_usd_ticks bigint;
@@ -54,12 +49,10 @@ CREATE OR REPLACE FUNCTION rollup_task_usage_hourly() RETURNS bigint LANGUAGE pl
 $$BEGIN /* go 272 */ RETURN 0; END$$
 """
 
-GO_FUNCTIONS = "SELECT count(*) FROM pg_proc WHERE prosrc LIKE '%/* go%'"
 
-
-def run(database: Database, script: str) -> None:
+def run_sql(database: Database, script: str) -> None:
     """Run many statements in one transaction, as the Go runner applies a file."""
-    with psycopg.connect(database.url) as connection:
+    with database.connect() as connection:
         connection.execute(script.encode())
 
 
@@ -73,7 +66,7 @@ def unrecord(database: Database, *stems: str) -> None:
 
 def drop_legacy(database: Database) -> None:
     """Do what the Go release's 103 does once its guard has passed."""
-    run(
+    run_sql(
         database,
         ";".join(
             [
@@ -93,16 +86,15 @@ def drop_runtime_timezone(database: Database) -> None:
     database.execute("ALTER TABLE agent_runtime DROP COLUMN timezone")
 
 
-def taken_by_go_to(make_database: Callable[[str], Database], revision: str) -> Database:
+def taken_by_go_to(make_database: MakeDatabase, revision: str) -> Database:
     """Return a database that the Go runner took from v0.3.4 to `revision`, its ledger complete."""
-    database = make_database(min(revision, "101"))
-    if revision >= "100":
-        # 100 and 101 make the same schema whoever runs them.
-        database.execute("DROP TABLE alembic_version")
-    else:
+    if revision < "100":
         return make_database("v034")
+    # 100 and 101 make the same schema whoever runs them.
+    database = make_database(min(revision, "101"))
+    database.execute("DROP TABLE alembic_version")
     if revision >= "102":
-        run(database, GO_102)
+        run_sql(database, GO_102)
     if revision >= "103":
         drop_legacy(database)
     if revision >= "104":

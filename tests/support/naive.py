@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from tests.conftest import Database
-from usage_rollup.hourly.backfill import backfill_before_103
+from tests.support.database import Database
+from tests.support.horizon import rewrite_function, without_margin
+from tests.support.legacy import LEGACY_TABLES
+from tests.support.rollup import run_hook
 
 T = TypeVar("T")
 
@@ -21,14 +23,6 @@ Session = psycopg.Connection[Any]
 
 SQL = (Path(__file__).parent / "naive_pipeline.sql").read_bytes()
 
-LEGACY_TABLES = [
-    "task_usage_daily",
-    "task_usage_daily_dirty",
-    "task_usage_rollup_state",
-    "task_usage_dashboard_daily",
-    "task_usage_dashboard_dirty",
-    "task_usage_dashboard_rollup_state",
-]
 
 # Rows of either side that the other does not have: nothing excuses them.
 _WRONG = """
@@ -122,11 +116,10 @@ class Ours(Pipeline):
         return ["task_usage_hourly_dirty", "task_usage_hourly_invalidation"]
 
     def without_margin(self) -> None:
-        _rewrite(self.db, "task_usage_hourly_horizon(interval)", "v_start - interval '5 minutes'", "v_start")
+        without_margin(self.db)
 
     def hook(self) -> None:
-        with self.db.migration_connection() as connection:
-            backfill_before_103(connection)
+        run_hook(self.db)
 
     def upgrade(self) -> None:
         self.db.upgrade()
@@ -151,12 +144,12 @@ class Naive(Pipeline):
         return ["task_usage_hourly_dirty"]
 
     def without_margin(self) -> None:
-        _rewrite(self.db, "rollup_task_usage_hourly()", "interval '5 minutes'", "interval '0'")
+        rewrite_function(self.db, "public.rollup_task_usage_hourly()", "interval '5 minutes'", "interval '0'")
         self.margin = "0"
 
     def hook(self) -> None:
         """Walk the months of created_at, then stamp."""
-        with psycopg.connect(self.db.url, application_name="naive hook") as session:
+        with self.db.connect(application_name="naive hook") as session:
             # H17: read before the lock is held, and not again.
             bounds = session.execute(
                 "SELECT date_trunc('month', min(created_at)), max(created_at) FROM task_usage"
@@ -210,7 +203,7 @@ class Naive(Pipeline):
 
     def _apply_103(self) -> None:
         # H23: nobody looks what is in them. H21: one after the other, however long each waits.
-        with psycopg.connect(self.db.url) as session:
+        with self.db.connect() as session:
             for table in LEGACY_TABLES:
                 session.execute(f"DROP TABLE {table}")
 
@@ -221,9 +214,3 @@ class Naive(Pipeline):
     def upgrade_again_after_a_crash_between_103_and_its_ledger_row(self) -> None:
         self._apply_103()
         self.upgrade()
-
-
-def _rewrite(database: Database, function: str, old: str, new: str) -> None:
-    definition: str = database.value("SELECT pg_get_functiondef(%s::regprocedure)", f"public.{function}")
-    assert definition.count(old) == 1
-    database.execute(definition.replace(old, new))

@@ -10,7 +10,8 @@ import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from hashlib import md5
 from typing import Any
 from uuid import UUID
 
@@ -24,8 +25,17 @@ Timestamp = datetime | str
 # The server leaves updated_at alone on insert, so both columns get its transaction's now().
 AS_CREATED: Timestamp = "as created"
 
+# Random text, which does not compress: longer than an index row of the hourly table may be, and short
+# enough for task_usage's own.
+LONG_MODEL = "".join(md5(str(number).encode()).hexdigest() for number in range(82))
+
 # Far beyond anything a test waits for; only a broken one gets there.
 DEADLINE_S = 30.0
+
+
+def utc(*parts: int) -> datetime:
+    """Return an instant, its parts given as UTC's."""
+    return datetime(*parts, tzinfo=UTC)  # type: ignore[arg-type, misc]
 
 
 @dataclass(frozen=True)

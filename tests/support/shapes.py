@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psycopg
-
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database
 
 _OURS_AWAY = ROOT / "alembic" / "versions" / "102_task_usage_hourly_pipeline.down.sql"
 _PRODUCTS = Path(__file__).parent / "naive_pipeline.sql"
@@ -34,7 +32,7 @@ ALTER TABLE public.agent DROP CONSTRAINT agent_workspace_name_unique;
 
 def make_products(head: Database, *, later: bool) -> Database:
     """Turn a database at head into shape D, or into shape E when `later`; its rows stay."""
-    with psycopg.connect(head.url) as connection:
+    with head.connect() as connection:
         connection.execute(_OURS_AWAY.read_bytes())
         connection.execute(_PRODUCTS.read_bytes())
         connection.execute("DROP TABLE public.alembic_version")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from tests.conftest import ROOT, Database
+from tests.support.database import ROOT, Database
 from tests.support.server import open_server
 from usage_rollup.schema import catalog
+from usage_rollup.session.connection import snapshot
 
 DATABASE = "multica_snapshot"
+SNAPSHOT = ROOT / "src" / "usage_rollup" / "schema" / catalog.SNAPSHOT
 
 
 def main() -> None:
@@ -16,11 +18,10 @@ def main() -> None:
         server.create_database(DATABASE)
         database = Database(server, DATABASE)
         database.upgrade()
-        with database.migration_connection() as connection:
+        with database.migration_connection() as connection, snapshot(connection):
             text = catalog.render(catalog.read(connection))
         server.drop_database(DATABASE)
-    path = ROOT / "src" / "usage_rollup" / "schema" / catalog.SNAPSHOT
-    path.write_text(text, "utf-8")
+    SNAPSHOT.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

@@ -10,20 +10,27 @@ import struct
 import subprocess
 import termios
 
-from tests.conftest import BIN, ROOT, Database
+from tests.support.database import BIN, ROOT, Database
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def on_a_terminal(database: Database, *arguments: str, columns: int = 80, colours: bool = False) -> str:
-    """Run the real `usage-rollup` to its end and return its screen, without colours unless asked for."""
+def on_a_terminal(
+    database: Database,
+    *arguments: str,
+    program: str = "usage-rollup",
+    columns: int = 80,
+    colours: bool = False,
+    **extra: str,
+) -> str:
+    """Run a real command to its end and return its screen, without colours unless asked for."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-    environment = database.environment(TERM="xterm-256color")
+    environment = database.environment(TERM="xterm-256color", **extra)
     for name in ("COLUMNS", "LINES", "NO_COLOR"):
         environment.pop(name, None)
     process = subprocess.Popen(
-        [BIN / "usage-rollup", *arguments],
+        [BIN / program, *arguments],
         cwd=ROOT,
         env=environment,
         stdin=theirs,

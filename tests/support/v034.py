@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 import psycopg
 from psycopg import sql
 from psycopg.types.numeric import Int4
 
+from usage_rollup import revisions
+
 BASELINE = "097_autopilot_project_id"
-_BASELINE_SQL = Path(__file__).parents[2] / "alembic" / "versions" / f"{BASELINE}.up.sql"
 
 # The stems that matter to somebody; every other number gets a neutral one, 26 of them two.
 _NAMED = {
@@ -88,7 +88,7 @@ def build_v034(conn: psycopg.Connection) -> None:
     Commits unless the caller is inside a transaction; a crash leaves nothing.
     """
     with conn.transaction():
-        conn.execute(_BASELINE_SQL.read_bytes())
+        conn.execute(revisions.sql("097").encode())
         conn.execute(
             "CREATE TABLE public.schema_migrations ("
             " version text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"

@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from tests.conftest import Database
+from tests.support.database import Database
 from tests.support.product import wait_until
 from tests.support.v034 import generate_history
 
@@ -30,7 +30,7 @@ SELECT DISTINCT date_trunc('month', {column} AT TIME ZONE 'UTC') AT TIME ZONE 'U
 
 def write_history(database: Database, rows: int = 400, months: int = 6) -> list[datetime]:
     """Write a history and return its months in UTC: a walk takes one slice for each."""
-    with psycopg.connect(database.url) as connection:
+    with database.connect() as connection:
         generate_history(connection, rows, months=months, agents=6)
     return history_months(database)
 
@@ -49,7 +49,7 @@ def committed_months(database: Database) -> list[datetime]:
 @contextmanager
 def blocked_at(database: Database, month: datetime) -> Iterator[psycopg.Connection[Any]]:
     """Make the slice that rolls up `month` wait as long as the block lasts; needs the schema of 102."""
-    with psycopg.connect(database.url, application_name="in the way") as connection:
+    with database.connect(application_name="in the way") as connection:
         connection.execute(
             """
             INSERT INTO task_usage_hourly
@@ -68,6 +68,17 @@ def wait_until_blocked(database: Database) -> int:
     wait_until(lambda: database.execute(_BLOCKED), "the upgrade waits for a lock")
     pid: int = database.value(_BLOCKED)
     return pid
+
+
+def migrating_backend(database: Database, relation: str) -> int | None:
+    """Return the pid of the migration session while it waits for a lock on `relation`."""
+    rows = database.execute(
+        "SELECT l.pid FROM pg_locks l JOIN pg_stat_activity s USING (pid)"
+        " WHERE l.relation = %s::regclass AND NOT l.granted AND s.application_name = 'usage-rollup'"
+        " AND s.datname = current_database()",
+        relation,
+    )
+    return rows[0][0] if rows else None
 
 
 def runners(database: Database) -> int:

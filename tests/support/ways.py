@@ -4,29 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
+from functools import cache
 from typing import Protocol
 
-from tests.conftest import ROOT, Database
 from tests.support import programs
+from tests.support.database import NOWHERE, ROOT, Database
 
-NOWHERE = "postgres://nobody@127.0.0.1:1/nowhere"
 ALL_ALONE = ("-X", "-v", "ON_ERROR_STOP=1")
-
-
-# What a database may set, and a session of either way must not notice.
-SETTINGS = {
-    "TimeZone": "Asia/Kathmandu",
-    "DateStyle": "SQL, DMY",
-    "IntervalStyle": "sql_standard",
-    "statement_timeout": "1s",
-    "lock_timeout": "1ms",
-    "idle_in_transaction_session_timeout": "1s",
-    "default_transaction_isolation": "serializable",
-    "default_transaction_deferrable": "on",
-    "search_path": "",
-    "standard_conforming_strings": "off",
-    "client_encoding": "LATIN1",
-}
 
 
 class Way(Protocol):
@@ -104,10 +88,15 @@ WAYS: dict[str, Way] = {"runner": Runner(), "script": Script()}
 
 def script(database: Database, *arguments: str, **extra: str) -> str:
     """Return what `alembic ... --sql` writes, made where no database can be reached."""
-    environment = database.environment(**{"DATABASE_URL": NOWHERE, **extra})
-    made = programs.run("alembic", [*arguments, "--sql"], cwd=ROOT, env=environment, timeout_s=60)
-    assert made.returncode == 0, made.stderr
-    return made.stdout
+    return _made(arguments, tuple(database.environment(**{"DATABASE_URL": NOWHERE, **extra}).items()))
+
+
+@cache
+def _made(arguments: tuple[str, ...], environment: tuple[tuple[str, str], ...]) -> str:
+    """Make a script; once only, because nothing of the database that will run it can get into it."""
+    done = programs.run("alembic", (*arguments, "--sql"), cwd=ROOT, env=dict(environment), timeout_s=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def psql(database: Database, text: str, *options: str) -> subprocess.CompletedProcess[str]:

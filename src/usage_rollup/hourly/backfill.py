@@ -115,7 +115,7 @@ def future_watermark(watermark: str) -> Refusal:
     return Refusal(
         f"the watermark of the hourly rollup lies in the future: {watermark}",
         hint="UPDATE public.task_usage_hourly_rollup_state SET watermark_at = 'epoch' WHERE id = 1;"
-        " then run `alembic upgrade head` again: it walks the whole history",
+        " the next upgrade or backfill then walks the whole history",
     )
 
 
@@ -136,7 +136,7 @@ def _walk_history(session: sa.Connection, options: Options, state: _State) -> Ba
         raise BackfillRefused(
             f"the history is rolled up, but the watermark cannot follow: it trails by {state.lag},"
             f" held back by {held_back_by}",
-            hint=f"{held_back_by.hint}; then run `alembic upgrade head` again; finished slices stay",
+            hint=f"{held_back_by.hint}; then run the same command again; finished slices stay",
         )
     # The proof and the dashboards plan their queries minutes before autovacuum would come by; the
     # columns they filter by are a third of the cost of all.

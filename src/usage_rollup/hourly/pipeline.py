@@ -8,7 +8,9 @@ so that there is one definition of what the rollup should hold; they end with th
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import sqlalchemy as sa
 
@@ -17,27 +19,11 @@ from ..contract import OUR_FUNCTIONS
 from ..errors import UnsuitableDatabase
 from ..session.connection import transaction
 
-# What any of these reads is the product's, or one of the contract's tables of 101.
-FUNCTIONS = (
-    "task_usage_hour_bucket",
-    "task_usage_hourly_dated",
-    "task_usage_hourly_sum",
-    "task_usage_hourly_expected",
-    "rollup_task_usage_hourly_aggregate",
-    "task_usage_hourly_invalidated_hours",
-    "task_usage_hourly_differences",
-    "task_usage_hourly_pending_hours",
-    "task_usage_hourly_undated",
-    "task_usage_hourly_legacy_excess",
-    "task_usage_hourly_horizon",
-    "task_usage_hourly_latest_event",
-    "task_usage_hourly_rollup_lag_seconds",
-    "task_usage_hourly_unwalked",
-    "task_usage_hourly_slices",
-)
+# The parts of 102 that only read, and the private tables that these read: empty where the pipeline is not
+# ours. All else that they read is the product's, or one of 101's tables.
+PARTS = ("10_tables", "20_expected", "25_differences", "30_clock", "35_slices")
 
-# Private tables that these read, empty where the pipeline is not ours.
-TABLES = ("task_usage_hourly_invalidation", "task_usage_hourly_set_aside")
+_CREATED = re.compile(r"^CREATE (?:TABLE IF NOT EXISTS|OR REPLACE FUNCTION) public\.(\w+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -59,10 +45,10 @@ def find(session: sa.Connection) -> Pipeline:
     return Pipeline(**session.execute(sa.text(_FIND)).mappings().one())
 
 
-def require(session: sa.Connection) -> Pipeline:
-    """Return find(); raise UnsuitableDatabase where there is no hourly rollup to work on."""
+def require(session: sa.Connection, *, window: bool = True) -> Pipeline:
+    """Return find(); raise UnsuitableDatabase without tables of 101 or, if needed, without a `window`."""
     found = find(session)
-    if not (found.tables and found.installed):
+    if not (found.tables and (found.installed or not window)):
         raise UnsuitableDatabase(
             "there is no hourly rollup in this database: it stands before 102_task_usage_hourly_pipeline",
             hint="run `alembic upgrade 102` first; a v0.3.4 server may keep running",
@@ -78,7 +64,7 @@ class Reading:
 
     def sql(self, text: str) -> sa.TextClause:
         """Return a statement that names what 102 makes in public, taken to where it is here."""
-        return sa.text(_in_temp(text) if self.lent else text)
+        return sa.text(_in_temp(text, _lent_names()) if self.lent else text)
 
 
 def reading(session: sa.Connection) -> Reading:
@@ -89,30 +75,63 @@ def reading(session: sa.Connection) -> Reading:
     """
     if find(session).readable:
         return Reading(lent=False)
-    text = revisions.sql("102")
-    pieces = [
-        *re.findall(rf"CREATE TABLE IF NOT EXISTS public\.(?:{'|'.join(TABLES)}) .*?\n\);", text, re.DOTALL),
-        *re.findall(
-            rf"CREATE OR REPLACE FUNCTION public\.(?:{'|'.join(FUNCTIONS)})\(.*?\$\$\n.*?\$\$;",
-            text,
-            re.DOTALL,
-        ),
-    ]
     with transaction(session):
-        # Whatever the role's default; a body may name what this database has not got, and nobody calls it
-        # then; a parallel worker sees no temporary table.
-        session.exec_driver_sql("SET TRANSACTION READ WRITE")
-        session.exec_driver_sql("SET LOCAL check_function_bodies = off")
-        for piece in pieces:
-            session.exec_driver_sql(
-                _in_temp(piece).replace("PARALLEL SAFE", "PARALLEL RESTRICTED"),
-                execution_options={"no_parameters": True},
-            )
+        lend(session, _lent_parts())
     return Reading(lent=True)
 
 
-def _in_temp(text: str) -> str:
-    return re.sub(rf"public\.({'|'.join((*FUNCTIONS, *TABLES))})\b", r"pg_temp.\1", text)
+def lend(session: sa.Connection, parts: Sequence[str]) -> None:
+    """Make in pg_temp all that the SQL texts `parts` make in public, in the caller's transaction.
+
+    Raises AssertionError when a part makes or alters anything else, or in a way that is not recognised: a
+    fault of this project, which the end of the transaction undoes.
+    """
+    names = _created(parts)
+    # Whatever the role's default; a body may name what this database has not got, and nobody calls it then.
+    session.exec_driver_sql("SET TRANSACTION READ WRITE")
+    session.exec_driver_sql("SET LOCAL check_function_bodies = off")
+    for part in parts:
+        # A parallel worker sees no temporary table.
+        text = _in_temp(part, names).replace("PARALLEL SAFE", "PARALLEL RESTRICTED")
+        session.exec_driver_sql(text, execution_options={"no_parameters": True})
+    if wrong := session.scalars(sa.text(_WRONGLY_LENT), {"names": sorted(names)}).all():
+        raise AssertionError(f"the reading half of 102 cannot be lent: {', '.join(wrong)}")
+
+
+@cache
+def _lent_parts() -> tuple[str, ...]:
+    files = revisions.sql_files(revisions.scripts().get_revision("102").path, "up")
+    texts = {file.stem: file.read_text("utf-8") for file in files}
+    return tuple(texts[name] for name in PARTS)
+
+
+@cache
+def _lent_names() -> frozenset[str]:
+    return _created(_lent_parts())
+
+
+def _created(parts: Sequence[str]) -> frozenset[str]:
+    return frozenset(name for part in parts for name in _CREATED.findall(part))
+
+
+def _in_temp(text: str, names: Collection[str]) -> str:
+    """Return `text` with every public.<name> of `names`, whole names only, as pg_temp.<name>."""
+    return re.sub(
+        r"\bpublic\.(\w+)", lambda found: f"pg_temp.{found[1]}" if found[1] in names else found[0], text
+    )
+
+
+# Of what this transaction has made or altered, all must be temporary.
+_WRONGLY_LENT = """
+SELECT name || ' is missing' FROM unnest(CAST(:names AS text[])) AS name
+WHERE num_nulls(to_regclass('pg_temp.' || name), to_regproc('pg_temp.' || name)) = 2
+UNION ALL
+SELECT oid::regclass || ' is not temporary' FROM pg_catalog.pg_class
+WHERE xmin = pg_current_xact_id()::xid AND relpersistence <> 't'
+UNION ALL
+SELECT oid::regprocedure || ' is not temporary' FROM pg_catalog.pg_proc
+WHERE xmin = pg_current_xact_id()::xid AND pronamespace <> pg_my_temp_schema()
+"""
 
 
 # Only our window drains a queue of its own.

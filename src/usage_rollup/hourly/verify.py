@@ -75,7 +75,7 @@ def verify(session: sa.Connection, since: datetime | None = None) -> Verdict:
     the rollup does not matter: functions that are missing are lent to this session first. Raises
     UnsuitableDatabase where there is no hourly rollup yet.
     """
-    pipeline.require(session)
+    pipeline.require(session, window=False)
     reading = pipeline.reading(session)
 
     def rows(statement: str, **parameters: Any) -> Sequence[sa.RowMapping]:

@@ -53,8 +53,8 @@ def _take(sessions: Sequence[sa.Connection], key: int, patience_s: float, *, sha
             return
         for session in taken:
             release(session, key, shared=shared)
-        holders = describe_holders(sessions[0], key)
         if time.monotonic() >= give_up:
+            holders = describe_holders(sessions[0], key)
             raise LockBusy(
                 f"advisory lock {key} ({NAMES[key]}) was not free within {patience_s:.0f} s;"
                 f" held by {holders}",

@@ -51,7 +51,7 @@ class Options:
 
 
 # What each may be, as a pattern and as a message shows it. Its variable is the name in capitals.
-_KNOWN = {
+KNOWN = {
     "keep-legacy": ("true|false", "true|false"),
     "jobs": ("[1-9][0-9]?", "1..99"),
     "sleep-between-slices": (DURATION, "2s"),
@@ -69,12 +69,12 @@ def read(
     A flag that is None was not given. Raises ConfigurationError for a name or value there is not, and for
     options that contradict each other.
     """
-    variables = {name: environ.get(name.upper().replace("-", "_"), "") for name in _KNOWN}
+    variables = {name: environ.get(name.upper().replace("-", "_"), "") for name in KNOWN}
     typed = {name: value for name, value in (flags or {}).items() if value is not None}
     given = {name: value for name, value in variables.items() if value} | dict(x or {}) | typed
     for name, value in given.items():
-        if name not in _KNOWN or not re.fullmatch(_KNOWN[name][0], str(value)):
-            known = "; ".join(f"-x {name}={shown}" for name, (_, shown) in _KNOWN.items())
+        if name not in KNOWN or not re.fullmatch(KNOWN[name][0], str(value)):
+            known = "; ".join(f"-x {name}={shown}" for name, (_, shown) in KNOWN.items())
             raise ConfigurationError(f"no such option: -x {name}={value}", hint=f"there is: {known}")
     text = {name: str(value) for name, value in given.items()}
     options = Options(

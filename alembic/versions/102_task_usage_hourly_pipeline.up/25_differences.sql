@@ -1,0 +1,177 @@
+-- 102, part 25_differences: what the rollup holds and should not, or should and does not.
+
+-- The hours that queued rows stand for, resolved now: call it in a statement that starts after the
+-- rows were read. A row may name a task or an agent that is gone; its usage then named its own hours.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_invalidated_hours(
+    p_queued public.task_usage_hourly_invalidation[]
+)
+RETURNS SETOF timestamptz LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT v.bucket_hour FROM unnest(p_queued) AS v WHERE v.bucket_hour IS NOT NULL
+    UNION
+    SELECT public.task_usage_hour_bucket(tu.created_at)
+    FROM unnest(p_queued) AS v
+    JOIN public.task_usage tu ON tu.task_id = v.task_id
+    UNION
+    SELECT public.task_usage_hour_bucket(tu.created_at)
+    FROM unnest(p_queued) AS v
+    JOIN public.agent_task_queue q ON q.issue_id = v.issue_id
+    JOIN public.task_usage tu ON tu.task_id = q.id
+    UNION
+    SELECT public.task_usage_hour_bucket(tu.created_at)
+    FROM unnest(p_queued) AS v
+    JOIN public.agent_task_queue q ON q.agent_id = v.agent_id
+    JOIN public.task_usage tu ON tu.task_id = q.id
+    UNION
+    SELECT h.bucket_hour FROM public.task_usage_hourly h
+    WHERE EXISTS (
+        SELECT FROM unnest(p_queued) AS v
+        WHERE num_nonnulls(v.bucket_hour, v.task_id, v.issue_id, v.agent_id) = 0)
+$$;
+
+-- The oracle. An hour that is queued, or holds an event at or above the watermark, is not behind
+-- but pending. One statement, so one snapshot; custom plans, because the range decides the plan. A
+-- full join by hash costs half of what sorting both sides does; parallel hash tables live in
+-- /dev/shm, of which a container has 64 MB.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_differences(
+    p_from timestamptz DEFAULT '-infinity', p_to timestamptz DEFAULT 'infinity'
+)
+RETURNS SETOF timestamptz LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
+SET enable_hashjoin = on SET enable_mergejoin = off
+SET enable_parallel_hash = off SET enable_bitmapscan = off AS $$
+BEGIN
+    RETURN QUERY
+    SELECT DISTINCT COALESCE(e.bucket_hour, h.bucket_hour)
+    FROM public.task_usage_hourly_expected(p_from, p_to) e
+    FULL JOIN (
+        SELECT * FROM public.task_usage_hourly WHERE bucket_hour >= p_from AND bucket_hour < p_to
+    ) h ON
+        (e.bucket_hour, e.workspace_id, e.runtime_id, e.agent_id, e.provider, e.model)
+        = (h.bucket_hour, h.workspace_id, h.runtime_id, h.agent_id, h.provider, h.model)
+        -- An equality, because nothing else can be joined by hash; the comparison knows the two apart.
+        AND COALESCE(e.project_id, '00000000-0000-0000-0000-000000000000')
+        = COALESCE(h.project_id, '00000000-0000-0000-0000-000000000000')
+    WHERE (e.project_id, e.input_tokens, e.output_tokens, e.cache_read_tokens, e.cache_write_tokens,
+            e.task_count, e.event_count)
+        IS DISTINCT FROM (h.project_id, h.input_tokens, h.output_tokens, h.cache_read_tokens,
+            h.cache_write_tokens, h.task_count, h.event_count)
+        AND NOT (h.bucket_hour IS NULL AND EXISTS (
+            SELECT FROM public.task_usage_hourly_set_aside s
+            WHERE (s.bucket_hour, s.workspace_id, s.runtime_id, s.agent_id)
+                = (e.bucket_hour, e.workspace_id, e.runtime_id, e.agent_id)
+                AND s.project_id IS NOT DISTINCT FROM e.project_id
+                AND s.label_digest = md5(e.provider || '/' || e.model)))
+        AND COALESCE(e.bucket_hour, h.bucket_hour) NOT IN (SELECT public.task_usage_hourly_pending_hours())
+    ORDER BY 1;
+END
+$$;
+
+COMMENT ON FUNCTION public.task_usage_hourly_differences(timestamptz, timestamptz) IS
+    'Hours in which task_usage_hourly is not the aggregate of raw usage although nothing about them is pending.';
+
+-- What the next windows will recompute: queued, or with an event the watermark has not passed.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_pending_hours()
+RETURNS SETOF timestamptz LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
+DECLARE
+    v_watermark timestamptz := COALESCE(
+        (SELECT watermark_at FROM public.task_usage_hourly_rollup_state WHERE id = 1), '-infinity');
+BEGIN
+    RETURN QUERY
+    SELECT public.task_usage_hourly_invalidated_hours(
+        (SELECT array_agg(v) FROM public.task_usage_hourly_invalidation v))
+    UNION
+    SELECT public.task_usage_hour_bucket(d.bucket_hour) FROM public.task_usage_hourly_dirty d
+    UNION
+    SELECT public.task_usage_hour_bucket(tu.created_at) FROM public.task_usage tu
+    WHERE tu.updated_at >= v_watermark
+    UNION
+    SELECT public.task_usage_hour_bucket(tu.created_at) FROM public.task_usage tu
+    WHERE tu.updated_at IS NULL AND tu.created_at >= v_watermark;
+END
+$$;
+
+-- Two look-ups by index, at the ends of time.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_undated()
+RETURNS TABLE (usage_id uuid, created_at timestamptz)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT tu.id, tu.created_at FROM public.task_usage tu WHERE tu.created_at < '0001-01-01 00:00:00+00'
+    UNION ALL
+    SELECT tu.id, tu.created_at FROM public.task_usage tu WHERE tu.created_at >= '9999-01-01 00:00:00+00'
+$$;
+
+COMMENT ON FUNCTION public.task_usage_hourly_undated() IS
+    'Usage rows that belong to no hour of the rollup, to be mended by hand.';
+
+-- Totals by day that only the legacy rollups hold, because their raw rows are gone. Compared by
+-- workspace and model, not by agent, runtime or project, whose moves the legacy rollups follow late. A
+-- day of the daily rollup is the runtime's, or UTC's in rows older than migration 082: whichever raw
+-- total is the larger counts.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_legacy_excess()
+RETURNS TABLE (
+    rollup text, bucket_date date, workspace_id uuid, model text,
+    legacy_tokens numeric, raw_tokens numeric, legacy_events numeric, raw_events numeric
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
+BEGIN
+    IF to_regclass('public.task_usage_daily') IS NULL
+        OR to_regclass('public.task_usage_dashboard_daily') IS NULL
+    THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH legacy (rollup, day, workspace_id, model, tokens, events) AS (
+        SELECT
+            'task_usage_daily', d.bucket_date, d.workspace_id, d.model,
+            SUM(d.input_tokens::numeric + d.output_tokens + d.cache_read_tokens + d.cache_write_tokens),
+            SUM(d.event_count)
+        FROM public.task_usage_daily d GROUP BY 2, 3, 4
+        UNION ALL
+        SELECT
+            'task_usage_dashboard_daily', d.bucket_date, d.workspace_id, d.model,
+            SUM(d.input_tokens::numeric + d.output_tokens + d.cache_read_tokens + d.cache_write_tokens),
+            SUM(d.event_count)
+        FROM public.task_usage_dashboard_daily d GROUP BY 2, 3, 4
+    ), zones AS MATERIALIZED (
+        -- A zone that PostgreSQL does not know must not stop the comparison.
+        SELECT z.name FROM pg_timezone_names z
+        WHERE EXISTS (SELECT FROM legacy l WHERE l.rollup = 'task_usage_daily')
+            AND z.name IN (SELECT r.timezone FROM public.agent_runtime r)
+    ), raw AS (
+        SELECT
+            (tu.created_at AT TIME ZONE 'UTC')::date AS utc_day,
+            (tu.created_at AT TIME ZONE COALESCE(z.name, 'UTC'))::date AS runtime_day,
+            a.workspace_id, tu.model,
+            tu.input_tokens::numeric + tu.output_tokens + tu.cache_read_tokens + tu.cache_write_tokens AS tokens
+        FROM public.task_usage tu
+        JOIN public.agent_task_queue q ON q.id = tu.task_id
+        JOIN public.agent a ON a.id = q.agent_id
+        LEFT JOIN public.agent_runtime r ON r.id = q.runtime_id
+        LEFT JOIN zones z ON z.name = r.timezone
+        WHERE public.task_usage_hourly_dated(tu.created_at) AND EXISTS (SELECT FROM legacy)
+    ), days AS (
+        SELECT
+            COALESCE(u.day, t.day) AS day, COALESCE(u.workspace_id, t.workspace_id) AS workspace_id,
+            COALESCE(u.model, t.model) AS model, u.tokens AS utc_tokens, u.events AS utc_events,
+            t.tokens AS runtime_tokens, t.events AS runtime_events
+        FROM (SELECT r.utc_day AS day, r.workspace_id, r.model, SUM(r.tokens) AS tokens, COUNT(*) AS events
+              FROM raw r GROUP BY 1, 2, 3) u
+        FULL JOIN (SELECT r.runtime_day AS day, r.workspace_id, r.model, SUM(r.tokens) AS tokens, COUNT(*) AS events
+              FROM raw r GROUP BY 1, 2, 3) t USING (day, workspace_id, model)
+    ), compared AS (
+        SELECT l.*,
+            COALESCE(CASE WHEN l.rollup = 'task_usage_daily' THEN GREATEST(d.utc_tokens, d.runtime_tokens)
+                          ELSE d.utc_tokens END, 0) AS raw_tokens,
+            COALESCE(CASE WHEN l.rollup = 'task_usage_daily' THEN GREATEST(d.utc_events, d.runtime_events)
+                          ELSE d.utc_events END, 0)::numeric AS raw_events
+        FROM legacy l LEFT JOIN days d USING (day, workspace_id, model)
+    )
+    SELECT c.rollup, c.day, c.workspace_id, c.model, c.tokens, c.raw_tokens, c.events, c.raw_events
+    FROM compared c WHERE c.tokens > c.raw_tokens OR c.events > c.raw_events
+    ORDER BY 2, 1, 3, 4;
+END
+$$;
+
+COMMENT ON FUNCTION public.task_usage_hourly_legacy_excess() IS
+    'Daily totals of the legacy rollups that exceed raw usage: what dropping them would lose.';
