@@ -4,14 +4,14 @@ from alembic import context
 from usage_rollup import logs
 from usage_rollup.contract import MIGRATION_RUN
 from usage_rollup.hourly.schedule import warn_if_nothing_ticks
-from usage_rollup.runner import adoption, ledger, script
+from usage_rollup.runner import adoption, ledger, new_revision, script
 from usage_rollup.runner.downgrade import with_refusals
 from usage_rollup.runner.hooks import with_hooks
 from usage_rollup.session import advisory_lock, connection, options
 from usage_rollup.session.suitability import require_suitable
 
 # What an Alembic command does is known only by the name of its work function; all others read.
-context.configure(dialect_name="postgresql")
+context.configure(dialect_name="postgresql", process_revision_directives=new_revision.number)
 work = context.get_context().opts["fn"]
 mutating = work.__name__ in {"upgrade", "downgrade", "do_stamp", "do_ensure_version"}
 upgrade = work.__name__ == "upgrade"
@@ -19,7 +19,9 @@ upgrade = work.__name__ == "upgrade"
 logs.configure_alembic(context.config)
 run = options.read(context.get_x_argument(as_dictionary=True)) if mutating else options.Options()
 
-if context.is_offline_mode():
+if new_revision.needs_no_database(context.get_context()):
+    work((), context.get_context())
+elif context.is_offline_mode():
     if work.__name__ in {"upgrade", "downgrade"}:
         work = script.with_script(work, run)
     context.configure(
@@ -52,6 +54,7 @@ else:
                 fn=work,
                 transaction_per_migration=True,
                 on_version_apply=ledger.record_step,
+                process_revision_directives=new_revision.number,
                 dont_mutate=not mutating,
                 **comparison,
             )

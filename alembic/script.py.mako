@@ -1,4 +1,4 @@
-"""${up_revision}_${message.lower().replace(" ", "_")}: <what it does, in a few words; this line is the log line>
+"""${up_revision}_${message}: <what it does, in a few words; this line is the log line>
 
 Why: <what the step is for, and why it comes now>
 Reversed by: <the .down.sql beside this file, and what it cannot bring back>
@@ -9,16 +9,16 @@ Rules for the SQL beside this file, <revision>_<slug>.up.sql and .down.sql:
 * no BEGIN or COMMIT, no psql meta-commands: it runs in the step's transaction, as one string;
 * names qualified or search_path pinned; constraints and indexes named; timestamptz;
 * guards fail closed: RAISE with MESSAGE, DETAIL (measured values) and HINT (the next command);
-* the file name is the ledger stem: add it to usage_rollup.runner.adoption.STEMS;
+* the file name is the ledger stem: add it to usage_rollup.contract.STEMS;
 * table locks are named here, in `lock=`, never waited for in the SQL;
-* a hook (`before_upgrade`) has a <revision>_<slug>.before.sql beside it, which does the same in a script;
+* beside the module of a hook (`before_upgrade`) lies a .sql file of its name, which does the same in a script;
 * with the commit: `make freeze`, because a released file never changes, and `make snapshot`.
 """
 
 from usage_rollup.runner.step import apply_sql
 
-revision = ${repr(up_revision)}
-down_revision = ${repr(down_revision)}
+revision = "${up_revision}"
+down_revision = ${f'"{down_revision}"' if down_revision else None}
 branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
 

@@ -101,7 +101,7 @@ CASES: dict[Callable[[Database, Path], Refusal], tuple[type[errors.UsageRollupEr
     adoption_refused: (errors.AdoptionRefused, "this database holds tables but no ledger"),
     downgrade_refused: (errors.DowngradeRefused, "refusing to remove the v0.3.4 baseline: "),
     lock_busy: (errors.LockBusy, "advisory lock 7244554146635925501 (migration run) was not free"),
-    table_lock_busy: (errors.LockBusy, 'could not lock public."agent_task_queue", '),
+    table_lock_busy: (errors.LockBusy, "could not lock agent_task_queue, "),
     backfill_refused: (errors.BackfillRefused, "the watermark of the hourly rollup lies in the future: "),
     statement_failed: (
         errors.StatementFailed,

@@ -1,6 +1,7 @@
 """A revision's before_upgrade: when it runs, what it sees, and what its failure leaves behind.
 
-Run by the real `alembic` on a chain of three small revisions, under the project's own env.py.
+Run by the real `alembic` on a chain of three small revisions, under the project's own env.py. They have
+ids of the real chain, because the runner refuses a database at any other.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ SAYS_ITS_WORK = ("mutating = ", "print('work:', work.__name__)\nmutating = ")
 
 
 class Chain:
-    """A script directory of its own: r1, r2 and r3, the last two with a hook."""
+    """A script directory of its own: 097, 100 and 101, the last two with a hook."""
 
     def __init__(self, directory: Path, database: Database) -> None:
         self.directory = directory
@@ -76,17 +77,14 @@ class Chain:
         # Tables without alembic_version are nobody's database: the chain must have begun.
         database.execute(
             "CREATE TABLE public.alembic_version (version_num varchar(32) PRIMARY KEY);"
-            "CREATE TABLE public.made_by_r1 (); INSERT INTO public.alembic_version VALUES ('r1')"
+            "CREATE TABLE public.made_by_097 (); INSERT INTO public.alembic_version VALUES ('097')"
         )
         (directory / "alembic" / "versions").mkdir(parents=True)
         shutil.copy(ROOT / "alembic.ini", directory)
-        for number in (1, 2, 3):
-            text = REVISION + (HOOK if number > 1 else "")
-            (directory / "alembic" / "versions" / f"r{number}_step.py").write_text(
-                text.format(
-                    revision=f"r{number}",
-                    down_revision=f"r{number - 1}" if number > 1 else None,
-                )
+        for down, revision in ((None, "097"), ("097", "100"), ("100", "101")):
+            text = REVISION + (HOOK if down else "")
+            (directory / "alembic" / "versions" / f"{revision}_step.py").write_text(
+                text.format(revision=revision, down_revision=down)
             )
         self.env()
 
@@ -128,14 +126,14 @@ def chain(tmp_path: Path, empty: Database) -> Chain:
 def test_hook_runs_after_the_previous_revision_has_committed(chain: Chain) -> None:
     chain.env(AS_ONE_TRANSACTION, NAIVE_HOOKS, IMPORTED)
     chain.upgrade()
-    assert chain.calls == [("r2", "r1"), ("r3", "r1")]
+    assert chain.calls == [("100", "097"), ("101", "097")]
 
-    assert chain.run("downgrade", "r1").returncode == 0
+    assert chain.run("downgrade", "097").returncode == 0
     chain.database.execute("TRUNCATE public.hook_call")
     chain.env()
     chain.upgrade()
-    assert chain.calls == [("r2", "r1"), ("r3", "r2")]
-    assert chain.database.revision == "r3"
+    assert chain.calls == [("100", "097"), ("101", "100")]
+    assert chain.database.revision == "101"
 
 
 def test_hook_finds_the_migration_connection_outside_a_transaction(chain: Chain) -> None:
@@ -143,33 +141,33 @@ def test_hook_finds_the_migration_connection_outside_a_transaction(chain: Chain)
     chain.upgrade()
     assert "idle in transaction" in chain.states
 
-    assert chain.run("downgrade", "r1").returncode == 0
+    assert chain.run("downgrade", "097").returncode == 0
     chain.database.execute("TRUNCATE public.hook_call")
     chain.env()
     chain.upgrade()
-    assert chain.calls == [("r2", "r1"), ("r3", "r2")]
+    assert chain.calls == [("100", "097"), ("101", "100")]
     assert chain.states == {"idle"}
 
 
 def test_alembic_iterates_its_work_function_lazily(chain: Chain) -> None:
     chain.env(MATERIALISED)
     chain.upgrade()
-    assert chain.calls == [("r2", "r1"), ("r3", "r1")]
+    assert chain.calls == [("100", "097"), ("101", "097")]
 
-    assert chain.run("downgrade", "r1").returncode == 0
+    assert chain.run("downgrade", "097").returncode == 0
     chain.env()
     chain.upgrade()
-    assert chain.calls[2:] == [("r2", "r1"), ("r3", "r2")]
+    assert chain.calls[2:] == [("100", "097"), ("101", "100")]
 
 
 def test_hook_runs_every_time_its_revision_is_about_to_be_applied(chain: Chain) -> None:
     chain.env(SAYS_ITS_WORK)
     assert "work: upgrade\n" in chain.upgrade()
     chain.upgrade()
-    assert chain.run("downgrade", "r2").returncode == 0
-    assert [revision for revision, _ in chain.calls] == ["r2", "r3"]
+    assert chain.run("downgrade", "100").returncode == 0
+    assert [revision for revision, _ in chain.calls] == ["100", "101"]
     chain.upgrade()
-    assert [revision for revision, _ in chain.calls] == ["r2", "r3", "r3"]
+    assert [revision for revision, _ in chain.calls] == ["100", "101", "101"]
 
 
 @pytest.mark.parametrize(
@@ -179,8 +177,8 @@ def test_hook_runs_every_time_its_revision_is_about_to_be_applied(chain: Chain) 
         ("stamp head", "do_stamp"),
         ("current", "display_version"),
         ("check", "retrieve_migrations"),
-        ("upgrade r1:head --sql", "upgrade"),
-        ("history", None),
+        ("upgrade 097:head --sql", "upgrade"),
+        ("history", "_display_current_history"),
         ("heads", None),
     ],
 )
@@ -190,30 +188,44 @@ def test_hook_does_not_run_on_other_commands(chain: Chain, command: str, name: s
     result = chain.run(*command.split())
     assert re.findall("work: (.*)", result.stdout) == ([name] if name else [])
     assert chain.calls == []
-    assert chain.database.value("SELECT to_regclass('public.made_by_r2') IS NULL")
+    assert chain.database.value("SELECT to_regclass('public.made_by_100') IS NULL")
+
+
+def test_script_without_the_sql_of_a_hook_is_refused_and_with_it_runs_that(chain: Chain) -> None:
+    made = chain.run("upgrade", "097:head", "--sql")
+    assert made.returncode != 0
+    assert "100_step.py has a hook, and no 100_step.sql beside it does the same" in made.stdout
+    assert "BEGIN" not in made.stdout
+    for revision in ("100", "101"):
+        beside = chain.directory / "alembic" / "versions" / f"{revision}_step.sql"
+        beside.write_text("INSERT INTO hook_call (revision) VALUES ('of a script');\n")
+    made = chain.run("upgrade", "097:head", "--sql")
+    assert made.returncode == 0, made.stdout
+    # Outside the step's transaction, before it.
+    assert made.stdout.count("COMMIT;\n\nINSERT INTO hook_call") == 2
 
 
 def test_failing_hook_leaves_the_version_and_the_next_run_retries(chain: Chain) -> None:
     result = chain.run("upgrade", "head", HOOK_FAILS="1")
     assert result.returncode != 0
-    assert "the hook of r2 has failed" in result.stdout
+    assert "the hook of 100 has failed" in result.stdout
     assert "Traceback" not in result.stdout
-    assert chain.database.revision == "r1"
-    assert chain.database.value("SELECT to_regclass('public.made_by_r2') IS NULL")
+    assert chain.database.revision == "097"
+    assert chain.database.value("SELECT to_regclass('public.made_by_100') IS NULL")
 
     chain.upgrade()
-    assert chain.database.revision == "r3"
-    assert chain.calls == [("r2", "r1"), ("r2", "r1"), ("r3", "r2")]
+    assert chain.database.revision == "101"
+    assert chain.calls == [("100", "097"), ("100", "097"), ("101", "100")]
 
 
 def test_failing_hook_keeps_the_revisions_before_it(chain: Chain) -> None:
     versions = chain.directory / "alembic" / "versions"
-    third = (versions / "r3_step.py").read_text()
-    (versions / "r3_step.py").write_text(third.replace('os.environ.get("HOOK_FAILS")', "True"))
+    third = (versions / "101_step.py").read_text()
+    (versions / "101_step.py").write_text(third.replace('os.environ.get("HOOK_FAILS")', "True"))
     assert chain.run("upgrade", "head").returncode != 0
-    assert chain.database.revision == "r2"
-    assert chain.database.value("SELECT to_regclass('public.made_by_r2') IS NOT NULL")
+    assert chain.database.revision == "100"
+    assert chain.database.value("SELECT to_regclass('public.made_by_100') IS NOT NULL")
 
-    (versions / "r3_step.py").write_text(third)
+    (versions / "101_step.py").write_text(third)
     chain.upgrade()
-    assert chain.calls == [("r2", "r1"), ("r3", "r2"), ("r3", "r2")]
+    assert chain.calls == [("100", "097"), ("101", "100"), ("101", "100")]

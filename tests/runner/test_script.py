@@ -1,74 +1,28 @@
-"""`alembic ... --sql`: scripts that psql runs to the same end as the runner itself."""
+"""`alembic ... --sql`: what is special to scripts; the rest is in stories/test_upgrade_both_ways.py."""
 
 from __future__ import annotations
 
 import re
 import subprocess
-from datetime import timedelta
-from functools import cache
-from typing import Any
 
 import pytest
 
-from tests.support import programs
-from tests.support.database import NOWHERE, ROOT, Database, MakeDatabase
-from tests.support.go_runner import GO_102, record, run_sql, taken_by_go_to, unrecord
-from tests.support.oracle import differing_hours
+from tests.support.database import ROOT, Database, MakeDatabase
+from tests.support.go_runner import GO_102, run_sql, taken_by_go_to
 from tests.support.product import event, small_world, upsert_usage, wait_until
 from tests.support.roles import MakeRole, give_everything_to
-from tests.support.rollup import WATERMARK, hourly
-from tests.support.settings import HOSTILE_SETTINGS
-from tests.support.v034 import V034_STEMS, generate_history
+from tests.support.rollup import WATERMARK
 from tests.support.walks import (
     advisory_locks,
     blocked_at,
     committed_months,
-    history_months,
     runners,
     wait_until_blocked,
     write_history,
 )
-from usage_rollup.contract import STEMS
+from tests.support.ways import ALL_ALONE, psql, script
 
 pytestmark = pytest.mark.server
-
-ALL_ALONE = ["-X", "-v", "ON_ERROR_STOP=1"]
-
-LEGACY_ROWS = (
-    "SELECT bucket_date, workspace_id, runtime_id, provider, model, input_tokens, event_count"
-    " FROM task_usage_daily ORDER BY 1, 2, 3, 4, 5",
-    "SELECT bucket_date, workspace_id, agent_id, project_id, model, input_tokens, task_count, event_count"
-    " FROM task_usage_dashboard_daily ORDER BY 1, 2, 3, 4, 5",
-)
-
-
-def script(database: Database, *arguments: str, **extra: str) -> str:
-    """Return what `alembic ... --sql` writes, made where no database can be reached."""
-    return made(arguments, tuple(database.environment(**{"DATABASE_URL": NOWHERE, **extra}).items()))
-
-
-@cache
-def made(arguments: tuple[str, ...], environment: tuple[tuple[str, str], ...]) -> str:
-    """Make a script; once only, because nothing of the database that will run it can get into it."""
-    done = programs.run("alembic", (*arguments, "--sql"), cwd=ROOT, env=dict(environment), timeout_s=60)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def psql(
-    database: Database, text: str, *options: str, user: str | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a script as a DBA would: the first error ends it."""
-    url = database.server.url(database.name, user=user, socket=True) if user else database.url
-    return subprocess.run(
-        [database.server.program("psql"), *(options or ALL_ALONE), "-f", "-", url],
-        input=text,
-        env=database.environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def start(database: Database, text: str) -> subprocess.Popen[str]:
@@ -105,89 +59,16 @@ def refused(database: Database, text: str, *options: str) -> str:
     return done.stderr
 
 
-def history(*databases: Database) -> None:
-    """Write the same history into each, its times included."""
-    until = databases[0].value("SELECT now() - interval '10 minutes'")
-    for database in databases:
-        with database.connect() as connection:
-            generate_history(connection, 600, months=5, agents=6, until=until)
-
-
 def slices(said: str) -> list[str]:
     return re.findall(r"INFO:  slice (\d+): ", said)
-
-
-def zones(database: Database) -> list[tuple[Any, ...]]:
-    return database.execute("SELECT name, timezone FROM agent_runtime ORDER BY name")
 
 
 # The same end as online
 
 
-@pytest.mark.parametrize("steps", [["097:head"], ["097:102", "102:head"], ["097:100", "100:103", "103:104"]])
-def test_upgrade_script_ends_where_the_runner_ends(make_database: MakeDatabase, steps: list[str]) -> None:
-    online, offline = make_database("v034"), make_database("v034")
-    history(online, offline)
-    online.upgrade()
-    for step in steps:
-        said = apply(offline, "upgrade", step)
-        assert "WARNING" not in said
-    assert offline.schema() == online.schema()
-    assert hourly(offline) == hourly(online) != []
-    assert offline.ledger == {*V034_STEMS, *STEMS.values()}
-    assert advisory_locks(offline) == []
-    # The watermark is a horizon, and a later run of the runner finds nothing to do.
-    assert offline.value(f"SELECT clock_timestamp() - ({WATERMARK})") >= timedelta(minutes=5)
-    assert offline.value("SELECT task_usage_hourly_rollup_lag_seconds()") < 3600
-    assert "Running upgrade" not in offline.upgrade()
-
-
 def test_walk_of_a_script_takes_a_slice_a_month(v034: Database) -> None:
     months = write_history(v034)
     assert slices(apply(v034, "upgrade", "097:head")) == [str(n + 1) for n in range(len(months))]
-
-
-def test_script_takes_over_a_database_stuck_at_103(make_database: MakeDatabase) -> None:
-    stuck = taken_by_go_to(make_database, "102")
-    with stuck.connect() as connection:
-        generate_history(connection, 300, months=3, agents=6)
-    said = refused(stuck, script(stuck, "upgrade", "102:head"))
-    assert "begins at 102, and this database stands at 101" in said
-    assert "HINT:  make the script by `alembic upgrade 101:head --sql`" in said
-    apply(stuck, "upgrade", "101:head")
-    assert stuck.revision == "104"
-    assert hourly(stuck) != []
-
-
-def test_script_completes_the_ledger_after_a_crash_of_the_go_runner(make_database: MakeDatabase) -> None:
-    crashed = taken_by_go_to(make_database, "100")
-    unrecord(crashed, STEMS["100"])
-    apply(crashed, "upgrade", "100:head")
-    assert crashed.ledger == {*V034_STEMS, *STEMS.values()}
-
-
-def test_script_from_nothing_builds_what_the_runner_builds(make_database: MakeDatabase) -> None:
-    online, offline = make_database("empty"), make_database("empty")
-    online.upgrade()
-    apply(offline, "upgrade", "head")
-    assert offline.catalog() == online.catalog()
-
-
-@pytest.mark.parametrize("target", ["102", "097"])
-def test_downgrade_script_ends_where_the_runner_ends(make_database: MakeDatabase, target: str) -> None:
-    online, offline = make_database("v034"), make_database("v034")
-    history(online, offline)
-    for database in (online, offline):
-        database.upgrade()
-    online.downgrade(target)
-    said = apply(offline, "downgrade", f"head:{target}")
-    assert "the time zone of every runtime is UTC again" in said
-    assert offline.schema() == online.schema()
-    for rows in LEGACY_ROWS:
-        assert offline.execute(rows) == online.execute(rows) != []
-    assert zones(offline) == zones(online)
-    apply(offline, "upgrade", f"{target}:head")
-    assert hourly(offline) != []
 
 
 def test_downgrade_script_takes_an_empty_database_back_to_nothing(empty: Database) -> None:
@@ -197,38 +78,11 @@ def test_downgrade_script_takes_an_empty_database_back_to_nothing(empty: Databas
     assert empty.revision is None
 
 
-def test_script_serves_a_database_without_a_ledger_that_this_chain_made(empty: Database) -> None:
-    empty.upgrade("097")
-    event(empty.url, small_world(empty.url), "2025-03-01 10:20+00")
-    apply(empty, "upgrade", "097:head")
-    assert empty.revision == "104"
-    assert empty.value("SELECT to_regclass('public.schema_migrations')") is None
-
-
-def test_options_of_the_run_travel_in_the_script(v034: Database) -> None:
-    write_history(v034, 50, months=1)
-    said = apply(v034, "-x", "keep-legacy=true", "upgrade", "097:head")
-    assert "the legacy rollups are kept in schema legacy_usage: as asked for" in said
-    assert v034.value("SELECT to_regclass('legacy_usage.task_usage_daily') IS NOT NULL")
-
-
 def test_script_with_nothing_to_do_is_empty(v034: Database) -> None:
     assert script(v034, "upgrade", "104:head").strip() == ""
 
 
 # Sessions it may meet
-
-
-def test_settings_of_the_database_do_not_change_what_a_script_does(make_database: MakeDatabase) -> None:
-    plain, hostile = make_database("v034"), make_database("v034")
-    history(plain, hostile)
-    for name, value in HOSTILE_SETTINGS.items():
-        hostile.execute(f"ALTER DATABASE {hostile.name} SET {name} = '{value}'")
-    apply(plain, "upgrade", "097:head")
-    apply(hostile, "upgrade", "097:head")
-    hostile.execute(f"ALTER DATABASE {hostile.name} RESET ALL")
-    assert hostile.schema() == plain.schema()
-    assert hourly(hostile) == hourly(plain) != []
 
 
 def test_new_objects_of_a_script_belong_to_the_owner_of_task_usage(
@@ -266,31 +120,35 @@ def test_script_for_another_place_is_refused(
     said = refused(database, script(database, "upgrade", step))
     begins = step.partition(":")[0] if ":" in step else "base"
     assert f"this script begins at {begins}, and this database stands at {place}" in said
+    if place == "104":
+        assert "HINT:  nothing is left to upgrade" in said
+    else:
+        assert f"HINT:  make the script by `alembic upgrade {place}:head --sql`" in said
 
 
-def test_script_is_refused_where_alembic_version_contradicts_the_schema(at_102: Database) -> None:
-    at_102.execute("UPDATE alembic_version SET version_num = '101'")
-    for step in ("101:head", "102:head"):
-        said = refused(at_102, script(at_102, "upgrade", step))
-        assert "stands at 102, its alembic_version at 101" in said
-        assert "connected to it, adopts it" in said
+@pytest.mark.parametrize(
+    ("point", "step", "place"), [("102", "head:097", "102"), ("v034", "head:097", "base")]
+)
+def test_downgrade_script_for_another_place_is_refused(
+    make_database: MakeDatabase, point: str, step: str, place: str
+) -> None:
+    database = make_database(point)
+    said = refused(database, script(database, "downgrade", step))
+    assert f"this script begins at 104, and this database stands at {place}" in said
 
 
-def test_script_names_what_is_missing_of_v034(v034: Database) -> None:
-    v034.execute("DROP INDEX idx_task_usage_updated_at")
-    said = refused(v034, script(v034, "upgrade", "097:head"))
-    assert "not a complete v0.3.4: missing index idx_task_usage_updated_at" in said
+def test_script_for_where_the_ledger_stands_is_refused_when_102_is_done_anew(
+    make_database: MakeDatabase,
+) -> None:
+    stuck = taken_by_go_to(make_database, "102")
+    said = refused(stuck, script(stuck, "upgrade", "102:head"))
+    assert "begins at 102, and this database stands at 101" in said
 
 
-def test_script_does_not_touch_tables_without_a_ledger(v034: Database) -> None:
-    v034.execute("DROP TABLE schema_migrations")
-    assert "no ledger (schema_migrations)" in refused(v034, script(v034, "upgrade", "097:head"))
-
-
-def test_script_does_not_adopt_where_ledger_and_schema_contradict_each_other(v034: Database) -> None:
-    record(v034, STEMS["103"])
-    said = refused(v034, script(v034, "upgrade", "097:head"))
-    assert f"the ledger disagrees about {STEMS['103']}" in said
+def test_go_102_alone_is_no_102(make_database: MakeDatabase) -> None:
+    database = make_database("101")
+    run_sql(database, GO_102)
+    assert "stands at 101" in refused(database, script(database, "upgrade", "102:head"))
 
 
 def test_script_in_one_transaction_is_refused_at_once(v034: Database) -> None:
@@ -301,37 +159,22 @@ def test_script_in_one_transaction_is_refused_at_once(v034: Database) -> None:
     assert "invalid transaction termination" in said
 
 
-@pytest.mark.parametrize(
-    ("stems", "target", "reason"),
-    [
-        (["105_issue_metadata", "106_more"], "head:102", "has gone on to 106_more"),
-        ([], "head:base", "the product's own runner made this database"),
-    ],
-)
-def test_downgrade_script_is_refused_as_the_runner_refuses(
-    head: Database, stems: list[str], target: str, reason: str
-) -> None:
-    record(head, *stems)
-    assert reason in refused(head, script(head, "downgrade", target))
-    assert reason in head.refused("downgrade", target.partition(":")[2])
-
-
-def test_downgrade_script_is_refused_over_the_products_own_pipeline(make_database: MakeDatabase) -> None:
-    products = taken_by_go_to(make_database, "104")
-    assert "are the product's own" in refused(products, script(products, "downgrade", "head:097"))
-
-
-def test_downgrade_script_to_nothing_is_refused_over_rows(empty: Database) -> None:
-    empty.upgrade()
-    small_world(empty.url)
-    assert "holds rows" in refused(empty, script(empty, "downgrade", "head:base"))
-
-
 def test_bad_option_writes_no_script(v034: Database) -> None:
     made = v034.run("alembic", "-x", "keep-legacy=perhaps", "upgrade", "097:head", "--sql")
     assert made.returncode != 0
     assert "no such option" in made.stdout
     assert "BEGIN" not in made.stdout
+
+
+@pytest.mark.parametrize("step", ["upgrade head", "upgrade 097:head", "downgrade head:base"])
+def test_no_gap_of_a_text_is_left_open(empty: Database, step: str) -> None:
+    gap = re.compile(r"(?<![:\w]):[a-z_]+\b")
+    assert gap.search("VALUES (:settings)")
+    # What lies in versions/ has none to close.
+    files = (ROOT / "alembic" / "versions").glob("**/*.sql")
+    own = {line for path in files for line in path.read_text("utf-8").splitlines()}
+    lines = [line for line in script(empty, *step.split()).splitlines() if line not in own]
+    assert [line for line in lines if gap.search(line)] == []
 
 
 # Failing closed
@@ -358,37 +201,17 @@ def test_script_without_its_walk_is_stopped_by_the_guard(at_102: Database) -> No
     assert "refusing to drop legacy daily rollups" in refused(at_102, cut)
 
 
-def test_script_is_refused_while_another_migration_runs(v034: Database) -> None:
-    holder = v034.connect(autocommit=True)
-    holder.execute("SELECT pg_advisory_lock(7244554146635925501)")
-    said = refused(v034, script(v034, "-x", "lock-timeout=0.2s", "upgrade", "097:head"))
-    assert "another migration runs: advisory lock 7244554146635925501" in said
-    assert f"held by pid {holder.info.backend_pid} (" in said
-
-
-def test_script_is_refused_while_somebody_else_writes_the_rollup(at_102: Database) -> None:
-    write_history(at_102, 50, months=1)
-    holder = at_102.connect(autocommit=True)
-    holder.execute("SELECT pg_advisory_lock(4246)")
-    text = script(at_102, "-x", "lock-timeout=0.2s", "upgrade", "102:head")
-    said = refused(at_102, text)
-    assert "advisory lock 4246 (hourly rollup) was not free within 00:00:00.2" in said
-    assert f"held by pid {holder.info.backend_pid} (" in said
-    holder.execute("SELECT pg_advisory_unlock(4246)")
-    assert psql(at_102, text).returncode == 0
-
-
-def test_script_gives_way_to_a_reader_and_says_which_tables_it_wants(v034: Database) -> None:
+def test_script_gives_way_to_a_reader_and_tells_who_it_is(v034: Database) -> None:
     reader = v034.connect()
     reader.execute('SELECT FROM "user"')
-    given_up = psql(v034, script(v034, "-x", "lock-timeout=0.5s", "upgrade", "097:100"))
-    assert given_up.returncode != 0
-    assert "could not lock in time: user" in given_up.stderr
-    assert f"in the way: pid {reader.info.backend_pid} (" in given_up.stderr
+    running = start(v034, script(v034, "upgrade", "097:100"))
+    said = ""
+    assert running.stdout is not None
+    while "waiting for table locks" not in said:
+        said = running.stdout.readline()
+    assert f"in the way: pid {reader.info.backend_pid} (postgres, " in said
     # Adopted, and nothing more.
     assert v034.revision == "097"
-    running = start(v034, script(v034, "upgrade", "097:100"))
-    wait_until_blocked(v034)
     reader.rollback()
     assert running.wait(60) == 0, running.communicate()
     assert v034.revision == "100"
@@ -476,18 +299,6 @@ def test_session_blocked_on_4246_gets_it_between_two_slices(at_102: Database) ->
 QUEUED_ON_4246 = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 4246 AND NOT granted"
 
 
-def test_script_repairs_what_differs_before_103(at_102: Database) -> None:
-    months = write_history(at_102)
-    at_102.execute(
-        "INSERT INTO task_usage_hourly (bucket_hour, workspace_id, runtime_id, agent_id, provider, model)"
-        " SELECT '2020-01-01 00:00+00', workspace_id, runtime_id, id, '', 'orphan' FROM agent LIMIT 1"
-    )
-    said = apply(at_102, "upgrade", "102:head")
-    assert "1 hours of the rollup differ from raw usage; recomputing them" in said
-    assert committed_months(at_102) == history_months(at_102) == months
-    assert differing_hours(at_102.url) == []
-
-
 def test_script_stops_without_a_horizon(at_102: Database) -> None:
     world = small_world(at_102.url)
     event(at_102.url, world, "2025-03-01 10:20+00")
@@ -496,7 +307,7 @@ def test_script_stops_without_a_horizon(at_102: Database) -> None:
     writer.execute("PREPARE TRANSACTION 'left'")
     said = refused(at_102, script(at_102, "upgrade", "102:head"))
     assert "no safe horizon" in said
-    assert "prepared: left since " in said
+    assert "prepared and left: prepared transaction 'left' (postgres, since 20" in said
     assert at_102.value(f"SELECT ({WATERMARK}) = 'epoch'")
     at_102.execute("COMMIT PREPARED 'left'")
 
@@ -513,7 +324,9 @@ def test_script_stops_when_the_watermark_cannot_follow_and_names_who_holds_it_ba
     stopped = psql(at_102, script(at_102, "upgrade", "102:head"))
     assert stopped.returncode != 0
     assert "the watermark cannot follow: it trails by " in stopped.stderr
-    assert f"held back by pid {reader.info.backend_pid} (" in stopped.stderr
+    pid = reader.info.backend_pid
+    assert f"held back by pid {pid} (" in stopped.stderr
+    assert f"end it: SELECT pg_terminate_backend({pid}); then run a script made by" in stopped.stderr
     assert at_102.revision == "102"
     at_102.execute(definition)
     apply(at_102, "upgrade", "102:head")
@@ -544,9 +357,3 @@ def test_rest_between_slices_changes_nothing_else(at_102: Database, rest: str) -
     months = write_history(at_102)
     said = apply(at_102, "-x", f"sleep-between-slices={rest}", "upgrade", "102:head")
     assert len(slices(said)) == len(months)
-
-
-def test_go_102_alone_is_no_102(make_database: MakeDatabase) -> None:
-    database = make_database("101")
-    run_sql(database, GO_102)
-    assert "stands at 101" in refused(database, script(database, "upgrade", "102:head"))

@@ -293,7 +293,7 @@ def test_revision_of_another_application_is_refused(head: Database) -> None:
     head.execute("UPDATE alembic_version SET version_num = 'ae1027a6acf4'")
     result = head.usage_rollup("check")
     assert result.returncode == 1
-    assert "ae1027a6acf4, which is no revision of this project" in result.stderr
+    assert "ae1027a6acf4, which is no revision of this chain" in result.stderr
 
 
 # Later product releases

@@ -51,4 +51,4 @@ def upgrade(
 def _current() -> str | None:
     """Return what alembic_version says, in a session of its own."""
     with connection.migration_session() as session:
-        return adoption.read(session).current
+        return adoption.look(session).version

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from ..contract import HOURLY_ROLLUP, LAG_THRESHOLD
 from ..errors import BackfillRefused, Refusal
+from ..queries import array, literal
 from ..session import advisory_lock, blockers
 from ..session.connection import transaction
 from ..session.options import Options
@@ -32,6 +33,22 @@ WATERMARK_WITHIN_THRESHOLD = "watermark_within_threshold"
 
 # How often hours that differ are recomputed before somebody has to look.
 _REPAIRS = 2
+
+# What the walk reads: it needs statistics.
+_ANALYZED = ("task_usage", "agent_task_queue", "agent", "issue")
+
+# What backfill.sql, which does the same in a script, takes from here.
+IN_SCRIPT = {
+    "hourly_rollup": str(HOURLY_ROLLUP),
+    "take_lock": advisory_lock.in_script(HOURLY_ROLLUP),
+    "lag_threshold": f"interval '{LAG_THRESHOLD}'",
+    "analyzed": array(_ANALYZED),
+    "horizon_wait": literal(slices.HORIZON_WAIT),
+    "oldest_transactions": blockers.sql("horizon"),
+    "end_horizon_holders": literal(slices.END_HORIZON_HOLDERS),
+    "slice_rows": str(slices.SLICE_ROWS),
+    "repairs": str(_REPAIRS),
+}
 
 
 @dataclass(frozen=True)
@@ -104,7 +121,7 @@ def future_watermark(watermark: str) -> Refusal:
 
 def _walk_history(session: sa.Connection, options: Options, state: _State) -> Backfill:
     """Walk until the watermark trails by an hour at most; refuse when open transactions prevent it."""
-    _analyze(session, "task_usage", "agent_task_queue", "agent", "issue")
+    _analyze(session)
     walked: list[Slice] = []
     if state.unfinished:
         log.info("resuming the backfill where it stopped")
@@ -115,10 +132,11 @@ def _walk_history(session: sa.Connection, options: Options, state: _State) -> Ba
         walked += walk(session, options)
         state = _read_state(session)
     if state.lag > LAG_THRESHOLD:
+        held_back_by = blockers.oldest_transactions(session)
         raise BackfillRefused(
             f"the history is rolled up, but the watermark cannot follow: it trails by {state.lag},"
-            f" held back by {blockers.oldest_transactions(session)}",
-            hint="end that transaction and run the same command again; finished slices stay",
+            f" held back by {held_back_by}",
+            hint=f"{held_back_by.hint}; then run the same command again; finished slices stay",
         )
     # The proof and the dashboards plan their queries minutes before autovacuum would come by; the
     # columns they filter by are a third of the cost of all.
@@ -139,9 +157,9 @@ def summary(walked: list[Slice]) -> Backfill:
     )
 
 
-def _analyze(session: sa.Connection, *tables: str) -> None:
+def _analyze(session: sa.Connection) -> None:
     """Give the planner statistics of those tables that have none, as after a restore."""
-    for table in session.scalars(sa.text(_WITHOUT_STATISTICS), {"tables": list(tables)}).all():
+    for table in session.scalars(sa.text(_WITHOUT_STATISTICS), {"tables": list(_ANALYZED)}).all():
         # A table that something else is vacuuming or analysing is left to it, not waited for.
         session.exec_driver_sql(f"ANALYZE (SKIP_LOCKED) public.{table}")
 

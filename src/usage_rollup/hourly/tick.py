@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ..contract import HOURLY_ROLLUP
 from ..errors import DatabaseUnavailable, LockBusy, StatementFailed, explain
-from ..session import advisory_lock, blockers
+from ..session import advisory_lock
 from ..session.connection import transaction
 from . import pipeline
 
@@ -59,11 +59,11 @@ def tick(session: sa.Connection) -> Tick:
 def _run(connection: sa.Connection) -> Tick:
     # The tick tries the same lock, and would answer 0 both for nothing to do and for busy.
     if not connection.scalar(sa.text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": HOURLY_ROLLUP}):
+        holders = advisory_lock.describe_holders(connection, HOURLY_ROLLUP)
         raise LockBusy(
-            "the hourly rollup is being written by another session (advisory lock"
-            f" {HOURLY_ROLLUP}):"
-            f" {advisory_lock.describe_holders(connection, HOURLY_ROLLUP)}",
-            hint=f"another tick or a backfill is over by itself; otherwise {blockers.END_THEM}",
+            "the hourly rollup is being written by another session"
+            f" (advisory lock {HOURLY_ROLLUP}): {holders}",
+            hint=f"another tick or a backfill is over by itself; otherwise {holders.hint}",
         )
     before = connection.scalar(sa.text(_WATERMARK))
     rows = connection.scalar(sa.text("SELECT public.rollup_task_usage_hourly()"))

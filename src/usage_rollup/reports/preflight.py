@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from .. import revisions
-from ..contract import HEAD, HOURLY_ROLLUP, MIGRATION_RUN, PIPELINE, STEMS
-from ..errors import AdoptionRefused, Refusal, UsageRollupError, explain
+from ..contract import HEAD, HOURLY_ROLLUP, MIGRATION_RUN, STEMS
+from ..errors import Refusal, UsageRollupError, explain
 from ..hourly import pipeline, slices
 from ..hourly.pipeline import Reading
 from ..runner import adoption, ledger, table_locks
@@ -150,17 +150,12 @@ class _Look:
 
     def place(self) -> Place:
         """Read ledger and catalog as the upgrade does."""
-        read = adoption.read(self.session)
-        if read.current is not None and read.current not in STEMS:
-            raise AdoptionRefused(
-                f"alembic_version holds {read.current}, which is no revision of this chain",
-                hint="point DATABASE_URL at the product's database",
-            )
-        adopted = adoption.decide(read)
-        start = adopted.revision if adopted else read.current
+        standing = adoption.look(self.session)
+        adopted = standing.adoption()
+        start = standing.start
         scripts = [revisions.scripts().get_revision(r) for r in STEMS if start is None or r > start]
         pending = [Step(ledger.stem_of(script), dict(script.module.LOCK)) for script in scripts]
-        return Place(_shape(read, adopted), read.current, adopted.reason if adopted else None, pending)
+        return Place(_shape(standing, adopted), standing.version, standing.reason, pending)
 
     def in_the_way(self) -> list[str]:
         """Name who holds what a pending step needs; refuse for what would outlast the step's patience."""
@@ -184,7 +179,7 @@ class _Look:
                 self.found.refusals.append(
                     Refusal(
                         f"{holder.what} would not be free within {patience_s:.0f} s: held by {who}",
-                        hint=blockers.END_THEM,
+                        hint=who.hint,
                     )
                 )
             else:
@@ -218,20 +213,20 @@ class _Look:
             found.refusals.extend(asked.refusals if asked else [])
 
 
-def _shape(read: adoption.Found, adopted: adoption.Adoption | None) -> str:
+def _shape(standing: adoption.Standing, adopted: adoption.Adoption | None) -> str:
     """Say in words what kind of database this is."""
-    if read.current == HEAD:
+    if standing.version == HEAD:
         return "migrated by this runner to its newest revision"
-    if read.current is not None:
+    if standing.version is not None:
         since = ", and since then by the product's own runner" if adopted else ""
-        return f"migrated by this runner to {STEMS[read.current]}{since}"
+        return f"migrated by this runner to {STEMS[standing.version]}{since}"
     if adopted is None:
         return "empty"
     if adopted.revision == "097":
         return "v0.3.4, as the product's own runner left it"
     if adopted.revision == "104":
         return "v0.3.5 or later, migrated by the product's own runner"
-    if adopted.revision == "101" and PIPELINE in read.objects:
+    if adopted.revision == "101" and standing.has_pipeline:
         return (
             "stuck before 103: the product's own runner got as far as 102, whose functions this one replaces"
         )

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from ..contract import HOURLY_ROLLUP
 from ..hourly import pipeline, schedule
 from ..hourly.pipeline import Pipeline, Reading
-from ..runner import ledger
+from ..runner import adoption
 from ..session import advisory_lock
 from ..session.connection import snapshot
 from . import covered_days
@@ -101,7 +101,7 @@ def status(session: sa.Connection) -> Status:
 
     with snapshot(session):
         installed = pipeline.find(session)
-        stems = ledger.read(session)
+        stems = adoption.look(session).ledger()
         state = row("task_usage_hourly_rollup_state", _STATE)
         backfill = row("task_usage_hourly_backfill", _BACKFILL)
         left_out = row("task_usage_hourly_left_out", _LEFT_OUT)
@@ -122,7 +122,7 @@ def status(session: sa.Connection) -> Status:
                 if table in tables
             ],
             last_run=Run(**{name: state[name] for name in _RUN}) if state else None,
-            lock_holders=advisory_lock.describe_holders(session, HOURLY_ROLLUP) if locked else None,
+            lock_holders=str(advisory_lock.describe_holders(session, HOURLY_ROLLUP)) if locked else None,
             backfill=Unfinished(**backfill) if backfill.get("slices") else None,
             set_aside=value(
                 "task_usage_hourly_set_aside" in tables,

@@ -1,15 +1,17 @@
-"""Find out where a database stands that the product's own runner has migrated.
+"""Find out where a database stands, also one that the product's own runner has migrated.
 
-Ledger and catalog are read together, because the Go runner writes its ledger row in a transaction
-after the step's: a crash leaves the schema one step ahead. Nothing here writes.
+adoption.sql decides, by alembic_version, ledger and catalog together; a script embeds the same text. Nothing
+here writes, but the step that records an adoption.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from functools import cache
+from typing import Any
 
 import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext, MigrationStep
@@ -19,16 +21,24 @@ from ..contract import (
     HEAD,
     HOURLY,
     LEGACY,
+    NEXT_STEM,
+    OUR_FUNCTIONS,
     PIPELINE,
     RUNTIME_TIMEZONE,
     STEMS,
     USER_TIMEZONE,
 )
-from ..errors import AdoptionRefused
+from ..errors import AdoptionRefused, DowngradeRefused, Refusal
+from ..queries import array, beside, filled, literal
 from . import ledger
 from .hooks import Work
 
 log = logging.getLogger(__name__)
+
+_SQL = beside(__file__)
+
+# The catalog, one name a row, in the words of contract.py.
+OBJECTS = _SQL["objects"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +51,61 @@ class Adoption:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was read: our revision, ledger stems (None: no ledger), the catalog as `<kind> <name>`."""
+class Standing:
+    """Where a database stands: what alembic_version says, and where an upgrade goes on from (None: nothing).
 
-    current: str | None
+    `reason` is the line that tells why those two differ, when they do; `has_pipeline` whether the hourly tick
+    is there, which is not looked for at the newest revision. What was refused is raised by those who ask.
+    """
+
+    version: str | None
+    start: str | None
+    missing_stems: tuple[str, ...]
+    reason: str | None
+    has_pipeline: bool
     stems: frozenset[str] | None
-    objects: frozenset[str]
+    refusals: tuple[tuple[str, Refusal], ...]
+
+    def adoption(self) -> Adoption | None:
+        """Return where to take the database over, None when alembic_version stands as it is.
+
+        An empty database and one without a ledger that this chain has already migrated stand as they are.
+        Raises AdoptionRefused, naming what is missing, when the chain cannot go on from here.
+        """
+        if refusal := self._refusal("upgrade"):
+            raise AdoptionRefused(refusal)
+        if self.start is None or self.reason is None:
+            return None
+        return Adoption(self.start, self.missing_stems, self.reason)
+
+    def ledger(self) -> frozenset[str] | None:
+        """Return the stems in schema_migrations, None where there is no such table.
+
+        Raises AdoptionRefused for a table of that name which another tool made.
+        """
+        if refusal := self._refusal("ledger"):
+            raise AdoptionRefused(refusal)
+        return self.stems
+
+    def require_way_back(self, *, to_nothing: bool) -> None:
+        """Raise DowngradeRefused for a way back, `to_nothing` or to a revision, that must not be begun."""
+        refusal = self._refusal("downgrade") or (self._refusal("base") if to_nothing else None)
+        if refusal:
+            raise DowngradeRefused(refusal)
+
+    def _refusal(self, about: str) -> Refusal | None:
+        return next((refusal for what, refusal in self.refusals if what == about), None)
+
+
+def look(connection: sa.Connection, *, to_nothing: bool = False) -> Standing:
+    """Read where the database stands: two statements in the caller's transaction, or each by itself.
+
+    They only read, and take no lock a server could notice. `to_nothing` looks at the rows of the product's
+    tables besides, for require_way_back().
+    """
+    connection.exec_driver_sql(statement(to_nothing=to_nothing), execution_options={"no_parameters": True})
+    found = connection.scalar(sa.text("SELECT current_setting('usage_rollup.standing')"))
+    return standing(json.loads(found))
 
 
 def find(connection: sa.Connection) -> Adoption | None:
@@ -54,58 +113,10 @@ def find(connection: sa.Connection) -> Adoption | None:
 
     Call it while holding the migration-run lock. Raises AdoptionRefused.
     """
-    adoption = decide(read(connection))
+    adoption = look(connection).adoption()
     if adoption is not None:
         log.info("%s", adoption.reason)
     return adoption
-
-
-def read(connection: sa.Connection) -> Found:
-    """Read alembic_version, ledger and catalog; at the newest revision there is nothing to look for."""
-    current = None
-    if connection.scalar(sa.text("SELECT to_regclass('public.alembic_version') IS NOT NULL")):
-        current = connection.scalar(sa.text("SELECT max(version_num) FROM public.alembic_version"))
-    if current == HEAD:
-        return Found(current, None, frozenset())
-    return Found(current, ledger.read(connection), frozenset(connection.scalars(sa.text(OBJECTS))))
-
-
-def decide(found: Found) -> Adoption | None:
-    """Return where to take the database over, None when alembic_version stands as it is.
-
-    An empty database and one without a ledger that this chain has already migrated stand as they
-    are. Raises AdoptionRefused, naming what is missing, when the chain cannot go on from here.
-    """
-    if found.stems is None:
-        has_tables = any(name.startswith("table ") for name in found.objects)
-        if found.current is not None or not has_tables:
-            return None
-        raise AdoptionRefused(
-            "this database holds tables but no ledger (schema_migrations) and no alembic_version,"
-            " so nothing says which product release made it",
-            hint="start the product's release v0.3.4 on it once, or point DATABASE_URL at the right database",
-        )
-    try:
-        position = _position(found.stems, found.objects)
-    except AdoptionRefused:
-        if found.current is None:
-            raise
-        # Nothing to skip: the chain's own steps and 103's guard say what is wrong.
-        return None
-    if found.current is None:
-        _require_objects(found.objects, position)
-    elif position <= found.current:
-        return None
-    missing = tuple(
-        stem for revision, stem in STEMS.items() if revision <= position and stem not in found.stems
-    )
-    ahead = f"; the schema is ahead of it by {missing[0]}" if missing else ""
-    return Adoption(
-        position,
-        missing,
-        f"adopting a database of the product's own runner at {STEMS[position]}"
-        f" ({len(found.stems)} rows in its ledger{ahead})",
-    )
 
 
 def with_adoption(work: Work, adoption: Adoption | None, connection: sa.Connection) -> Work:
@@ -120,6 +131,7 @@ def with_adoption(work: Work, adoption: Adoption | None, connection: sa.Connecti
     def adopted_work(heads: Any, context: MigrationContext) -> Iterator[MigrationStep]:
         script = context.script
         assert script is not None
+        # Alembic's own `stamp` is made of it; tests/runner/test_alembic.py holds what is relied on.
         for step in script._stamp_revs(adoption.revision, heads):
             step.migration_fn = adopt
             yield step
@@ -128,115 +140,48 @@ def with_adoption(work: Work, adoption: Adoption | None, connection: sa.Connecti
     return adopted_work
 
 
-def _position(stems: frozenset[str], objects: frozenset[str]) -> str:
-    """Return the revision to go on from, by ledger and catalog; refuse what contradicts itself."""
-    recorded = [revision for revision, stem in STEMS.items() if stem in stems]
-    if not BASELINE.tables() & objects:
-        raise AdoptionRefused(
-            "this is not the product's database: it holds a schema_migrations table and none of the"
-            " product's tables",
-            hint="point DATABASE_URL at the right database",
-        )
-    if "097" not in recorded:
-        _refuse_older(objects)
-    newest = max(stems)
-    if newest >= STEMS["104"]:
-        # Later releases changed more of the schema than this chain knows; only the ledger counts.
-        _refuse_gap([r for r in STEMS if r not in recorded], newest)
-        return "104"
-
-    piped = "102" in recorded or PIPELINE in objects
-    dropped = piped and not LEGACY.tables() & objects
-    done = {
-        "097": True,
-        "100": USER_TIMEZONE in objects,
-        "101": HOURLY.names() <= objects,
-        "102": piped,
-        "103": dropped,
-        "104": dropped and RUNTIME_TIMEZONE not in objects,
-    }
-    position = [revision for revision in STEMS if done[revision]][-1]
-    _refuse_gap([r for r in STEMS if r < position and not done[r]], STEMS[position])
-    if undone := [revision for revision in recorded if not done[revision]]:
-        raise AdoptionRefused(
-            f"the ledger records {STEMS[undone[0]]}, but the schema does not show it:"
-            f" {_evidence(undone[0], objects)}",
-            hint="restore what is named above, or, if the step was undone on purpose, delete its"
-            " row from schema_migrations",
-        )
-    # A crash of the Go runner leaves its last step unrecorded, and no other.
-    _refuse_gap([r for r in STEMS if r < position and r not in recorded], STEMS[position])
-    # The functions of the Go release's 102 count for nothing: ours replace them.
-    return "101" if position == "102" else position
-
-
-def _require_objects(objects: frozenset[str], position: str) -> None:
-    """Refuse a database in which something of the v0.3.4 baseline is missing, and name it."""
-    if position == "104":
-        return
-    required = BASELINE.names() | (LEGACY.names() if position < "103" else frozenset())
-    if missing := sorted(required - objects):
-        raise AdoptionRefused(
-            f"this database is not a complete v0.3.4: missing {_some(missing)}",
-            hint="upgrade the product to v0.3.4 first, then run this again",
-        )
-
-
-def _refuse_older(objects: frozenset[str]) -> NoReturn:
-    missing = sorted((BASELINE.names() | LEGACY.names()) - objects)
-    raise AdoptionRefused(
-        f"this database is older than v0.3.4: its ledger lacks {STEMS['097']}"
-        + (f", its schema {_some(missing)}" if missing else ""),
-        hint="upgrade the product to v0.3.4 first, then run this again",
+def statement(*, to_nothing: bool) -> str:
+    """Return the statement that leaves its answer in the setting usage_rollup.standing."""
+    return filled(
+        _SQL["standing"],
+        head=literal(HEAD),
+        product=array(BASELINE.columns),
+        objects=OBJECTS,
+        to_nothing="true" if to_nothing else "false",
+        decision=decision(),
     )
 
 
-def _refuse_gap(revisions: list[str], although: str) -> None:
-    if revisions:
-        raise AdoptionRefused(
-            f"a step is missing in the middle: {', '.join(STEMS[r] for r in revisions)}"
-            f" is not recorded or not done, although {although} is",
-            hint="restore the database from a backup taken before the steps were mixed up",
-        )
+@cache
+def decision() -> str:
+    """Return the query that decides, by what was seen: v_version, v_ledger, v_objects and two more."""
+    return filled(
+        _SQL["decision"],
+        head=literal(HEAD),
+        head_stem=literal(STEMS[HEAD]),
+        next_stem=literal(NEXT_STEM),
+        stems=array(STEMS.values()),
+        baseline=array(sorted(BASELINE.names())),
+        baseline_tables=array(sorted(BASELINE.tables())),
+        hourly=array(sorted(HOURLY.names())),
+        legacy=array(sorted(LEGACY.names())),
+        legacy_tables=array(sorted(LEGACY.tables())),
+        pipeline=literal(PIPELINE),
+        pipeline_stem=literal(STEMS["102"]),
+        user_timezone=literal(USER_TIMEZONE),
+        runtime_timezone=literal(RUNTIME_TIMEZONE),
+        our_functions=OUR_FUNCTIONS,
+    )
 
 
-def _evidence(revision: str, objects: frozenset[str]) -> str:
-    if revision == "100":
-        return f"missing {USER_TIMEZONE}"
-    if revision == "101":
-        return f"missing {_some(sorted(HOURLY.names() - objects))}"
-    return f"still there: {_some(sorted(LEGACY.tables() & objects))}"
-
-
-def _some(names: list[str], limit: int = 8) -> str:
-    # A missing table says enough about its columns.
-    tables = [name for name in names if name.startswith("table ")]
-    columns = tuple(f"column {name.removeprefix('table ')}." for name in tables)
-    rest = [n for n in names if n not in tables and not (columns and n.startswith(columns))]
-    names = tables + rest
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
-# The catalog, one name a row, in the words of inventory.py. Objects of extensions are not the product's.
-OBJECTS = """
-WITH relations AS (
-    SELECT c.oid, c.relname FROM pg_class c
-    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
-        AND c.relname <> 'alembic_version'
-        AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
-)
-SELECT 'table ' || relname FROM relations
-UNION ALL
-SELECT 'column ' || r.relname || '.' || a.attname FROM relations r
-JOIN pg_attribute a ON a.attrelid = r.oid WHERE a.attnum > 0 AND NOT a.attisdropped
-UNION ALL
-SELECT 'trigger ' || r.relname || '.' || t.tgname FROM relations r
-JOIN pg_trigger t ON t.tgrelid = r.oid WHERE NOT t.tgisinternal
-UNION ALL
-SELECT 'index ' || i.relname FROM relations r
-JOIN pg_index x ON x.indrelid = r.oid JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indisvalid
-UNION ALL
-SELECT DISTINCT 'function ' || p.proname FROM pg_proc p
-WHERE p.pronamespace = 'public'::regnamespace
-"""
+def standing(row: dict[str, Any]) -> Standing:
+    """Return a row of the decision as a value."""
+    return Standing(
+        version=row["version"],
+        start=row["start"],
+        missing_stems=tuple(row["missing_stems"]),
+        reason=row["reason"],
+        has_pipeline=row["has_pipeline"],
+        stems=None if row["ledger"] is None else frozenset(row["ledger"]),
+        refusals=tuple((r["about"], Refusal(r["message"], hint=r["hint"])) for r in row["refusals"]),
+    )

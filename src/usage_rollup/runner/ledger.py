@@ -14,32 +14,10 @@ import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext, MigrationInfo
 from alembic.script import Script
 
-from ..errors import AdoptionRefused
-
 
 def stem_of(script: Script) -> str:
     """Return the ledger stem of a revision: the name of its file."""
     return Path(script.path).stem
-
-
-def read(connection: sa.Connection) -> frozenset[str] | None:
-    """Return the stems in public.schema_migrations, None where there is no such table.
-
-    Raises AdoptionRefused for a table of that name which another tool made.
-    """
-    if connection.scalar(sa.text("SELECT to_regclass('public.schema_migrations') IS NULL")):
-        return None
-    if not connection.scalar(
-        sa.text(
-            "SELECT EXISTS (SELECT FROM pg_attribute WHERE attname = 'version' AND atttypid = 'text'::regtype"
-            " AND attrelid = to_regclass('public.schema_migrations'))"
-        )
-    ):
-        raise AdoptionRefused(
-            "schema_migrations is not the product's ledger: it has no column version of type text",
-            hint="point DATABASE_URL at the product's database",
-        )
-    return frozenset(connection.scalars(sa.text("SELECT version FROM public.schema_migrations")))
 
 
 def add(connection: sa.Connection, stems: Iterable[str]) -> None:

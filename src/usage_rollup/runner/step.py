@@ -12,8 +12,8 @@ from alembic import op
 
 from .. import revisions
 from ..errors import StatementFailed
-from . import script
-from .table_locks import Locks, lock_tables
+from . import table_locks
+from .table_locks import Locks
 
 
 def apply_sql(
@@ -35,7 +35,7 @@ def apply_sql(
     connection = op.get_bind()
     connection.exec_driver_sql(_BECOME_OWNER)
     if lock:
-        lock_tables(connection, lock)
+        table_locks.lock_tables(connection, lock)
     for file in files:
         sql = file.read_text("utf-8")
         try:
@@ -53,7 +53,7 @@ def _write_script(files: Sequence[Path], lock: Locks) -> None:
     impl = op.get_context().impl
     for statement in (
         f"{_BECOME_OWNER};",
-        *([script.lock_tables(lock)] if lock else []),
+        *([f"{table_locks.statement(lock)};"] if lock else []),
         *(file.read_text("utf-8").rstrip() for file in files),
         "RESET ROLE;",
     ):

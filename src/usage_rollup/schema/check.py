@@ -88,21 +88,16 @@ def compare(expected: Catalog, found: Catalog) -> Iterator[Difference]:
 
 
 def _require_head(connection: sa.Connection) -> None:
-    found = adoption.read(connection)
-    if found.current == HEAD:
+    found = adoption.look(connection)
+    if found.version == HEAD:
         return
-    if found.current is not None and found.current not in STEMS:
-        raise UnsuitableDatabase(
-            f"alembic_version holds {found.current}, which is no revision of this project",
-            hint="point DATABASE_URL at the product's database",
-        )
-    adopted = adoption.decide(found)
-    if found.current is None:
+    adopted = found.adoption()
+    if found.version is None:
         stands = "has no alembic_version" if adopted else "is empty"
     else:
-        stands = f"stands at {STEMS[adopted.revision if adopted else found.current]}"
+        stands = f"stands at {STEMS[adopted.revision if adopted else found.version]}"
     raise UnsuitableDatabase(
         f"only a database at head, {STEMS[HEAD]}, can be checked; this one {stands}"
-        + (f" and would be taken over at {STEMS[adopted.revision]}" if adopted and not found.current else ""),
+        + (f" and would be taken over at {STEMS[adopted.revision]}" if adopted and not found.version else ""),
         hint="alembic upgrade head",
     )

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from ..contract import BASELINE, NEXT_STEM, STEMS
 from ..hourly import pipeline
-from ..runner import ledger
+from ..runner import adoption
 from .catalog import Catalog
 
 COST_COLUMNS = frozenset(
@@ -81,7 +81,7 @@ class Standing:
 
 def find(connection: sa.Connection) -> Standing:
     """Read ledger and catalog in the caller's transaction. Raises AdoptionRefused for another's ledger."""
-    stems = ledger.read(connection) or frozenset()
+    stems = adoption.look(connection).ledger() or frozenset()
     private = connection.scalar(
         sa.text("SELECT to_regclass('public.task_usage_hourly_invalidation') IS NOT NULL")
     )

@@ -12,9 +12,11 @@ from itertools import takewhile
 
 import sqlalchemy as sa
 
+from .. import queries
 from ..contract import HOURLY_ROLLUP, MIGRATION_RUN
 from ..errors import LockBusy
 from . import blockers
+from .blockers import Blockers
 
 NAMES = {MIGRATION_RUN: "migration run", HOURLY_ROLLUP: "hourly rollup"}
 
@@ -52,10 +54,11 @@ def _take(sessions: Sequence[sa.Connection], key: int, patience_s: float, *, sha
         for session in taken:
             release(session, key, shared=shared)
         if time.monotonic() >= give_up:
+            holders = describe_holders(sessions[0], key)
             raise LockBusy(
                 f"advisory lock {key} ({NAMES[key]}) was not free within {patience_s:.0f} s;"
-                f" held by {describe_holders(sessions[0], key)}",
-                hint=blockers.END_THEM,
+                f" held by {holders}",
+                hint=holders.hint,
                 lock=key,
             )
         time.sleep(_POLL_INTERVAL_S)
@@ -76,12 +79,27 @@ def is_held(connection: sa.Connection, key: int) -> bool:
     return bool(connection.scalar(sa.text(f"SELECT EXISTS (SELECT {_ON_KEY} AND granted)"), {"key": key}))
 
 
-def describe_holders(connection: sa.Connection, key: int) -> str:
-    """Say who holds advisory lock `key` in this database: pid, application, state, since when."""
-    holders = connection.execute(
-        sa.text(f"SELECT pid, virtualtransaction {_ON_KEY} AND granted"), {"key": key}
-    ).all()
-    return blockers.describe(connection, holders)
+def describe_holders(connection: sa.Connection, key: int) -> Blockers:
+    """Say who holds advisory lock `key` in this database: pid, role, application, state, since when."""
+    return blockers.of_advisory_lock(connection, key)
+
+
+def in_script(key: int) -> str:
+    """Return a block of PL/pgSQL that does in a script what acquire() does.
+
+    Its session must be outside a transaction and outside a block that catches exceptions. The setting
+    usage_rollup.lock_timeout says how long to wait.
+    """
+    return queries.filled(
+        _SQL["in_script"],
+        key=str(key),
+        name=NAMES[key],
+        patience=queries.literal(f"{PATIENCE_S:.0f}s"),
+        blockers=blockers.sql("advisory_lock", key=str(key)),
+    )
+
+
+_SQL = queries.beside(__file__)
 
 
 _SHARED = {False: "", True: "_shared"}

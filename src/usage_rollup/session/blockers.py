@@ -3,60 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
+from .. import queries
 
-def describe(connection: sa.Connection, holders: Iterable[Sequence[Any]]) -> str:
+_SQL = queries.beside(__file__)
+
+
+@dataclass(frozen=True)
+class Blockers:
+    """Who is in the way, in words, and `hint`, the statements that end them."""
+
+    who: str
+    hint: str
+
+    def __str__(self) -> str:
+        """Return who they are."""
+        return self.who
+
+
+def describe(connection: sa.Connection, holders: Iterable[Sequence[Any]]) -> Blockers:
     """Say who `holders` are: rows of pg_locks, as (pid, virtualtransaction).
 
     A session by pid, role, application, state and since when; a prepared transaction, which has no
     pid, by its name. Reads in the caller's transaction.
     """
-    rows = list(holders)
-    described = connection.scalars(
-        sa.text(_DESCRIBE),
-        {
-            "pids": [pid for pid, _ in rows if pid is not None],
-            "prepared": [transaction for pid, transaction in rows if pid is None],
-        },
-    ).all()
-    return ", ".join(described) or "a session that has just ended"
+    pids, transactions = [list(column) for column in zip(*holders, strict=True)] or ([], [])
+    return _read(connection, "given", pids=pids, transactions=transactions)
 
 
-def oldest_transactions(connection: sa.Connection) -> str:
+def of_advisory_lock(connection: sa.Connection, key: int) -> Blockers:
+    """Say who holds advisory lock `key` in this database, on the terms of describe()."""
+    return _read(connection, "advisory_lock", key=key)
+
+
+def oldest_transactions(connection: sa.Connection) -> Blockers:
     """Name what holds the horizon back: the oldest open transactions of this database, and prepared ones."""
-    return describe(connection, connection.execute(sa.text(_OLDEST)).all())
+    return _read(connection, "horizon")
 
 
-_OLDEST = """
-(SELECT s.pid, l.virtualtransaction FROM pg_stat_activity s
- JOIN pg_locks l ON l.pid = s.pid AND l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock'
- WHERE s.datname = current_database() AND s.pid <> pg_backend_pid() AND s.usesysid IS NOT NULL
- ORDER BY s.xact_start NULLS FIRST LIMIT 3)
-UNION ALL
-SELECT NULL, l.virtualtransaction FROM pg_prepared_xacts p
-JOIN pg_locks l ON l.locktype = 'transactionid' AND l.pid IS NULL AND l.transactionid = p.transaction
-WHERE p.database = current_database()
-"""
+def sql(holders: str, **values: str) -> str:
+    """Return the query, of `who` and `hint`, that all of these are, for a DO block.
 
-_DESCRIBE = """
-SELECT format('pid %s (%s, %s, %s%s)', pid, COALESCE(usename, 'no role'),
-    COALESCE(NULLIF(application_name, ''), 'no application name'),
-    COALESCE(state, 'state not visible to this role'),
-    ' since ' || to_char(COALESCE(xact_start, state_change, backend_start), 'YYYY-MM-DD HH24:MI:SS TZ'))
-FROM pg_stat_activity WHERE pid = ANY (CAST(:pids AS int[]))
-UNION ALL
-SELECT format('prepared transaction %L (%s, since %s)', p.gid, p.owner,
-    to_char(p.prepared, 'YYYY-MM-DD HH24:MI:SS TZ'))
-FROM pg_prepared_xacts p JOIN pg_locks l
-    ON l.locktype = 'transactionid' AND l.pid IS NULL AND l.transactionid = p.transaction
-WHERE l.virtualtransaction = ANY (CAST(:prepared AS text[]))
-"""
+    `holders` is advisory_lock with its `key`, table_locks with its `tables`, or horizon.
+    """
+    return queries.filled(queries.filled(_SQL["who"], holders=_SQL[holders]), **values)
 
-# What to do about either kind.
-END_THEM = (
-    "wait for that session, or end it: SELECT pg_terminate_backend(<pid>);"
-    " a prepared transaction by ROLLBACK PREPARED '<name>' or COMMIT PREPARED"
-)
+
+def _read(connection: sa.Connection, holders: str, **parameters: Any) -> Blockers:
+    return Blockers(*connection.execute(sa.text(sql(holders)), parameters).one())

@@ -201,7 +201,7 @@ def connect(
         " WHERE p.name LIKE '%%.%%' OR p.name IN (SELECT s.name FROM pg_settings s)",
         (list(pinned), list(pinned.values())),
     )
-    connection.add_notice_handler(_log_warning)
+    connection.add_notice_handler(_log_notice)
     return connection
 
 
@@ -213,6 +213,8 @@ def _connect_once(conninfo: str) -> psycopg.Connection[Any]:
     return psycopg.connect(conninfo, prepare_threshold=None, autocommit=True)
 
 
-def _log_warning(diagnostic: psycopg.errors.Diagnostic) -> None:
-    if diagnostic.severity_nonlocalized == "WARNING":
-        log.warning("%s", diagnostic.message_primary)
+def _log_notice(diagnostic: psycopg.errors.Diagnostic) -> None:
+    """Log what the server warns of, and what SQL of ours tells as INFO; notices are everyday."""
+    level = {"WARNING": logging.WARNING, "INFO": logging.INFO}.get(diagnostic.severity_nonlocalized or "")
+    if level:
+        log.log(level, "%s", diagnostic.message_primary)

@@ -1,0 +1,220 @@
+-- Where a database stands, said once: the runner asks it, a script embeds it.
+--
+-- What: `standing` reads alembic_version, the ledger of the product's own runner and the catalog, asks
+--   `decision`, and leaves its answer in the setting usage_rollup.standing, as JSON.
+-- Why together: the product's runner writes its ledger row in a transaction after the step's, so a crash leaves
+--   the schema one step ahead of the ledger.
+-- Assumes: nothing; it writes nothing. Locks: ACCESS SHARE on the two ledgers and, on the way to nothing, on
+--   the product's tables.
+-- Gaps are closed by adoption.py from contract.py.
+
+-- name: standing
+DO $standing$
+DECLARE
+    v_version text;
+    v_ledger text[];
+    v_foreign_ledger boolean := false;
+    v_objects text[];
+    v_filled text[];
+    v_table text;
+    v_is_filled boolean;
+    v_standing jsonb;
+BEGIN
+    IF to_regclass('public.alembic_version') IS NOT NULL THEN
+        SELECT MAX(version_num) INTO v_version FROM public.alembic_version;
+    END IF;
+    IF to_regclass('public.schema_migrations') IS NOT NULL THEN
+        v_foreign_ledger := NOT EXISTS (
+            SELECT FROM pg_attribute a
+            WHERE a.attrelid = to_regclass('public.schema_migrations') AND a.attname = 'version'
+                AND a.atttypid = 'text'::regtype);
+        IF NOT v_foreign_ledger THEN
+            v_ledger := ARRAY(SELECT version FROM public.schema_migrations);
+        END IF;
+    END IF;
+    -- At the newest revision there is nothing to look for.
+    IF v_version IS DISTINCT FROM :head THEN
+        v_objects := ARRAY(
+            :objects);
+    END IF;
+    IF :to_nothing THEN
+        FOREACH v_table IN ARRAY :product LOOP
+            IF to_regclass(format('public.%I', v_table)) IS NOT NULL THEN
+                EXECUTE format('SELECT EXISTS (SELECT FROM public.%I)', v_table) INTO v_is_filled;
+                v_filled := CASE WHEN v_is_filled THEN array_append(v_filled, v_table) ELSE v_filled END;
+            END IF;
+        END LOOP;
+    END IF;
+
+    SELECT to_jsonb(d) INTO STRICT v_standing FROM (
+        :decision
+    ) AS d;
+    PERFORM set_config('usage_rollup.standing', v_standing::text, false);
+END
+$standing$;
+
+-- name: objects
+-- The catalog, one name a row, in the words of contract.py. Objects of extensions are not the product's.
+WITH relations AS (
+    SELECT c.oid, c.relname FROM pg_class c
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
+        AND c.relname <> 'alembic_version'
+        AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
+)
+SELECT 'table ' || relname FROM relations
+UNION ALL
+SELECT 'column ' || r.relname || '.' || a.attname FROM relations r
+JOIN pg_attribute a ON a.attrelid = r.oid WHERE a.attnum > 0 AND NOT a.attisdropped
+UNION ALL
+SELECT 'trigger ' || r.relname || '.' || t.tgname FROM relations r
+JOIN pg_trigger t ON t.tgrelid = r.oid WHERE NOT t.tgisinternal
+UNION ALL
+SELECT 'index ' || i.relname FROM relations r
+JOIN pg_index x ON x.indrelid = r.oid JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indisvalid
+UNION ALL
+SELECT DISTINCT 'function ' || p.proname FROM pg_proc p
+WHERE p.pronamespace = 'public'::regnamespace;
+
+-- name: decision
+-- `start` is the revision an upgrade goes on from, NULL for nothing; `reason` says why that is another than
+-- alembic_version's, and `missing_stems` what the ledger then lacks. Refusals are about an upgrade, a downgrade,
+-- the way to nothing (`base`) or the ledger itself; of several, the first counts.
+WITH seen AS (
+    SELECT COALESCE(v_ledger, '{}') AS ledger, COALESCE(v_objects, '{}') AS objects,
+        (SELECT MAX(l COLLATE "C") FROM unnest(v_ledger) AS l) AS newest,
+        :baseline AS baseline, :baseline_tables AS baseline_tables, :hourly AS hourly,
+        :legacy AS legacy, :legacy_tables AS legacy_tables
+), facts AS (
+    SELECT s.*, p.piped, p.piped AND NOT s.objects && s.legacy_tables AS dropped,
+        -- Later releases changed more of the schema than this chain knows; only the ledger counts.
+        COALESCE(s.newest >= :head_stem COLLATE "C", false) AS past
+    FROM seen s
+    CROSS JOIN LATERAL (
+        SELECT :pipeline_stem = ANY (s.ledger) OR :pipeline = ANY (s.objects) AS piped) AS p
+), steps AS (
+    SELECT left(stem, 3) AS revision, stem, stem = ANY (f.ledger) AS recorded,
+        CASE left(stem, 3)
+            WHEN '097' THEN true
+            WHEN '100' THEN :user_timezone = ANY (f.objects)
+            WHEN '101' THEN f.objects @> f.hourly
+            WHEN '102' THEN f.piped
+            WHEN '103' THEN f.dropped
+            WHEN '104' THEN f.dropped AND :runtime_timezone <> ALL (f.objects) END AS done
+    FROM facts f, unnest(:stems) AS stem
+), place AS (
+    SELECT s.revision AS reached, s.stem,
+        -- The functions of the Go release's 102 count for nothing: ours replace them.
+        CASE WHEN s.revision = '102' THEN '101' ELSE s.revision END AS goes_on
+    FROM steps s, facts f WHERE s.done OR f.past ORDER BY s.revision DESC LIMIT 1
+), listed (list, name) AS (
+    SELECT 'v0.3.4', o FROM facts, unnest(baseline || legacy) AS o WHERE o <> ALL (objects)
+    UNION ALL
+    SELECT 'baseline', o FROM facts, unnest(baseline) AS o WHERE o <> ALL (objects)
+    UNION ALL
+    SELECT 'hourly', o FROM facts, unnest(hourly) AS o WHERE o <> ALL (objects)
+    UNION ALL
+    SELECT 'left over', o FROM facts, unnest(legacy_tables) AS o WHERE o = ANY (objects)
+), lists AS (
+    SELECT l.list, concat(
+        array_to_string((array_agg(l.name ORDER BY l.name NOT LIKE 'table %', l.name COLLATE "C"))[:8], ', '),
+        CASE WHEN COUNT(*) > 8 THEN format(' and %s more', COUNT(*) - 8) END) AS names
+    FROM listed l
+    -- A missing table says enough about its columns.
+    WHERE NOT EXISTS (
+        SELECT FROM listed t
+        WHERE t.list = l.list AND starts_with(l.name, replace(t.name, 'table ', 'column ') || '.'))
+    GROUP BY l.list
+), gaps (n, stem, although) AS (
+    SELECT 3, s.stem, f.newest FROM steps s, facts f WHERE f.past AND NOT s.recorded
+    UNION ALL
+    SELECT 3, s.stem, p.stem FROM steps s, facts f, place p
+    WHERE NOT f.past AND s.revision < p.reached AND NOT s.done
+    UNION ALL
+    -- A crash of the Go runner leaves its last step unrecorded, and no other.
+    SELECT 5, s.stem, p.stem FROM steps s, facts f, place p
+    WHERE NOT f.past AND s.revision < p.reached AND NOT s.recorded
+), problems (n, message, hint) AS (
+    SELECT 1, 'this is not the product''s database: it holds a schema_migrations table and none of the'
+        ' product''s tables', 'point DATABASE_URL at the right database'
+    FROM facts WHERE NOT objects && baseline_tables
+    UNION ALL
+    SELECT 2, concat('this database is older than v0.3.4: its ledger lacks ', s.stem, ', its schema ' || l.names),
+        'upgrade the product to v0.3.4 first, then run this again'
+    FROM steps s LEFT JOIN lists l ON l.list = 'v0.3.4' WHERE s.revision = '097' AND NOT s.recorded
+    UNION ALL
+    SELECT g.n, format('a step is missing in the middle: %s is not recorded or not done, although %s is',
+        string_agg(g.stem, ', ' ORDER BY g.stem), g.although),
+        'restore the database from a backup taken before the steps were mixed up'
+    FROM gaps g GROUP BY g.n, g.although
+    UNION ALL
+    SELECT 4, format('the ledger records %s, but the schema does not show it: %s', s.stem, CASE s.revision
+            WHEN '100' THEN 'missing ' || :user_timezone
+            WHEN '101' THEN 'missing ' || (SELECT names FROM lists WHERE list = 'hourly')
+            ELSE 'still there: ' || (SELECT names FROM lists WHERE list = 'left over') END),
+        'restore what is named above, or, if the step was undone on purpose, delete its row from schema_migrations'
+    FROM steps s, facts f WHERE s.recorded AND NOT s.done AND NOT f.past
+    UNION ALL
+    -- Of a database of ours, the chain's own steps and the guard of 103 say it.
+    SELECT 6, 'this database is not a complete v0.3.4: missing ' || l.names,
+        'upgrade the product to v0.3.4 first, then run this again'
+    FROM lists l, place p
+    WHERE v_version IS NULL AND p.goes_on <> :head
+        AND l.list = CASE WHEN p.goes_on = '103' THEN 'baseline' ELSE 'v0.3.4' END
+), start AS (
+    SELECT CASE WHEN v_version = :head OR v_ledger IS NULL OR EXISTS (SELECT FROM problems) THEN v_version
+                ELSE GREATEST(v_version, p.goes_on) END AS revision
+    FROM place p
+), missing AS (
+    SELECT s.stem FROM steps s, start t
+    WHERE t.revision IS DISTINCT FROM v_version AND s.revision <= t.revision AND NOT s.recorded
+), refusals (about, n, message, hint) AS (
+    SELECT a.about, 0, 'schema_migrations is not the product''s ledger: it has no column version of type text',
+        'point DATABASE_URL at the product''s database'
+    FROM (VALUES ('ledger'), ('upgrade'), ('downgrade')) AS a (about)
+    WHERE v_foreign_ledger AND NOT (a.about = 'upgrade' AND v_version IS NOT DISTINCT FROM :head)
+    UNION ALL
+    SELECT a.about, 1, format('alembic_version holds %s, which is no revision of this chain', v_version),
+        'point DATABASE_URL at the product''s database, or use the release of this package that wrote it'
+    FROM (VALUES ('upgrade'), ('downgrade')) AS a (about)
+    WHERE v_version NOT IN (SELECT s.revision FROM steps s)
+    UNION ALL
+    SELECT 'upgrade', 2, 'this database holds tables but no ledger (schema_migrations) and no alembic_version,'
+        ' so nothing says which product release made it',
+        'start the product''s release v0.3.4 on it once, or point DATABASE_URL at the right database'
+    FROM facts f WHERE v_ledger IS NULL AND v_version IS NULL
+        AND EXISTS (SELECT FROM unnest(f.objects) AS o WHERE o LIKE 'table %')
+    UNION ALL
+    -- With a revision of ours there is nothing to skip: the steps and the guard say what is wrong.
+    SELECT 'upgrade', 2 + p.n, p.message, p.hint FROM problems p WHERE v_ledger IS NOT NULL AND v_version IS NULL
+    UNION ALL
+    SELECT 'downgrade', 2, format('refusing to downgrade: the product''s own runner has gone on to %s, and its later'
+        ' steps stand on this schema', f.newest),
+        'to go back, restore a backup taken before the upgrade; to stay, alembic upgrade head'
+    FROM facts f WHERE f.newest > :next_stem COLLATE "C"
+    UNION ALL
+    SELECT 'downgrade', 3, 'refusing to downgrade: the functions of the hourly rollup here are the product''s own,'
+        ' not those of this chain',
+        'at 101, `alembic upgrade 102` replaces them with some that can be undone; later, restore a backup taken'
+        ' before the upgrade'
+    WHERE to_regprocedure('public.rollup_task_usage_hourly()') IS NOT NULL AND NOT :our_functions
+    UNION ALL
+    SELECT 'downgrade', 4, format('refusing to downgrade: alembic_version says %s, and ledger and schema show %s',
+        v_version, t.revision), '`alembic upgrade head` takes the database over where it stands'
+    FROM start t WHERE v_version < t.revision
+    UNION ALL
+    SELECT 'base', 5, 'refusing to remove the v0.3.4 baseline: ' || b.because,
+        'v0.3.4 itself is `alembic downgrade 097`; to discard the data, drop the whole database instead'
+    FROM (VALUES
+        (CASE WHEN v_ledger IS NOT NULL
+            THEN 'the product''s own runner made this database, its ledger schema_migrations exists'
+            ELSE 'these tables hold rows: ' || array_to_string(v_filled, ', ') END)) AS b (because)
+    WHERE b.because IS NOT NULL
+)
+SELECT v_version AS version, v_ledger AS ledger, t.revision AS start, :pipeline = ANY (f.objects) AS has_pipeline,
+    ARRAY(SELECT m.stem FROM missing m ORDER BY m.stem) AS missing_stems,
+    CASE WHEN t.revision IS DISTINCT FROM v_version THEN
+        format('adopting a database of the product''s own runner at %s (%s rows in its ledger%s)',
+            (SELECT s.stem FROM steps s WHERE s.revision = t.revision), cardinality(f.ledger),
+            (SELECT '; the schema is ahead of it by ' || MIN(m.stem) FROM missing m)) END AS reason,
+    (SELECT COALESCE(jsonb_agg(r ORDER BY r.n, r.message), '[]') FROM refusals r) AS refusals
+FROM facts f, start t;
