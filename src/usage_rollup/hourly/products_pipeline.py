@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from ..contract import HOURLY_ROLLUP
 from ..errors import BackfillRefused
+from ..queries import beside, filled
 from ..session import advisory_lock
 from ..session.connection import transaction
 from ..session.options import Options
@@ -20,6 +21,8 @@ from .backfill import Backfill, summary
 from .progress import slice_progress
 from .slices import Slice
 from .walk import rest
+
+_SQL = beside(__file__)
 
 # The first releases' window joins every touched bucket to all tasks of its agent: 15,000 rows took it
 # 5 s, 60,000 took 158 s (issue 4). Small steps keep it and its locks short.
@@ -54,11 +57,11 @@ def repair(session: sa.Connection) -> int:
     with transaction(session):
         hours = session.scalars(reading.sql("SELECT public.task_usage_hourly_differences()")).all()
         for hour in hours:
-            session.execute(reading.sql(_QUEUE), {"hour": hour})
+            session.execute(reading.sql(_SQL["queue"]), {"hour": hour})
     if not hours:
         return 0
     # Queued before now, so a window that ends now sees it; it has no time of its own to look at.
-    session.execute(sa.text(_EMPTY_WINDOW))
+    session.execute(sa.text(_SQL["empty_window"]))
     left = session.scalar(reading.sql("SELECT COUNT(*) FROM public.task_usage_hourly_differences()"))
     if left:
         raise BackfillRefused(
@@ -69,15 +72,16 @@ def repair(session: sa.Connection) -> int:
 
 
 def _rows_left(session: sa.Connection, horizon: str) -> int:
-    rows = session.scalar(sa.text(f"SELECT COUNT(*) FROM ({_EVENTS}) AS events"), {"horizon": horizon})
-    return int(rows or 0)
+    counted = filled(_SQL["rows_left"], events=_SQL["events"])
+    return int(session.scalar(sa.text(counted), {"horizon": horizon}) or 0)
 
 
 def _step(session: sa.Connection, horizon: str) -> Slice | None:
     """Roll up the next step and move the watermark with it; None when it stands at the horizon."""
     started = time.monotonic()
     with transaction(session):
-        step = session.execute(sa.text(_NEXT), {"horizon": horizon, "rows": STEP_ROWS}).one_or_none()
+        found = filled(_SQL["step"], events=_SQL["events"])
+        step = session.execute(sa.text(found), {"horizon": horizon, "rows": STEP_ROWS}).one_or_none()
         if step is None:
             return None
         buckets = session.scalar(
@@ -89,40 +93,3 @@ def _step(session: sa.Connection, horizon: str) -> Slice | None:
             {"to_at": step.to_at},
         )
     return Slice(step.from_at, step.to_at, step.events, buckets or 0, seconds=time.monotonic() - started)
-
-
-_EVENTS = """
-SELECT tu.updated_at AS at FROM public.task_usage tu, public.task_usage_hourly_rollup_state s
-WHERE s.id = 1 AND tu.updated_at >= s.watermark_at AND tu.updated_at < CAST(:horizon AS timestamptz)
-UNION ALL
-SELECT tu.created_at FROM public.task_usage tu, public.task_usage_hourly_rollup_state s
-WHERE s.id = 1 AND tu.updated_at IS NULL
-    AND tu.created_at >= s.watermark_at AND tu.created_at < CAST(:horizon AS timestamptz)
-"""
-
-# Events of one instant are never split, so a step ends just after its last one.
-_NEXT = f"""
-WITH step AS (SELECT at FROM ({_EVENTS}) AS events ORDER BY at LIMIT :rows)
-SELECT s.watermark_at AS from_at, (SELECT COUNT(*) FROM step) AS events,
-    CASE WHEN (SELECT COUNT(*) FROM step) < :rows THEN CAST(:horizon AS timestamptz)
-         ELSE (SELECT MAX(at) + interval '1 microsecond' FROM step) END AS to_at
-FROM public.task_usage_hourly_rollup_state s
-WHERE s.id = 1 AND s.watermark_at < CAST(:horizon AS timestamptz)
-"""
-
-_EMPTY_WINDOW = """
-SELECT public.rollup_task_usage_hourly_window(now, now) FROM (SELECT clock_timestamp() AS now) AS t
-"""
-
-# Keys that are there and keys that should be: the window works key by key.
-_QUEUE = """
-INSERT INTO public.task_usage_hourly_dirty AS d
-    (bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model)
-SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model
-FROM public.task_usage_hourly WHERE bucket_hour = :hour
-UNION
-SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model
-FROM public.task_usage_hourly_expected(:hour, :hour + interval '1 hour')
-ON CONFLICT ON CONSTRAINT uq_task_usage_hourly_dirty_key
-DO UPDATE SET enqueued_at = GREATEST(d.enqueued_at, EXCLUDED.enqueued_at)
-"""

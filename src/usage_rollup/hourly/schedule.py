@@ -9,10 +9,13 @@ from datetime import timedelta
 import sqlalchemy as sa
 
 from ..contract import TICK_JOB
+from ..queries import beside
 from ..session.connection import transaction
 from . import pipeline
 
 log = logging.getLogger(__name__)
+
+_SQL = beside(__file__)
 
 # The period the product recommends; its horizon trails by five minutes too.
 PERIOD = "*/5 * * * *"
@@ -62,9 +65,9 @@ def schedule(session: sa.Connection) -> Scheduled:
         if not_used:
             return Scheduled(None, 0, not_used, who_ticks(session))
         # cron.schedule() updates a job of its name and leaves it paused when it is (pg_cron 1.4).
-        replaced = session.scalars(sa.text(_UNSCHEDULE), {"job": TICK_JOB}).all()
+        replaced = session.scalars(sa.text(_SQL["unschedule"]), {"job": TICK_JOB}).all()
         job_id = session.scalar(
-            sa.text(_SCHEDULE),
+            sa.text(_SQL["schedule"]),
             {"job": TICK_JOB, "period": PERIOD, "command": COMMAND},
         )
         return Scheduled(job_id, len(replaced), None, who_ticks(session))
@@ -79,7 +82,7 @@ def unschedule(session: sa.Connection) -> Unscheduled:
         not_used = pg_cron_unusable(session)
         removed = 0
         if not not_used:
-            removed = len(session.scalars(sa.text(_UNSCHEDULE), {"job": TICK_JOB}).all())
+            removed = len(session.scalars(sa.text(_SQL["unschedule"]), {"job": TICK_JOB}).all())
         return Unscheduled(removed, not_used, who_ticks(session))
 
 
@@ -88,7 +91,7 @@ def pg_cron_unusable(session: sa.Connection) -> Unusable | None:
 
     Reads in the caller's transaction.
     """
-    found = session.execute(sa.text(_PG_CRON)).one()
+    found = session.execute(sa.text(_SQL["pg_cron"])).one()
     again = "then run `usage-rollup schedule` again"
     if found.here and found.usable:
         return None
@@ -117,12 +120,12 @@ def who_ticks(session: sa.Connection) -> str | None:
     Reads in the caller's transaction, on a database at any revision, and takes no lock. Sees only the
     pg_cron jobs of this role, and none when pg_cron lives in another database: there a recent run tells.
     """
-    if session.scalar(sa.text(_CRON_READABLE)):
-        schedule = session.scalar(sa.text(_ITS_SCHEDULE), {"job": TICK_JOB})
+    if session.scalar(sa.text(_SQL["cron_readable"])):
+        schedule = session.scalar(sa.text(_SQL["its_schedule"]), {"job": TICK_JOB})
         if schedule is not None:
             return f"pg_cron job {TICK_JOB} ({schedule})"
-    if session.scalar(sa.text(_STATE_READABLE)):
-        minutes = session.scalar(sa.text(_RECENT_RUN), {"recent": RECENT})
+    if session.scalar(sa.text(_SQL["state_readable"])):
+        minutes = session.scalar(sa.text(_SQL["recent_run"]), {"recent": RECENT})
         if minutes is not None:
             return "a run finished " + (f"{minutes} min ago" if minutes else "less than a minute ago")
     return None
@@ -133,50 +136,3 @@ def warn_if_nothing_ticks(session: sa.Connection) -> None:
     revision = session.scalar(sa.text("SELECT max(version_num) FROM public.alembic_version")) or ""
     if revision >= "102" and who_ticks(session) is None:
         log.warning("dashboards will not move until something ticks: run `usage-rollup schedule`")
-
-
-_CRON_READABLE = """
-SELECT EXISTS (
-    SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = 'cron' AND c.relname = 'job'
-        AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'))
-"""
-
-_STATE_READABLE = """
-SELECT COALESCE(has_table_privilege(to_regclass('public.task_usage_hourly_rollup_state'), 'SELECT'), false)
-"""
-
-_ITS_SCHEDULE = """
-SELECT schedule FROM cron.job
-WHERE database = current_database() AND jobname = :job AND active ORDER BY jobid LIMIT 1
-"""
-
-# A server whose clock was set back may have finished a run in the future.
-_RECENT_RUN = """
-SELECT GREATEST(0, EXTRACT(EPOCH FROM clock_timestamp() - last_run_finished_at))::int / 60
-FROM public.task_usage_hourly_rollup_state
-WHERE id = 1 AND isfinite(last_run_finished_at) AND last_run_finished_at >= clock_timestamp() - :recent
-"""
-
-_UNSCHEDULE = """
-SELECT cron.unschedule(jobid) FROM cron.job WHERE database = current_database() AND jobname = :job
-"""
-
-# Cast, because the two-argument form takes a schedule and a command.
-_SCHEDULE = """
-SELECT cron.schedule(CAST(:job AS text), CAST(:period AS text), CAST(:command AS text))
-"""
-
-# Others may not ask which database pg_cron's jobs live in.
-_PG_CRON = """
-SELECT
-    current_database() AS database, quote_literal(current_database()) AS database_literal,
-    current_user AS role, quote_ident(current_user) AS quoted_role,
-    c.oid IS NOT NULL AS here,
-    has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') AS usable,
-    CASE WHEN pg_has_role('pg_read_all_settings', 'USAGE') THEN
-        NULLIF(current_setting('cron.database_name', true), '') END AS lives_in
-FROM (SELECT) AS always
-LEFT JOIN (pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace)
-    ON n.nspname = 'cron' AND c.relname = 'job'
-"""

@@ -12,8 +12,14 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from ..contract import HOURLY
+from ..queries import beside
 from ..session.connection import snapshot
 from . import pipeline
+
+_SQL = beside(__file__)
+
+# All that 101 gave the table are compared, updated_at excepted.
+_COLUMNS = HOURLY.columns["task_usage_hourly"].split()
 
 
 @dataclass(frozen=True)
@@ -83,58 +89,9 @@ def verify(session: sa.Connection, since: datetime | None = None) -> Verdict:
 
     with snapshot(session):
         return Verdict(
-            **rows(_STATE)[0],
-            differences=[Difference(**row) for row in rows(_DIFFERENCES, since=since)],
-            set_aside=[SetAside(**row) for row in rows(_SET_ASIDE)],
-            legacy_excess=[LegacyExcess(**row) for row in rows(_LEGACY)],
-            not_compared=[row["attname"] for row in rows(_NOT_COMPARED, columns=_COLUMNS)],
+            **rows(_SQL["state"])[0],
+            differences=[Difference(**row) for row in rows(_SQL["differences"], since=since)],
+            set_aside=[SetAside(**row) for row in rows(_SQL["set_aside"])],
+            legacy_excess=[LegacyExcess(**row) for row in rows(_SQL["legacy_excess"])],
+            not_compared=[row["attname"] for row in rows(_SQL["not_compared"], columns=_COLUMNS)],
         )
-
-
-_STATE = """
-SELECT
-    COALESCE((SELECT watermark_at::text FROM public.task_usage_hourly_rollup_state WHERE id = 1), 'missing')
-        AS watermark,
-    (SELECT COUNT(*) FROM public.task_usage_hourly_pending_hours()) AS pending_hours
-"""
-
-# Within the years that clients can read: the product's own pipeline stores others too.
-_DIFFERENCES = """
-SELECT d.hour, e.events AS expected_events, h.events AS found_events, e.tokens AS expected_tokens,
-    h.tokens AS found_tokens,
-    ARRAY(SELECT tu.id FROM public.task_usage tu
-          WHERE tu.created_at >= d.hour AND tu.created_at < d.hour + interval '1 hour'
-          ORDER BY tu.created_at LIMIT 3) AS usage_ids
-FROM public.task_usage_hourly_differences(
-    GREATEST(public.task_usage_hour_bucket(CAST(:since AS timestamptz)), '0001-01-01 00:00:00+00'),
-    '9999-01-01 00:00:00+00') AS d (hour)
-CROSS JOIN LATERAL (
-    SELECT COALESCE(SUM(event_count), 0)::bigint AS events, COALESCE(SUM(
-        input_tokens::numeric + output_tokens + cache_read_tokens + cache_write_tokens), 0) AS tokens
-    FROM public.task_usage_hourly_expected(d.hour, d.hour + interval '1 hour')) AS e
-CROSS JOIN LATERAL (
-    SELECT COALESCE(SUM(event_count), 0)::bigint AS events, COALESCE(SUM(
-        input_tokens::numeric + output_tokens + cache_read_tokens + cache_write_tokens), 0) AS tokens
-    FROM public.task_usage_hourly WHERE bucket_hour = d.hour) AS h
-ORDER BY d.hour
-"""
-
-_SET_ASIDE = """
-SELECT bucket_hour AS hour, agent_id, label_start, error FROM public.task_usage_hourly_set_aside
-ORDER BY 1, 2, 3
-"""
-
-_LEGACY = """
-SELECT rollup, bucket_date AS day, workspace_id, model, legacy_tokens, raw_tokens
-FROM public.task_usage_hourly_legacy_excess()
-"""
-
-# All that 101 gave the table are compared, updated_at excepted.
-_COLUMNS = HOURLY.columns["task_usage_hourly"].split()
-
-_NOT_COMPARED = """
-SELECT attname FROM pg_catalog.pg_attribute
-WHERE attrelid = 'public.task_usage_hourly'::regclass AND attnum > 0 AND NOT attisdropped
-    AND attname <> ALL (CAST(:columns AS text[]))
-ORDER BY attnum
-"""

@@ -10,6 +10,9 @@ from itertools import groupby
 import sqlalchemy as sa
 
 from ..hourly.pipeline import Reading
+from ..queries import beside
+
+_SQL = beside(__file__)
 
 COMPLETE = "complete"
 # Above the watermark or queued: the next windows will see to it.
@@ -48,7 +51,15 @@ def read(session: sa.Connection, reading: Reading, left_out_before: str | None =
     Counts rows, never tokens: `verify` compares those. Reads in the caller's transaction, by the
     functions of 102, and costs about what the comparison costs.
     """
-    rows = session.execute(reading.sql(_DAYS), {"left_out_before": left_out_before or "-infinity"})
+    states = {
+        "complete": COMPLETE,
+        "pending": PENDING,
+        "partly": PARTLY,
+        "missing": MISSING,
+        "left_out": LEFT_OUT,
+        "left_out_before": left_out_before or "-infinity",
+    }
+    rows = session.execute(reading.sql(_SQL["days"]), states)
     return [Day(row.day, row.expected, row.found, row.state) for row in rows]
 
 
@@ -67,35 +78,3 @@ def holes(days: Sequence[Day]) -> list[Hole]:
                 )
             )
     return found
-
-
-# A day is a hole by what is not pending in it; what is pending must not hide the rest. The product's own
-# pipeline stores hours that clients cannot read; those are left out on both sides.
-_DAYS = f"""
-WITH raw AS (
-    SELECT public.task_usage_hour_bucket(tu.created_at) AS hour, COUNT(*) AS events
-    FROM public.task_usage tu
-    JOIN public.agent_task_queue q ON q.id = tu.task_id
-    JOIN public.agent a ON a.id = q.agent_id
-    WHERE public.task_usage_hourly_dated(tu.created_at) AND q.runtime_id IS NOT NULL
-    GROUP BY 1
-), rolled AS (
-    SELECT bucket_hour AS hour, SUM(event_count) AS events FROM public.task_usage_hourly
-    WHERE public.task_usage_hourly_dated(bucket_hour) GROUP BY 1
-), hours AS (
-    SELECT hour, COALESCE(raw.events, 0) AS expected, COALESCE(rolled.events, 0) AS found,
-        hour NOT IN (SELECT public.task_usage_hourly_pending_hours()) AS settled
-    FROM raw FULL JOIN rolled USING (hour)
-), days AS (
-    SELECT (hour AT TIME ZONE 'UTC')::date AS day, SUM(expected)::bigint AS expected,
-        SUM(found)::bigint AS found, COALESCE(SUM(found - expected) FILTER (WHERE settled), 0) AS surplus
-    FROM hours GROUP BY 1
-)
-SELECT day, expected, found, CASE
-    WHEN found = expected THEN '{COMPLETE}'
-    WHEN surplus = 0 THEN '{PENDING}'
-    WHEN found > 0 THEN '{PARTLY}'
-    WHEN day < CAST(:left_out_before AS timestamptz) AT TIME ZONE 'UTC' THEN '{LEFT_OUT}'
-    ELSE '{MISSING}' END AS state
-FROM days ORDER BY day
-"""

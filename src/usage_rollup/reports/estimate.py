@@ -9,6 +9,9 @@ import sqlalchemy as sa
 
 from ..hourly import slices
 from ..hourly.pipeline import Reading
+from ..queries import beside, filled
+
+_SQL = beside(__file__)
 
 # The newest hours that hold as many rows: their aggregate takes a fraction of a second, and tells enough.
 SAMPLE_ROWS = 50_000
@@ -38,15 +41,16 @@ def estimate(session: sa.Connection, reading: Reading, *, has_state: bool, unfin
     """
     source = "public.task_usage_hourly_backfill WHERE walked_at IS NULL"
     if not unfinished:
-        ranges = "public.task_usage_hourly_unwalked()" if has_state else _HISTORY
+        ranges = "public.task_usage_hourly_unwalked()" if has_state else f"({_SQL['history']})"
         source = f"public.task_usage_hourly_slices({ranges}, {slices.SLICE_ROWS})"
-    months = {m.month: m.rows for m in session.execute(reading.sql(_MONTHS.format(source=source)))}
-    since = session.scalar(reading.sql(_SAMPLE_START), {"rows": SAMPLE_ROWS})
+    by_month = reading.sql(filled(_SQL["months"], source=source))
+    months = {found.month: found.rows for found in session.execute(by_month)}
+    since = session.scalar(reading.sql(_SQL["sample_start"]), {"rows": SAMPLE_ROWS})
     durations = []
     # The first run also warms this session up.
     for _ in range(2):
         started = time.monotonic()
-        sample = session.execute(reading.sql(_SAMPLE), {"since": since or "-infinity"}).one()
+        sample = session.execute(reading.sql(_SQL["sample"]), {"since": since or "-infinity"}).one()
         durations.append(time.monotonic() - started)
     rows = sum(months.values())
     share = rows / max(1, sample.rows)
@@ -56,29 +60,3 @@ def estimate(session: sa.Connection, reading: Reading, *, has_state: bool, unfin
         min(durations) * share * TIMES_AGGREGATE,
         round(sample.buckets * share * BYTES_PER_BUCKET),
     )
-
-
-_HISTORY = """
-(SELECT tstzmultirange(tstzrange(
-    date_trunc('day', MIN(created_at)), date_trunc('day', MAX(created_at)) + interval '1 day'))
- FROM public.task_usage WHERE public.task_usage_hourly_dated(created_at))
-"""
-
-_MONTHS = """
-SELECT to_char(from_hour, 'YYYY-MM') AS month, SUM(usage_rows)::bigint AS rows FROM {source}
-GROUP BY 1 HAVING SUM(usage_rows) > 0 ORDER BY 1
-"""
-
-# The first whole hour after the sample's oldest row, or the newest hour if that alone holds more.
-_SAMPLE_START = """
-SELECT LEAST(b.hour + interval '1 hour', (SELECT public.task_usage_hour_bucket(MAX(created_at))
-    FROM public.task_usage WHERE public.task_usage_hourly_dated(created_at)))::text
-FROM (
-    SELECT public.task_usage_hour_bucket(created_at) AS hour FROM public.task_usage
-    WHERE public.task_usage_hourly_dated(created_at) ORDER BY created_at DESC OFFSET :rows LIMIT 1) AS b
-"""
-
-_SAMPLE = """
-SELECT COUNT(*) AS buckets, COALESCE(SUM(event_count), 0)::bigint AS rows
-FROM public.rollup_task_usage_hourly_aggregate(CAST(:since AS timestamptz), 'infinity')
-"""

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from ..queries import beside
+
+_SQL = beside(__file__)
+
 
 @dataclass(frozen=True)
 class Oddity:
@@ -27,31 +31,9 @@ MEANINGS = {
 
 def find(connection: sa.Connection) -> list[Oddity]:
     """Return the kinds of odd usage there are; in the caller's transaction, by one sequential scan."""
-    found = connection.execute(sa.text(_ODDITIES)).mappings().one()
+    found = connection.execute(sa.text(_SQL["odd_usage"])).mappings().one()
     return [
         Oddity(kind, meaning, found[kind], found[f"{kind}_example"])
         for kind, meaning in MEANINGS.items()
         if found[kind]
     ]
-
-
-# An index row holds a third of a page, 2,704 bytes; four uuids and an hour take the rest of the key.
-_KINDS = {
-    "future": "dated AND (created_at > now() OR updated_at > now())",
-    "undated": "NOT dated",
-    "overflowing": "GREATEST(input_tokens, output_tokens, cache_read_tokens, cache_write_tokens)"
-    " > 1::bigint << 62"
-    " OR LEAST(input_tokens, output_tokens, cache_read_tokens, cache_write_tokens) < -(1::bigint << 62)",
-    "overlong": "octet_length(provider) + octet_length(model) > 2600",
-}
-
-_ODDITIES = (
-    "SELECT "
-    + ", ".join(
-        f"COUNT(*) FILTER (WHERE {condition}) AS {kind},"
-        f" MIN(id::text) FILTER (WHERE {condition}) AS {kind}_example"
-        for kind, condition in _KINDS.items()
-    )
-    + " FROM (SELECT *, created_at >= '0001-01-01 00:00:00+00' AND created_at < '9999-01-01 00:00:00+00'"
-    " AS dated FROM public.task_usage) AS tu"
-)

@@ -21,11 +21,14 @@ from ..contract import HEAD, HOURLY_ROLLUP, MIGRATION_RUN, STEMS
 from ..errors import Refusal, UsageRollupError, explain
 from ..hourly import pipeline, slices
 from ..hourly.pipeline import Reading
+from ..queries import beside
 from ..runner import adoption, ledger, table_locks
 from ..session import advisory_lock, blockers, suitability
 from ..session.connection import snapshot
 from ..session.options import Options
 from . import estimate, forecast_103, odd_usage
+
+_SQL = beside(__file__)
 
 T = TypeVar("T")
 
@@ -146,7 +149,7 @@ class _Look:
         return otherwise
 
     def server(self) -> Server:
-        return Server(**self.session.execute(sa.text(_SERVER)).mappings().one())
+        return Server(**self.session.execute(sa.text(_SQL["server"])).mappings().one())
 
     def place(self) -> Place:
         """Read ledger and catalog as the upgrade does."""
@@ -173,7 +176,7 @@ class _Look:
             "names": [f"advisory lock {key} ({advisory_lock.NAMES[key]})" for key in keys],
             "patience_s": patience_s,
         }
-        for holder in self.session.execute(sa.text(_HOLDERS), parameters).all():
+        for holder in self.session.execute(sa.text(_SQL["holders"]), parameters).all():
             who = blockers.describe(self.session, [(holder.pid, holder.virtualtransaction)])
             if holder.in_vain:
                 self.found.refusals.append(
@@ -231,38 +234,3 @@ def _shape(standing: adoption.Standing, adopted: adoption.Adoption | None) -> st
             "stuck before 103: the product's own runner got as far as 102, whose functions this one replaces"
         )
     return f"migrated by the product's own runner to {STEMS[adopted.revision]}"
-
-
-_SERVER = """
-SELECT current_setting('server_version') AS version, current_database() AS database, current_user AS role,
-    (SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = to_regclass('public.task_usage')) AS owner,
-    pg_database_size(current_database()) AS bytes
-"""
-
-# An ACCESS EXCLUSIVE lock waits for everybody, a SHARE ROW EXCLUSIVE one not for readers. A prepared
-# transaction has no session that could end; one that is older than a step's patience may not end either.
-# Databases cloned from one template number their tables alike, hence the comparison of databases.
-_HOLDERS = """
-WITH here AS (SELECT oid FROM pg_database WHERE datname = current_database())
-SELECT h.pid, h.virtualtransaction, string_agg(DISTINCT h.what, ', ' ORDER BY h.what) AS what,
-    bool_or(h.in_vain) AS in_vain
-FROM (
-    SELECT l.pid, l.virtualtransaction, t.name AS what, l.pid IS NULL
-        OR COALESCE(s.xact_start < clock_timestamp() - make_interval(secs => :patience_s), false) AS in_vain
-    FROM here d
-    CROSS JOIN unnest(CAST(:tables AS text[]), CAST(:modes AS text[])) AS t (name, mode)
-    JOIN pg_locks l ON l.relation = to_regclass(format('public.%I', t.name)) AND l.database = d.oid
-    LEFT JOIN pg_stat_activity s ON s.pid = l.pid
-    WHERE l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
-        AND (t.mode = 'ACCESS EXCLUSIVE' OR l.mode NOT IN ('AccessShareLock', 'RowShareLock'))
-    UNION ALL
-    SELECT l.pid, l.virtualtransaction, k.name, false
-    FROM here d
-    CROSS JOIN unnest(CAST(:keys AS bigint[]), CAST(:names AS text[])) AS k (key, name)
-    JOIN pg_locks l ON l.locktype = 'advisory' AND l.objsubid = 1
-        AND (l.classid::bigint << 32 | l.objid::bigint) = k.key
-        AND l.database = d.oid
-    WHERE l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
-) AS h
-GROUP BY 1, 2 ORDER BY 3
-"""

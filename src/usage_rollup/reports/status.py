@@ -10,13 +10,18 @@ import sqlalchemy as sa
 from ..contract import HOURLY_ROLLUP
 from ..hourly import pipeline, schedule
 from ..hourly.pipeline import Pipeline, Reading
+from ..queries import beside, filled
 from ..runner import adoption
 from ..session import advisory_lock
 from ..session.connection import snapshot
 from . import covered_days
 
+_SQL = beside(__file__)
+
 OURS = "ours"
 PRODUCTS = "the product's"
+
+_RUN = ("started_at", "finished_at", "rows", "error")
 
 # In place of a watermark whose row was deleted by hand.
 NO_ROW = "missing"
@@ -88,7 +93,7 @@ def status(session: sa.Connection) -> Status:
     of 102 are missing they are lent to this session first. Raises AdoptionRefused when
     schema_migrations is not the product's ledger.
     """
-    tables = frozenset(session.scalars(sa.text(_TABLES)))
+    tables = frozenset(session.scalars(sa.text(_SQL["tables"])))
     has_usage = "task_usage" in tables
     reading = pipeline.reading(session) if has_usage else Reading(lent=False)
 
@@ -102,13 +107,13 @@ def status(session: sa.Connection) -> Status:
     with snapshot(session):
         installed = pipeline.find(session)
         stems = adoption.look(session).ledger()
-        state = row("task_usage_hourly_rollup_state", _STATE)
-        backfill = row("task_usage_hourly_backfill", _BACKFILL)
-        left_out = row("task_usage_hourly_left_out", _LEFT_OUT)
+        state = row("task_usage_hourly_rollup_state", _SQL["state"])
+        backfill = row("task_usage_hourly_backfill", _SQL["backfill"])
+        left_out = row("task_usage_hourly_left_out", _SQL["left_out"])
         has_rollup = has_usage and installed.tables
         locked = advisory_lock.is_held(session, HOURLY_ROLLUP)
         return Status(
-            revision=value("alembic_version" in tables, _REVISION),
+            revision=value("alembic_version" in tables, _SQL["revision"]),
             ledger_rows=None if stems is None else len(stems),
             newest_stem=max(stems or (), default=None),
             pipeline=_owner(installed),
@@ -117,7 +122,7 @@ def status(session: sa.Connection) -> Status:
             watermark_in_future=state.get("in_future", False),
             lag_seconds=value(has_rollup, "SELECT public.task_usage_hourly_rollup_lag_seconds()"),
             queues=[
-                Queue(table=table, **row(table, _QUEUE.format(table=table)))
+                Queue(table=table, **row(table, filled(_SQL["queue"], table=table)))
                 for table in ("task_usage_hourly_invalidation", "task_usage_hourly_dirty")
                 if table in tables
             ],
@@ -138,35 +143,3 @@ def _owner(installed: Pipeline) -> str | None:
     if not installed.installed:
         return None
     return OURS if installed.ours else PRODUCTS
-
-
-_TABLES = """
-SELECT relname FROM pg_catalog.pg_class
-WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
-"""
-
-_REVISION = "SELECT max(version_num) FROM public.alembic_version"
-
-# As text, because an infinite time is no Python datetime.
-_STATE = """
-SELECT date_trunc('second', watermark_at)::text AS watermark, watermark_at > clock_timestamp() AS in_future,
-    date_trunc('second', last_run_started_at)::text AS started_at,
-    date_trunc('second', last_run_finished_at)::text AS finished_at,
-    last_run_rows AS rows, last_error AS error
-FROM public.task_usage_hourly_rollup_state WHERE id = 1
-"""
-
-_RUN = ("started_at", "finished_at", "rows", "error")
-
-_QUEUE = "SELECT count(*) AS rows, date_trunc('second', min(enqueued_at))::text AS oldest FROM public.{table}"
-
-_BACKFILL = """
-SELECT count(*) AS slices, count(walked_at) AS walked,
-    COALESCE(SUM(usage_rows) FILTER (WHERE walked_at IS NULL), 0)::bigint AS rows_left
-FROM public.task_usage_hourly_backfill
-"""
-
-_LEFT_OUT = """
-SELECT before_hour::text, date_trunc('second', acknowledged_at)::text AS acknowledged_at, acknowledged_by
-FROM public.task_usage_hourly_left_out
-"""

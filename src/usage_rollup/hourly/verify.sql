@@ -1,0 +1,41 @@
+-- The comparison of rollup and raw usage, by the functions of 102: in public, or lent to the session.
+
+-- name: state
+SELECT
+    COALESCE((SELECT watermark_at::text FROM public.task_usage_hourly_rollup_state WHERE id = 1), 'missing')
+        AS watermark,
+    (SELECT COUNT(*) FROM public.task_usage_hourly_pending_hours()) AS pending_hours;
+
+-- name: differences
+-- Within the years that clients can read: the product's own pipeline stores others too.
+SELECT d.hour, e.events AS expected_events, h.events AS found_events, e.tokens AS expected_tokens,
+    h.tokens AS found_tokens,
+    ARRAY(SELECT tu.id FROM public.task_usage tu
+          WHERE tu.created_at >= d.hour AND tu.created_at < d.hour + interval '1 hour'
+          ORDER BY tu.created_at LIMIT 3) AS usage_ids
+FROM public.task_usage_hourly_differences(
+    GREATEST(public.task_usage_hour_bucket(CAST(:since AS timestamptz)), '0001-01-01 00:00:00+00'),
+    '9999-01-01 00:00:00+00') AS d (hour)
+CROSS JOIN LATERAL (
+    SELECT COALESCE(SUM(event_count), 0)::bigint AS events, COALESCE(SUM(
+        input_tokens::numeric + output_tokens + cache_read_tokens + cache_write_tokens), 0) AS tokens
+    FROM public.task_usage_hourly_expected(d.hour, d.hour + interval '1 hour')) AS e
+CROSS JOIN LATERAL (
+    SELECT COALESCE(SUM(event_count), 0)::bigint AS events, COALESCE(SUM(
+        input_tokens::numeric + output_tokens + cache_read_tokens + cache_write_tokens), 0) AS tokens
+    FROM public.task_usage_hourly WHERE bucket_hour = d.hour) AS h
+ORDER BY d.hour;
+
+-- name: set_aside
+SELECT bucket_hour AS hour, agent_id, label_start, error FROM public.task_usage_hourly_set_aside
+ORDER BY 1, 2, 3;
+
+-- name: legacy_excess
+SELECT rollup, bucket_date AS day, workspace_id, model, legacy_tokens, raw_tokens
+FROM public.task_usage_hourly_legacy_excess();
+
+-- name: not_compared
+SELECT attname FROM pg_catalog.pg_attribute
+WHERE attrelid = 'public.task_usage_hourly'::regclass AND attnum > 0 AND NOT attisdropped
+    AND attname <> ALL (CAST(:columns AS text[]))
+ORDER BY attnum;

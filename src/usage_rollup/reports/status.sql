@@ -1,0 +1,28 @@
+-- What there is to tell of a database; a table that is missing is not asked. The gap :table is the queue's name.
+
+-- name: tables
+SELECT relname FROM pg_catalog.pg_class
+WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p');
+
+-- name: revision
+SELECT max(version_num) FROM public.alembic_version;
+
+-- name: state
+-- As text, because an infinite time is no Python datetime.
+SELECT date_trunc('second', watermark_at)::text AS watermark, watermark_at > clock_timestamp() AS in_future,
+    date_trunc('second', last_run_started_at)::text AS started_at,
+    date_trunc('second', last_run_finished_at)::text AS finished_at,
+    last_run_rows AS rows, last_error AS error
+FROM public.task_usage_hourly_rollup_state WHERE id = 1;
+
+-- name: queue
+SELECT count(*) AS rows, date_trunc('second', min(enqueued_at))::text AS oldest FROM public.:table;
+
+-- name: backfill
+SELECT count(*) AS slices, count(walked_at) AS walked,
+    COALESCE(SUM(usage_rows) FILTER (WHERE walked_at IS NULL), 0)::bigint AS rows_left
+FROM public.task_usage_hourly_backfill;
+
+-- name: left_out
+SELECT before_hour::text, date_trunc('second', acknowledged_at)::text AS acknowledged_at, acknowledged_by
+FROM public.task_usage_hourly_left_out;
