@@ -168,6 +168,9 @@ def test_tick_of_the_product_is_run_by_its_name(head: Database, later: bool) -> 
     assert report["rows_changed"] == 1
     assert report["watermark_before"] == "2025-02-28 12:00:00+00"
     assert report["watermark_after"] > report["watermark_before"]
+    # Its own function says how long ago the last run was.
+    assert report["lag_s"] == 0
+    assert head.value("SELECT task_usage_hourly_rollup_lag_seconds()") > 0
     assert head.value(LAST_ERROR) is None
     assert head.value("SELECT sum(event_count) FROM task_usage_hourly") == 1
     assert advisory_locks(head) == []

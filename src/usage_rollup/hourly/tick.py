@@ -16,6 +16,7 @@ from ..errors import DatabaseUnavailable, LockBusy, StatementFailed, explain
 from ..session import advisory_lock
 from ..session.connection import transaction
 from . import pipeline
+from .pipeline import Reading
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +36,16 @@ def tick(session: sa.Connection) -> Tick:
 
     The transaction takes advisory lock 4246 first. When the tick fails it is rolled back, and the error
     is written to the state row in a transaction of its own, where the next successful tick clears it.
-    Entered and left outside a transaction. Raises UnsuitableDatabase before 102, LockBusy, which names
-    the holder and leaves the state row alone, and StatementFailed.
+    Where the pipeline is the product's, 102's measure of the lag is lent to the session first. Entered and left
+    outside a transaction. Raises UnsuitableDatabase before 102, LockBusy, which names the holder and leaves the
+    state row alone, and StatementFailed.
     """
     pipeline.require(session)
+    reading = pipeline.reading(session)
     started: datetime = session.scalar(sa.text("SELECT clock_timestamp()"))
     try:
         with transaction(session):
-            return _run(session)
+            return _run(session, reading)
     except DBAPIError as error:
         if not isinstance(error.orig, psycopg.Error):
             raise
@@ -56,7 +59,7 @@ def tick(session: sa.Connection) -> Tick:
         ) from error
 
 
-def _run(connection: sa.Connection) -> Tick:
+def _run(connection: sa.Connection, reading: Reading) -> Tick:
     # The tick tries the same lock, and would answer 0 both for nothing to do and for busy.
     if not connection.scalar(sa.text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": HOURLY_ROLLUP}):
         holders = advisory_lock.describe_holders(connection, HOURLY_ROLLUP)
@@ -69,7 +72,9 @@ def _run(connection: sa.Connection) -> Tick:
     rows = connection.scalar(sa.text("SELECT public.rollup_task_usage_hourly()"))
     # Not every release of the product's tick does it.
     connection.execute(sa.text(_CLEAR_ERROR))
-    return Tick(rows or 0, before, connection.scalar(sa.text(_WATERMARK)), connection.scalar(sa.text(_LAG)))
+    after = connection.scalar(sa.text(_WATERMARK))
+    # Not the function of the product's releases, which measures the time since the last run.
+    return Tick(rows or 0, before, after, connection.scalar(reading.sql(_LAG)))
 
 
 def _record(connection: sa.Connection, started: datetime, error: str) -> None:
@@ -82,6 +87,8 @@ def _record(connection: sa.Connection, started: datetime, error: str) -> None:
         reason = failure.orig if isinstance(failure, DBAPIError) else failure
         log.warning("last_error could not be written: %s", reason)
 
+
+_LAG = "SELECT public.task_usage_hourly_rollup_lag_seconds()"
 
 _WATERMARK = "SELECT watermark_at::text FROM public.task_usage_hourly_rollup_state WHERE id = 1"
 
@@ -99,17 +106,4 @@ ON CONFLICT (id) DO UPDATE SET
     last_run_finished_at = EXCLUDED.last_run_finished_at,
     last_error = EXCLUDED.last_error
 WHERE (s.last_run_finished_at BETWEEN EXCLUDED.last_run_started_at AND clock_timestamp()) IS NOT TRUE
-"""
-
-# By how much the watermark trails the newest event that has happened. Not the function of the
-# product's releases, which measures the time since the last run.
-_LAG = """
-SELECT COALESCE((
-    SELECT GREATEST(0, EXTRACT(EPOCH FROM
-        LEAST(clock_timestamp(), e.latest) - GREATEST(s.watermark_at, 'epoch')))
-    FROM public.task_usage_hourly_rollup_state s
-    CROSS JOIN (SELECT GREATEST(
-        (SELECT MAX(updated_at) FROM public.task_usage),
-        (SELECT MAX(created_at) FROM public.task_usage WHERE updated_at IS NULL))) AS e (latest)
-    WHERE s.id = 1 AND s.watermark_at < 'infinity' AND e.latest > '-infinity'), 0)::float8
 """
