@@ -101,8 +101,11 @@ def test_lag_is_that_of_the_data_where_the_products_own_function_says_fresh(
             "'2025-03-02 08:25+00'",
             "2 d 2 h behind the newest usage; catch up: usage-rollup backfill",
         ),
-        ("now() + interval '1 day'", "not known: the watermark lies in the future"),
-        ("'infinity'", "not known: the watermark lies in the future"),
+        (
+            "'9000-01-01 00:00+00'",
+            "not known: the watermark of the hourly rollup lies in the future: 9000-01-01 00:00:00+00",
+        ),
+        ("'infinity'", "not known: the watermark of the hourly rollup lies in the future: infinity"),
     ],
 )
 def test_lag_is_said_in_words(used: tuple[Database, World], watermark: str, said: str) -> None:

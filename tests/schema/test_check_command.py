@@ -255,9 +255,11 @@ def test_equal_is_one_line(head: Database) -> None:
 def test_terminal_shows_colours_and_a_pipe_none(head: Database, columns: int) -> None:
     head.execute("ALTER TABLE task_usage DISABLE TRIGGER trg_tu_dirty_hourly")
     screen = on_a_terminal(head, "check", columns=columns, colours=True)
-    assert "\x1b[31m-enabled" in screen
-    assert "\x1b[32m+disabled" in screen
-    assert max(len(line) for line in ESCAPES.sub("", screen).splitlines()) <= columns
+    assert "\x1b[31menabled" in screen
+    assert "\x1b[32mdisabled" in screen
+    plain = [line.rstrip() for line in ESCAPES.sub("", screen).splitlines()]
+    assert {"  -enabled", "  +disabled"} <= set(plain)
+    assert max(map(len, plain)) <= columns
     assert "\x1b" not in head.usage_rollup("check").stdout
 
 

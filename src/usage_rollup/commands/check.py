@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from ..schema import check as checking
 from ..session import connection
-from .output import DIFFERENCES, JsonOption, console, write_json
+from .output import DIFFERENCES, Fact, JsonOption, console, show_facts, write_json
 
 _STYLES = {"+": "green", "-": "red", "@": "cyan"}
 
@@ -30,25 +28,17 @@ def check(as_json: JsonOption = False) -> None:
 def _show(found: checking.Check) -> None:
     out = console()
     for difference in found.differences:
-        out.print(Text(f"{difference.kind}: {difference.object}", "bold"))
-        for line in difference.diff:
-            _line(out, line)
+        out.print(f"{difference.kind}: {difference.object}", style="bold")
+        # The sign in a column of its own: what is folded must not look like another line of the diff.
+        lines = [Fact(f"  {line[:1]}", line[1:], _STYLES.get(line[:1], "")) for line in difference.diff]
+        show_facts(out, lines, width=3)
         out.print()
     for variant in found.variants:
-        out.print(Text(f"known variant: {variant}"))
+        out.print(f"known variant: {variant}")
     for what in found.not_compared:
-        out.print(Text(f"not compared: {what}"))
+        out.print(f"not compared: {what}")
     if found.equal:
-        out.print(Text(f"the schema equals revision {found.revision}: {found.objects} objects compared"))
+        out.print(f"the schema equals revision {found.revision}: {found.objects} objects compared")
     else:
         count = len(found.differences)
-        out.print(Text(f"objects that differ: {count}; - is what the revisions make, + is what is here"))
-
-
-def _line(out: Console, line: str) -> None:
-    """Print a line of a diff: folded under its own beginning on a terminal, whole in a pipe."""
-    # Not as markup: a body may look like it.
-    text = Text(line, _STYLES.get(line[:1], ""))
-    lines = [text] if out.soft_wrap else text.wrap(out, out.width - 4)
-    for n, part in enumerate(lines):
-        out.print(Text("  " if n == 0 else "    ") + part)
+        out.print(f"objects that differ: {count}; - is what the revisions make, + is what is here")

@@ -1,14 +1,17 @@
-"""What every command shares: --json, a console, exit statuses."""
+"""What every command shares: --json, a console, facts, tables, units, exit statuses."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 # Exit statuses a script can rely on.
 REFUSED = 1
@@ -18,10 +21,45 @@ TRY_AGAIN = 75  # sysexits.h EX_TEMPFAIL
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
+# The width of a pipe. Nobody reads that far, and a table is no wider than what it holds.
+_UNBOUNDED = 10_000
+
+
+class Fact(NamedTuple):
+    """A value beside its name; a newline in it begins another line on a terminal, and is a `; ` in a pipe."""
+
+    label: str
+    value: str
+    style: str = ""
+
 
 def console() -> Console:
-    """Return where a person reads: folded to a terminal's width, as wide as it gets in a pipe."""
-    return Console(soft_wrap=not sys.stdout.isatty())
+    """Return where a person reads: folded to a terminal's width; whole, tables too, in a pipe.
+
+    Text is printed as it is: what a daemon or a database sends may look like markup.
+    """
+    folds = sys.stdout.isatty()
+    width = None if folds else _UNBOUNDED
+    return Console(soft_wrap=not folds, width=width, markup=False, highlight=False, emoji=False)
+
+
+def show_facts(out: Console, facts: Iterable[Fact], *, width: int | None = None) -> None:
+    """Print facts: in two columns on a terminal, folded under their own beginnings; in a pipe a line each.
+
+    `width` is what the labels' column takes, in a pipe too; without it a pipe gets `label: value`.
+    """
+    rows = list(facts)
+    if out.soft_wrap:
+        for label, value, style in rows:
+            before = f"{label}: " if width is None else label.ljust(width)
+            out.print(Text(before) + Text(value.replace("\n  ", "; ").replace("\n", "; "), style))
+        return
+    grid = Table.grid()
+    grid.add_column(no_wrap=True, width=width or max((len(row.label) for row in rows), default=0) + 2)
+    grid.add_column(overflow="fold")
+    for label, value, style in rows:
+        grid.add_row(Text(label, f"bold {style}"), Text(value, style))
+    out.print(grid)
 
 
 def write_json(result: Any) -> None:
@@ -29,3 +67,23 @@ def write_json(result: Any) -> None:
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
         result = dataclasses.asdict(result)
     sys.stdout.write(json.dumps(result, default=str, indent=2) + "\n")
+
+
+def size(count: int) -> str:
+    """Write a number of bytes: kB, MB or GB of 1,024 each."""
+    for unit, factor in (("GB", 1024**3), ("MB", 1024**2)):
+        if count >= factor:
+            return f"{count / factor:,.1f} {unit}"
+    return f"{count / 1024:,.0f} kB"
+
+
+def duration(seconds: float) -> str:
+    """Write a duration by its two greatest units; at least a second, and minutes alone below an hour."""
+    minutes, rest = divmod(max(1, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days:,} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if minutes else f"{rest} s"

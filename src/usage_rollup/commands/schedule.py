@@ -8,7 +8,6 @@ import os
 import sys
 
 import typer
-from rich.console import Console
 
 from ..contract import TICK_JOB
 from ..hourly import schedule as scheduling
@@ -59,9 +58,9 @@ def unschedule(as_json: JsonOption = False) -> None:
         out.print(f"removed from pg_cron: {TICK_JOB}" + (f" ({done.removed} jobs)" * (done.removed > 1)))
     else:
         reason = done.not_used.reason if done.not_used else "none of that name that this role can see"
-        out.print(f"there is no pg_cron job {TICK_JOB}: {reason}", highlight=False)
+        out.print(f"there is no pg_cron job {TICK_JOB}: {reason}")
     if done.ticks:
-        out.print(f"seen: {done.ticks}", highlight=False)
+        out.print(f"seen: {done.ticks}")
     out.print("Other places where a tick may be: `crontab -l`, `systemctl list-timers`,")
     out.print("`kubectl get cronjobs`, the product's server (since v0.3.17) and jobs of other roles.")
 
@@ -69,29 +68,25 @@ def unschedule(as_json: JsonOption = False) -> None:
 def _show_job(done: scheduling.Scheduled) -> None:
     out = console()
     again = " (replaced)" if done.replaced else ""
-    out.print(f"pg_cron job {done.job_id}{again}: {TICK_JOB}, {scheduling.PERIOD}", highlight=False)
-    out.print(f"  {scheduling.COMMAND}", highlight=False)
+    out.print(f"pg_cron job {done.job_id}{again}: {TICK_JOB}, {scheduling.PERIOD}")
+    out.print(f"  {scheduling.COMMAND}")
     # The job connects by itself, and pg_hba.conf may refuse it: only its runs can tell.
     out.print("Whether its runs succeed, five minutes from now:")
-    out.print("  SELECT status, return_message, end_time FROM cron.job_run_details", highlight=False)
-    out.print(f"  WHERE jobid = {done.job_id} ORDER BY runid DESC LIMIT 3", highlight=False)
+    out.print("  SELECT status, return_message, end_time FROM cron.job_run_details")
+    out.print(f"  WHERE jobid = {done.job_id} ORDER BY runid DESC LIMIT 3")
 
 
 def _show_recipes(unusable: scheduling.Unusable, ticks: str | None, ways: dict[str, str], user: str) -> None:
     out = console()
-    out.print(f"Not scheduled: {unusable.reason}.", style="bold", highlight=False)
+    out.print(f"Not scheduled: {unusable.reason}.", style="bold")
     if unusable.mend:
-        _paste(out, f"To use it, {unusable.mend}")
+        out.print(f"To use it, {unusable.mend}", soft_wrap=True)
     if ticks:
-        out.print(f"Something may tick already: {ticks}.", highlight=False)
+        out.print(f"Something may tick already: {ticks}.")
     out.print("Choose one of these. Each runs `usage-rollup tick` every five minutes; fill in the capitals.")
     for name, introduction in _INTRODUCTIONS.items():
         out.print()
-        out.print(introduction.format(user=user), style="bold", highlight=False)
+        out.print(introduction.format(user=user), style="bold")
         out.print()
-        _paste(out, ways[name].rstrip("\n"))
-
-
-def _paste(out: Console, text: str) -> None:
-    """Print `text` as it is: a line is never broken, whatever the width."""
-    out.print(text, soft_wrap=True, markup=False, highlight=False)
+        # To be pasted: a line is never broken, whatever the width.
+        out.print(ways[name].rstrip("\n"), soft_wrap=True)

@@ -7,7 +7,7 @@ from datetime import timedelta
 from ..contract import LAG_THRESHOLD
 from ..hourly import tick as ticks
 from ..session import connection
-from .output import JsonOption, console, write_json
+from .output import Fact, JsonOption, console, show_facts, write_json
 
 
 def tick(as_json: JsonOption = False) -> None:
@@ -23,8 +23,11 @@ def tick(as_json: JsonOption = False) -> None:
         return
     lag = timedelta(seconds=round(done.lag_s))
     out = console()
-    out.print(f"rows changed  {done.rows_changed:,}", highlight=False)
-    out.print(f"watermark     {done.watermark_before or 'none'} -> {done.watermark_after}", highlight=False)
-    out.print(f"data lag      {lag}", highlight=False)
+    facts = [
+        Fact("rows changed", f"{done.rows_changed:,}"),
+        Fact("watermark", f"{done.watermark_before or 'none'} -> {done.watermark_after}"),
+        Fact("data lag", str(lag)),
+    ]
+    show_facts(out, facts, width=14)
     if lag > LAG_THRESHOLD:
         out.print("One tick rolls up a day at most: `usage-rollup backfill` catches up at once.")

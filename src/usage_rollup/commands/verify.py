@@ -8,9 +8,7 @@ from typing import Annotated
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from ..hourly import verify as verification
 from ..session import connection
@@ -20,9 +18,6 @@ _HOUR = "%Y-%m-%d %H:%M"
 
 # Where the ids of usage rows fit beside the counts.
 _WIDE = 130
-
-# In a pipe nothing is folded.
-_UNBOUNDED = 10_000
 
 
 def verify(
@@ -49,13 +44,12 @@ def _show(verdict: verification.Verdict) -> None:
         say = f"hours that differ: {len(verdict.differences)}; mend them: usage-rollup backfill --repair"
     else:
         say = "the hourly rollup equals raw usage"
-    out.print(say, highlight=False)
+    out.print(say)
     out.print(f"watermark: {verdict.watermark}; hours pending, not judged: {verdict.pending_hours}")
     if verdict.not_compared:
         out.print(f"not compared, later releases added them: {', '.join(verdict.not_compared)}")
     for bucket in verdict.set_aside:
-        # Not as markup: what a daemon sends may look like it.
-        out.print(Text(f"set aside: {bucket.hour:{_HOUR}} agent {bucket.agent_id}: {bucket.error}"))
+        out.print(f"set aside: {bucket.hour:{_HOUR}} agent {bucket.agent_id}: {bucket.error}")
     if verdict.legacy_excess:
         table = _table("only in", "day", "workspace", "model", "tokens there", "in raw usage")
         for x in verdict.legacy_excess:
@@ -63,16 +57,16 @@ def _show(verdict: verification.Verdict) -> None:
                 x.rollup,
                 str(x.day),
                 str(x.workspace_id),
-                escape(x.model),
+                x.model,
                 f"{x.legacy_tokens:,}",
                 f"{x.raw_tokens:,}",
             )
-        _print(out, table)
+        out.print(table)
 
 
 def _show_differences(out: Console, differences: list[verification.Difference]) -> None:
     table = _table("hour (UTC)", "events expected", "found", "tokens expected", "found")
-    wide = out.soft_wrap or out.width >= _WIDE
+    wide = out.width >= _WIDE
     if wide:
         table.add_column("first usage rows")
     for d in differences:
@@ -84,11 +78,11 @@ def _show_differences(out: Console, differences: list[verification.Difference]) 
             f"{d.found_tokens:,}",
             *(["\n".join(map(str, d.usage_ids))] if wide else []),
         )
-    _print(out, table)
+    out.print(table)
     for d in differences if not wide else ():
         if d.usage_ids:
             ids = "\n".join(f"  {usage_id}" for usage_id in d.usage_ids)
-            out.print(f"first usage rows of {d.hour:{_HOUR}}:\n{ids}", highlight=False)
+            out.print(f"first usage rows of {d.hour:{_HOUR}}:\n{ids}")
 
 
 def _table(*columns: str) -> Table:
@@ -96,8 +90,3 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
-
-
-def _print(out: Console, table: Table) -> None:
-    """Print `table` whole: folded on a terminal, as wide as it is in a pipe."""
-    out.print(table, width=_UNBOUNDED if out.soft_wrap else None)

@@ -36,9 +36,9 @@ def tick(session: sa.Connection) -> Tick:
 
     The transaction takes advisory lock 4246 first. When the tick fails it is rolled back, and the error
     is written to the state row in a transaction of its own, where the next successful tick clears it.
-    Where the pipeline is the product's, 102's measure of the lag is lent to the session first. Entered and left
-    outside a transaction. Raises UnsuitableDatabase before 102, LockBusy, which names the holder and leaves the
-    state row alone, and StatementFailed.
+    Where the pipeline is the product's, 102's measure of the lag is lent to the session first. Entered and
+    left outside a transaction. Raises UnsuitableDatabase before 102, LockBusy, which names the holder and
+    leaves the state row alone, and StatementFailed.
     """
     pipeline.require(session)
     reading = pipeline.reading(session)

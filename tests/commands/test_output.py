@@ -1,0 +1,46 @@
+"""What the commands share to print with: units in words, and facts that are never folded or cut in a pipe."""
+
+from __future__ import annotations
+
+import pytest
+from rich.table import Table
+
+from usage_rollup.commands.output import Fact, console, duration, show_facts, size
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "1 s"),
+        (59.4, "59 s"),
+        (60, "1 min"),
+        (3599, "59 min"),
+        (5400, "1 h 30 min"),
+        (180_000, "2 d 2 h"),
+        (90_000_000, "1,041 d 16 h"),
+    ],
+)
+def test_duration_is_said_by_its_two_greatest_units(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(0, "0 kB"), (350_000, "342 kB"), (1024**2, "1.0 MB"), (5000 * 1024**3, "5,000.0 GB")],
+)
+def test_size_is_said_in_the_greatest_unit(count: int, said: str) -> None:
+    assert size(count) == said
+
+
+def test_in_a_pipe_a_fact_is_one_line_whatever_it_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    odd = "[bold]no markup[/bold] :smile: " + "long " * 100
+    show_facts(console(), [Fact("odd", odd, "red"), Fact("step", "one\n  locks two\nthree")])
+    show_facts(console(), [Fact("label", "value")], width=12)
+    assert capsys.readouterr().out == f"odd: {odd}\nstep: one; locks two; three\nlabel       value\n"
+
+
+def test_in_a_pipe_a_table_is_as_wide_as_it_gets(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("model", box=None)
+    table.add_row("[x] :smile: " + "m" * 300)
+    console().print(table)
+    assert "[x] :smile: " + "m" * 300 in capsys.readouterr().out
