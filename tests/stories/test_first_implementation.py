@@ -57,7 +57,7 @@ def waits_or_is_done(pipeline: Pipeline, session: psycopg.Connection[Any], runni
 def hook_waits(pipeline: Pipeline, *, polls: bool = False) -> None:
     """Wait until the hook is blocked by a lock; ours asks again and again for an advisory one."""
     condition = (
-        "state = 'idle' AND query IN ('BEGIN', 'COMMIT')"
+        "state = 'idle' AND query LIKE '%pg_try_advisory_lock%'"
         if polls and not pipeline.naive
         else "wait_event_type = 'Lock'"
     )
