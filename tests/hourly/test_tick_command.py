@@ -11,6 +11,7 @@ from psycopg import errors
 
 from tests.support.database import Database
 from tests.support.product import event, small_world, wait_until
+from tests.support.roles import MakeRole, give_everything_to
 from tests.support.rollup import TICK
 from tests.support.shapes import make_products
 from tests.support.walks import advisory_locks, runners
@@ -174,6 +175,20 @@ def test_tick_of_the_product_is_run_by_its_name(head: Database, later: bool) -> 
     assert head.value(LAST_ERROR) is None
     assert head.value("SELECT sum(event_count) FROM task_usage_hourly") == 1
     assert advisory_locks(head) == []
+
+
+def test_role_that_may_make_no_temporary_objects_ticks_all_the_same(
+    head: Database, make_role: MakeRole
+) -> None:
+    event(head.url, small_world(head.url), "2025-03-01 10:15+00")
+    make_products(head, later=False)
+    set_watermark(head, "'2025-02-28 12:00+00'")
+    owner = make_role("owner")
+    give_everything_to(head, owner)
+    head.execute(f"REVOKE TEMPORARY ON DATABASE {head.name} FROM PUBLIC")
+    report = ticked(head, DATABASE_URL=head.url_of(owner))
+    assert (report["rows_changed"], report["lag_s"]) == (1, None)
+    assert head.value("SELECT sum(event_count) FROM task_usage_hourly") == 1
 
 
 def test_before_102_there_is_nothing_to_tick_and_the_next_command_is_named(v034: Database) -> None:

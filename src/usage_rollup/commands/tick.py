@@ -21,13 +21,13 @@ def tick(as_json: JsonOption = False) -> None:
     if as_json:
         write_json(done)
         return
-    lag = timedelta(seconds=round(done.lag_s))
+    lag = None if done.lag_s is None else timedelta(seconds=round(done.lag_s))
     out = console()
     facts = [
         Fact("rows changed", f"{done.rows_changed:,}"),
         Fact("watermark", f"{done.watermark_before or 'none'} -> {done.watermark_after}"),
-        Fact("data lag", str(lag)),
+        Fact("data lag", "not known to this role" if lag is None else str(lag)),
     ]
     show_facts(out, facts, width=14)
-    if lag > LAG_THRESHOLD:
+    if lag is not None and lag > LAG_THRESHOLD:
         out.print("One tick rolls up a day at most: `usage-rollup backfill` catches up at once.")

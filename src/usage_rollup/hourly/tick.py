@@ -16,19 +16,21 @@ from ..errors import DatabaseUnavailable, LockBusy, StatementFailed, explain
 from ..session import advisory_lock
 from ..session.connection import transaction
 from . import pipeline
-from .pipeline import Reading
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Tick:
-    """What one tick did. Watermarks are text as PostgreSQL writes it, in UTC: they may be infinite."""
+    """What one tick did. Watermarks are text as PostgreSQL writes it, in UTC: they may be infinite.
+
+    `lag_s` is None where this role may not have 102's measure lent to it.
+    """
 
     rows_changed: int
     watermark_before: str | None
     watermark_after: str | None
-    lag_s: float
+    lag_s: float | None
 
 
 def tick(session: sa.Connection) -> Tick:
@@ -36,16 +38,15 @@ def tick(session: sa.Connection) -> Tick:
 
     The transaction takes advisory lock 4246 first. When the tick fails it is rolled back, and the error
     is written to the state row in a transaction of its own, where the next successful tick clears it.
-    Where the pipeline is the product's, 102's measure of the lag is lent to the session first. Entered and
-    left outside a transaction. Raises UnsuitableDatabase before 102, LockBusy, which names the holder and
+    Where the pipeline is the product's, 102's measure of the lag is lent to the session. Entered and left
+    outside a transaction. Raises UnsuitableDatabase before 102, LockBusy, which names the holder and
     leaves the state row alone, and StatementFailed.
     """
     pipeline.require(session)
-    reading = pipeline.reading(session)
     started: datetime = session.scalar(sa.text("SELECT clock_timestamp()"))
     try:
         with transaction(session):
-            return _run(session, reading)
+            done = _run(session)
     except DBAPIError as error:
         if not isinstance(error.orig, psycopg.Error):
             raise
@@ -57,9 +58,21 @@ def tick(session: sa.Connection) -> Tick:
         raise StatementFailed(
             dataclasses.replace(report, message=f"the tick was rolled back: {report.message}")
         ) from error
+    return dataclasses.replace(done, lag_s=_lag(session))
 
 
-def _run(connection: sa.Connection, reading: Reading) -> Tick:
+def _lag(session: sa.Connection) -> float | None:
+    """Return by how many seconds the data lags; the product's function measures the last run."""
+    try:
+        lag_s: float = session.scalar(pipeline.reading(session).sql(_LAG))
+        return lag_s
+    except DBAPIError as error:
+        if isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+            return None
+        raise
+
+
+def _run(connection: sa.Connection) -> Tick:
     # The tick tries the same lock, and would answer 0 both for nothing to do and for busy.
     if not connection.scalar(sa.text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": HOURLY_ROLLUP}):
         holders = advisory_lock.describe_holders(connection, HOURLY_ROLLUP)
@@ -72,9 +85,7 @@ def _run(connection: sa.Connection, reading: Reading) -> Tick:
     rows = connection.scalar(sa.text("SELECT public.rollup_task_usage_hourly()"))
     # Not every release of the product's tick does it.
     connection.execute(sa.text(_CLEAR_ERROR))
-    after = connection.scalar(sa.text(_WATERMARK))
-    # Not the function of the product's releases, which measures the time since the last run.
-    return Tick(rows or 0, before, after, connection.scalar(reading.sql(_LAG)))
+    return Tick(rows or 0, before, connection.scalar(sa.text(_WATERMARK)), None)
 
 
 def _record(connection: sa.Connection, started: datetime, error: str) -> None:
