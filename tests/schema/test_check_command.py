@@ -166,6 +166,19 @@ def test_snapshot_reads_back_what_it_wrote() -> None:
             ["  +column timezone text NOT NULL"],
         ),
         (
+            'ALTER TABLE "user" DROP COLUMN timezone',
+            "changed: table user",
+            ["  -column timezone text"],
+        ),
+        (
+            "ALTER TABLE task_usage ALTER COLUMN updated_at SET NOT NULL",
+            "changed: table task_usage",
+            [
+                "  -column updated_at timestamp with time zone",
+                "  +column updated_at timestamp with time zone",
+            ],
+        ),
+        (
             "DROP INDEX idx_task_usage_updated_at",
             "changed: table task_usage",
             ["  -index idx_task_usage_updated_at btree (updated_at)"],

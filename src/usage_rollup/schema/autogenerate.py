@@ -1,4 +1,4 @@
-"""What `alembic check` compares: our tables, and the product's as far as this project relies on them."""
+"""What `alembic check` compares: the tables this project makes; `usage-rollup check` compares everything."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import sqlalchemy as sa
 
 from ..contract import HOURLY, LEGACY
 from . import later_releases
-from .metadata import METADATA, OWNED
-from .product_metadata import PRODUCTS
+from .metadata import METADATA
 
 # The tables of our 102, which the product's own has not got.
-PRIVATE = OWNED - HOURLY.columns.keys()
+PRIVATE = METADATA.tables.keys() - HOURLY.columns.keys()
 
 
 def options(connection: sa.Connection) -> dict[str, Any]:
@@ -28,14 +27,11 @@ def options(connection: sa.Connection) -> dict[str, Any]:
         return later_releases.find(connection)
 
     def include_object(item: Any, name: str | None, kind: str, reflected: bool, other: object) -> bool:
-        table = name if kind == "table" else item.table.name
-        only_here = reflected and other is None
-        if table in PRODUCTS:
-            # What 104 dropped is not one of the product's further columns.
-            return not standing().beyond and (not only_here or (table, name) == ("agent_runtime", "timezone"))
-        if only_here and kind == "column" and name in later_releases.COST_COLUMNS:
+        if other is not None:
+            return True
+        if reflected and kind == "column" and name in later_releases.COST_COLUMNS:
             return not standing().records("213")
-        if name in PRIVATE and not reflected and other is None:
+        if not reflected and name in PRIVATE:
             return not standing().products_pipeline
         return True
 
@@ -44,7 +40,7 @@ def options(connection: sa.Connection) -> dict[str, Any]:
         "include_name": _include_name,
         "include_object": include_object,
         "compare_server_default": True,
-        # Comments are the check command's: those of the product's tables are its own.
+        # Comments are the check command's: where the pipeline is the product's, they are its own.
         "autogenerate_plugins": [
             "alembic.autogenerate.*",
             "~alembic.autogenerate.comments",
@@ -54,7 +50,7 @@ def options(connection: sa.Connection) -> dict[str, Any]:
 
 
 def _include_name(name: str | None, kind: str, parents: Mapping[Any, Any]) -> bool:
-    """Leave the product's other tables alone, unread."""
+    """Leave the product's tables alone, unread."""
     if kind != "table" or name is None:
         return True
     return name in METADATA.tables or name in LEGACY.columns or name.startswith("task_usage_hourly")

@@ -1,8 +1,7 @@
 """The tables this project owns, as they stand at head, for `alembic check` and for readers.
 
 `doc` says what a column means; comments in the database are checked by `usage-rollup check`. Times are
-timestamptz, tokens are counts, ids are UUIDs of the product's rows. product_metadata.py adds the tables
-this project reads.
+timestamptz, tokens are counts, ids are UUIDs of the product's rows.
 """
 
 from __future__ import annotations
@@ -19,36 +18,38 @@ BIGINT, SMALLINT = sa.BigInteger(), sa.SmallInteger()
 NOW, ZERO = sa.text("now()"), sa.text("0")
 
 
-def column(name: str, type_: Any, doc: str, *args: Any, null: bool = False, **options: Any) -> sa.Column[Any]:
+def _column(
+    name: str, type_: Any, doc: str, *args: Any, null: bool = False, **options: Any
+) -> sa.Column[Any]:
     """Make a column, NOT NULL unless `null`, that says what it means."""
     return sa.Column(name, type_, *args, doc=doc, nullable=null, **options)
 
 
-def tokens() -> list[sa.Column[Any]]:
-    """Make the four token counters, which raw usage and rollup share."""
+def _tokens() -> list[sa.Column[Any]]:
+    """Make the four token counters."""
     return [
-        column("input_tokens", BIGINT, "Tokens sent to the model.", server_default=ZERO),
-        column("output_tokens", BIGINT, "Tokens the model wrote.", server_default=ZERO),
-        column("cache_read_tokens", BIGINT, "Tokens read from the cache.", server_default=ZERO),
-        column("cache_write_tokens", BIGINT, "Tokens written to the cache.", server_default=ZERO),
+        _column("input_tokens", BIGINT, "Tokens sent to the model.", server_default=ZERO),
+        _column("output_tokens", BIGINT, "Tokens the model wrote.", server_default=ZERO),
+        _column("cache_read_tokens", BIGINT, "Tokens read from the cache.", server_default=ZERO),
+        _column("cache_write_tokens", BIGINT, "Tokens written to the cache.", server_default=ZERO),
     ]
 
 
 def _bucket() -> list[sa.Column[Any]]:
     """Return the columns that name a bucket's hour and whose usage it is."""
     return [
-        column("bucket_hour", TIME, "The start of the UTC hour of task_usage.created_at."),
-        column("workspace_id", ID, "The workspace of the agent."),
-        column("runtime_id", ID, "The runtime of the task."),
-        column("agent_id", ID, "The agent of the task."),
-        column("project_id", ID, "The project of the task's issue now; NULL for none.", null=True),
+        _column("bucket_hour", TIME, "The start of the UTC hour of task_usage.created_at."),
+        _column("workspace_id", ID, "The workspace of the agent."),
+        _column("runtime_id", ID, "The runtime of the task."),
+        _column("agent_id", ID, "The agent of the task."),
+        _column("project_id", ID, "The project of the task's issue now; NULL for none.", null=True),
     ]
 
 
 def _label() -> list[sa.Column[Any]]:
     return [
-        column("provider", TEXT, "Who runs the model, as reported; may be empty."),
-        column("model", TEXT, "The model, as reported."),
+        _column("provider", TEXT, "Who runs the model, as reported; may be empty."),
+        _column("model", TEXT, "The model, as reported."),
     ]
 
 
@@ -58,7 +59,7 @@ def _unique_bucket(name: str, *labels: str) -> sa.UniqueConstraint:
 
 
 def _one_row(name: str) -> tuple[sa.Column[Any], sa.CheckConstraint]:
-    number = column(
+    number = _column(
         "id",
         SMALLINT,
         "Always 1: the table has at most one row.",
@@ -76,10 +77,10 @@ hourly = sa.Table(
     METADATA,
     *_bucket(),
     *_label(),
-    *tokens(),
-    column("task_count", BIGINT, "How many tasks used tokens.", server_default=ZERO),
-    column("event_count", BIGINT, "How many rows of task_usage it sums.", server_default=ZERO),
-    column("updated_at", TIME, "When the bucket last changed.", server_default=NOW),
+    *_tokens(),
+    _column("task_count", BIGINT, "How many tasks used tokens.", server_default=ZERO),
+    _column("event_count", BIGINT, "How many rows of task_usage it sums.", server_default=ZERO),
+    _column("updated_at", TIME, "When the bucket last changed.", server_default=NOW),
     _unique_bucket("uq_task_usage_hourly_key", "provider", "model"),
 )
 for _name, *_by in (
@@ -101,7 +102,7 @@ sa.Table(
     METADATA,
     *_bucket(),
     *_label(),
-    column("enqueued_at", TIME, "When the bucket was queued.", server_default=NOW),
+    _column("enqueued_at", TIME, "When the bucket was queued.", server_default=NOW),
     _unique_bucket("uq_task_usage_hourly_dirty_key", "provider", "model"),
     sa.Index("idx_task_usage_hourly_dirty_enqueued_at", "enqueued_at"),
 )
@@ -110,26 +111,26 @@ sa.Table(
     "task_usage_hourly_rollup_state",
     METADATA,
     *_one_row("task_usage_hourly_rollup_state_id_check"),
-    column(
+    _column(
         "watermark_at",
         TIME,
         "Every event before it is rolled up or queued.",
         server_default="1970-01-01 00:00:00+00",
     ),
-    column("last_run_started_at", TIME, "When the last tick began.", null=True),
-    column("last_run_finished_at", TIME, "When the last tick ended.", null=True),
-    column("last_run_rows", BIGINT, "Buckets the last tick changed.", server_default=ZERO),
-    column("last_error", TEXT, "Why the last tick failed; NULL after a good one.", null=True),
+    _column("last_run_started_at", TIME, "When the last tick began.", null=True),
+    _column("last_run_finished_at", TIME, "When the last tick ended.", null=True),
+    _column("last_run_rows", BIGINT, "Buckets the last tick changed.", server_default=ZERO),
+    _column("last_error", TEXT, "Why the last tick failed; NULL after a good one.", null=True),
 )
 
 sa.Table(
     "task_usage_hourly_invalidation",
     METADATA,
-    column("bucket_hour", TIME, "The UTC hour to recompute.", null=True),
-    column("task_id", ID, "The task whose hours to recompute.", null=True),
-    column("issue_id", ID, "The issue whose tasks' hours to recompute.", null=True),
-    column("agent_id", ID, "The agent whose tasks' hours to recompute.", null=True),
-    column("enqueued_at", TIME, "When it was queued: the writer's now().", server_default=NOW),
+    _column("bucket_hour", TIME, "The UTC hour to recompute.", null=True),
+    _column("task_id", ID, "The task whose hours to recompute.", null=True),
+    _column("issue_id", ID, "The issue whose tasks' hours to recompute.", null=True),
+    _column("agent_id", ID, "The agent whose tasks' hours to recompute.", null=True),
+    _column("enqueued_at", TIME, "When it was queued: the writer's now().", server_default=NOW),
     sa.CheckConstraint(
         "num_nonnulls(bucket_hour, task_id, issue_id, agent_id) <= 1",
         name="ck_task_usage_hourly_invalidation_subject",
@@ -139,20 +140,20 @@ sa.Table(
 sa.Table(
     "task_usage_hourly_backfill",
     METADATA,
-    column("from_hour", TIME, "The UTC hour the slice begins with.", primary_key=True),
-    column("to_hour", TIME, "The UTC hour it ends before."),
-    column("usage_rows", BIGINT, "Rows of task_usage in it when it was planned."),
-    column("horizon_at", TIME, "Where the watermark goes when every slice is walked."),
-    column("walked_at", TIME, "When the slice was walked; NULL until then.", null=True),
+    _column("from_hour", TIME, "The UTC hour the slice begins with.", primary_key=True),
+    _column("to_hour", TIME, "The UTC hour it ends before."),
+    _column("usage_rows", BIGINT, "Rows of task_usage in it when it was planned."),
+    _column("horizon_at", TIME, "Where the watermark goes when every slice is walked."),
+    _column("walked_at", TIME, "When the slice was walked; NULL until then.", null=True),
     sa.CheckConstraint("from_hour < to_hour", name="ck_task_usage_hourly_backfill_range"),
 )
 
 sa.Table(
     "task_usage_hourly_left_out",
     METADATA,
-    column("before_hour", TIME, "Usage created before it has no buckets, on purpose."),
-    column("acknowledged_at", TIME, "When that was decided.", server_default=NOW),
-    column("acknowledged_by", TEXT, "The role that did.", server_default=sa.text("SESSION_USER")),
+    _column("before_hour", TIME, "Usage created before it has no buckets, on purpose."),
+    _column("acknowledged_at", TIME, "When that was decided.", server_default=NOW),
+    _column("acknowledged_by", TEXT, "The role that did.", server_default=sa.text("SESSION_USER")),
     *_one_row("ck_task_usage_hourly_left_out_one_row"),
 )
 
@@ -160,12 +161,10 @@ sa.Table(
     "task_usage_hourly_set_aside",
     METADATA,
     *_bucket(),
-    column("label_digest", TEXT, "A digest of provider and model, which may be too long to index."),
-    column("label_start", TEXT, "How provider and model begin."),
-    column("sqlstate", TEXT, "PostgreSQL's error code, five characters."),
-    column("error", TEXT, "PostgreSQL's message."),
-    column("set_aside_at", TIME, "When the bucket was refused.", server_default=NOW),
+    _column("label_digest", TEXT, "A digest of provider and model, which may be too long to index."),
+    _column("label_start", TEXT, "How provider and model begin."),
+    _column("sqlstate", TEXT, "PostgreSQL's error code, five characters."),
+    _column("error", TEXT, "PostgreSQL's message."),
+    _column("set_aside_at", TIME, "When the bucket was refused.", server_default=NOW),
     _unique_bucket("uq_task_usage_hourly_set_aside_key", "label_digest"),
 )
-
-OWNED = frozenset(METADATA.tables)
