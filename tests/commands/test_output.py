@@ -7,6 +7,8 @@ from rich.table import Table
 
 from usage_rollup.commands.output import Fact, console, duration, show_facts, size
 
+pytestmark = pytest.mark.offline
+
 
 @pytest.mark.parametrize(
     ("seconds", "said"),

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import pytest
 
-from tests.support.database import Database
+from tests.support.database import Database, MakeDatabase
 from usage_rollup import revisions
 from usage_rollup.contract import BASELINE, HOURLY, LEGACY
 from usage_rollup.hourly import pipeline
 from usage_rollup.session.connection import transaction
 
-MakeDatabase = Callable[[str], Database]
+pytestmark = pytest.mark.server
 
 OURS_IN_TEMP = """
 SELECT relname AS name FROM pg_class WHERE relnamespace = pg_my_temp_schema() AND relkind = 'r'

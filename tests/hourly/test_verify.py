@@ -12,8 +12,6 @@ from tests.support.shapes import COST_COLUMNS, make_products
 from tests.support.terminal import on_a_terminal
 from tests.support.walks import wait_until_blocked
 
-pytestmark = pytest.mark.server
-
 FALSIFY = (
     "UPDATE task_usage_hourly SET input_tokens = input_tokens + 1 WHERE bucket_hour = '2025-03-01 10:00+00'"
 )

@@ -31,7 +31,7 @@ from tests.support.walks import (
 from usage_rollup.errors import ConfigurationError
 from usage_rollup.session.connection import DEFAULT_STARTUP_TIMEOUT_S, connect, startup_timeout_s
 
-pytestmark = [pytest.mark.server, pytest.mark.process]
+pytestmark = pytest.mark.process
 
 HOSTILE = {
     "application_name": "somebody",

@@ -23,8 +23,6 @@ from tests.support.naive import Naive, NaiveRefusal, Ours, Pipeline
 from tests.support.product import LONG_MODEL, World, event, small_world, task, upsert_usage, usage, wait_until
 from tests.support.sessions import is_blocked
 
-pytestmark = pytest.mark.long
-
 WINDOW = "SELECT public.rollup_task_usage_hourly_window('-infinity', 'infinity')"
 BOUNDED = "-c statement_timeout=20s"
 DOES_NOT_WAIT = "-c lock_timeout=500ms -c statement_timeout=20s"
