@@ -34,7 +34,7 @@ WATERMARK_WITHIN_THRESHOLD = "watermark_within_threshold"
 # How often hours that differ are recomputed before somebody has to look.
 _REPAIRS = 2
 
-# What the walk reads: it needs statistics.
+# What the walk reads.
 _ANALYZED = ("task_usage", "agent_task_queue", "agent", "issue")
 
 # What backfill.sql, which does the same in a script, takes from here.
@@ -221,9 +221,7 @@ def _skip(reason: str) -> Backfill:
     return Backfill(skipped=reason)
 
 
-_PUT_STATE_BACK = """
-INSERT INTO public.task_usage_hourly_rollup_state (id) VALUES (1) ON CONFLICT (id) DO NOTHING
-"""
+_PUT_STATE_BACK = "INSERT INTO public.task_usage_hourly_rollup_state (id) VALUES (1) ON CONFLICT DO NOTHING"
 
 _STATE = """
 SELECT NOT EXISTS (SELECT FROM public.task_usage) AS empty,
