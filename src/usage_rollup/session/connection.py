@@ -158,12 +158,19 @@ def connect(
     that is too old. Returns outside a transaction.
     """
 
+    seen_up = False
+
     def not_accepting(error: BaseException) -> bool:
+        nonlocal seen_up
         if not isinstance(error, psycopg.OperationalError):
             return False
         # Without encryption, because a ping that insists on what the server lacks sees no response.
         plain = make_conninfo(conninfo, sslmode="disable", gssencmode="disable")
-        return pq.PGconn.ping(plain.encode()) in (pq.Ping.REJECT, pq.Ping.NO_RESPONSE)
+        if pq.PGconn.ping(plain.encode()) in (pq.Ping.REJECT, pq.Ping.NO_RESPONSE):
+            return True
+        # It may have come up between the attempt and this look: once more, then the refusal is its own.
+        first, seen_up = not seen_up, True
+        return first
 
     started = time.monotonic()
     retrying = Retrying(
@@ -172,7 +179,7 @@ def connect(
         wait=wait_exponential(multiplier=0.1, max=2.0),
         before_sleep=lambda state: (
             log.info("waiting up to %.0f s for the database", timeout_s)
-            if state.attempt_number == 1
+            if state.attempt_number == 1 and not seen_up
             else None
         ),
         reraise=True,
