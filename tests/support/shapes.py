@@ -12,14 +12,17 @@ from tests.support.database import ROOT, Database
 _OURS_AWAY = ROOT / "alembic" / "versions" / "102_task_usage_hourly_pipeline.down.sql"
 _PRODUCTS = Path(__file__).parent / "naive_pipeline.sql"
 
-# What 213 does to the hourly table.
+# What 213 does to the hourly table, as v0.4.10 has it; the words of the comments are ours.
 COST_COLUMNS = """
 ALTER TABLE public.task_usage_hourly
     ADD COLUMN cost_usd_ticks bigint NOT NULL DEFAULT 0,
-    ADD COLUMN uncosted_input_tokens bigint NOT NULL DEFAULT 0,
-    ADD COLUMN uncosted_output_tokens bigint NOT NULL DEFAULT 0,
-    ADD COLUMN uncosted_cache_read_tokens bigint NOT NULL DEFAULT 0,
-    ADD COLUMN uncosted_cache_write_tokens bigint NOT NULL DEFAULT 0
+    ADD COLUMN uncosted_input_tokens bigint,
+    ADD COLUMN uncosted_output_tokens bigint,
+    ADD COLUMN uncosted_cache_read_tokens bigint,
+    ADD COLUMN uncosted_cache_write_tokens bigint;
+COMMENT ON COLUMN public.task_usage_hourly.cost_usd_ticks IS 'What it cost:
+the provider''s own word, in ticks.';
+COMMENT ON COLUMN public.task_usage_hourly.uncosted_input_tokens IS 'Tokens whose cost nobody knows.'
 """
 
 # What 213 and 251 do to others.

@@ -18,15 +18,18 @@ from ..hourly import pipeline
 from ..runner import adoption
 from .catalog import Catalog
 
-COST_COLUMNS = frozenset(
-    {
-        "cost_usd_ticks",
-        "uncosted_input_tokens",
-        "uncosted_output_tokens",
-        "uncosted_cache_read_tokens",
-        "uncosted_cache_write_tokens",
-    }
-)
+COST_COLUMNS = {
+    "cost_usd_ticks": "bigint NOT NULL DEFAULT 0",
+    "uncosted_input_tokens": "bigint",
+    "uncosted_output_tokens": "bigint",
+    "uncosted_cache_read_tokens": "bigint",
+    "uncosted_cache_write_tokens": "bigint",
+}
+
+# What a comment says, which may take several lines.
+_TEXT = "E?'(?:[^']|'')*'"
+
+_COST_LINES = "|".join(f"column {name} {kind}|comment {name} {_TEXT}" for name, kind in COST_COLUMNS.items())
 
 _WINDOW = "function rollup_task_usage_hourly_window(timestamp with time zone, timestamp with time zone)"
 _TICK = "function rollup_task_usage_hourly()"
@@ -116,9 +119,14 @@ def _pipeline(expected: Catalog, found: Catalog) -> Catalog:
 
 def _with_notes_of(expected: str, found: str) -> str:
     """Return `found` with the comments and the replica identity of `expected`."""
-    note = re.compile(r"comment |replica identity ")
-    kept = [line for line in found.split("\n") if not note.match(line)]
-    return "\n".join(sorted(kept + [line for line in expected.split("\n") if note.match(line)]))
+    notes = rf"comment (?:\S+ )?{_TEXT}|replica identity \w+"
+    ours = re.findall(rf"^(?:{notes})$", expected, re.MULTILINE)
+    return "\n".join(sorted([*_without(notes, found).split("\n"), *ours]))
+
+
+def _without(lines: str, text: str) -> str:
+    """Return a table's text without the lines that match."""
+    return re.sub(rf"^(?:{lines})$\n?", "", text, flags=re.MULTILINE).rstrip("\n")
 
 
 def _replaced(name: str) -> Callable[[Catalog, Catalog], Catalog]:
@@ -132,12 +140,10 @@ def _replaced(name: str) -> Callable[[Catalog, Catalog], Catalog]:
 
 
 def _costs(expected: Catalog, found: Catalog) -> Catalog:
-    """Accept 213's columns, and its window."""
+    """Accept 213's columns, their comments, and its window."""
     table = "table task_usage_hourly"
-    columns = {f"column {name} bigint NOT NULL DEFAULT 0" for name in COST_COLUMNS}
     if table in found:
-        lines = [line for line in found[table].split("\n") if line not in columns]
-        found = {**found, table: "\n".join(lines)}
+        found = {**found, table: _without(_COST_LINES, found[table])}
     return _replaced(_WINDOW)(expected, found)
 
 
