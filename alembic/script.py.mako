@@ -10,7 +10,7 @@ Rules for the SQL beside this file, <revision>_<slug>.up.sql and .down.sql:
 * names qualified or search_path pinned; constraints and indexes named; timestamptz;
 * guards fail closed: RAISE with MESSAGE, DETAIL (measured values) and HINT (the next command);
 * the file name is the ledger stem: add it to usage_rollup.contract.STEMS;
-* table locks are named here, in `lock=`, never waited for in the SQL;
+* table locks are named here, in LOCK, never waited for in the SQL;
 * beside the module of a hook (`before_upgrade`) lies a .sql file of its name, which does the same in a script;
 * with the commit: `make freeze`, because a released file never changes, and `make snapshot`.
 """
@@ -22,9 +22,12 @@ down_revision = ${f'"{down_revision}"' if down_revision else None}
 branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
 
+# Lock mode to tables of schema public; preflight tells who is in the way of them.
+LOCK: dict[str, list[str]] = {}
+
 
 def upgrade() -> None:
-    apply_sql(__file__, "up")
+    apply_sql(__file__, "up", lock=LOCK)
 
 
 def downgrade() -> None:

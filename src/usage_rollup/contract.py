@@ -20,6 +20,10 @@ STEMS = {
 
 HEAD = max(STEMS)
 
+# The last step of the field that this chain knows: what follows it here is ours alone, and in no database
+# that the product's own runner made, whose own steps go on with other names and the same numbers.
+LAST_SHARED = "104"
+
 # The product's first step after this chain. It stands on nothing of ours; later ones may.
 NEXT_STEM = "105_issue_metadata"
 

@@ -59,6 +59,15 @@ def test_dry_run_shows_every_month_and_writes_nothing(at_102: Database, months: 
     assert row_versions(at_102) == before
 
 
+def test_dry_run_shows_what_a_partial_backfill_would_walk(at_102: Database, months: list[datetime]) -> None:
+    arguments = ("backfill", "--months-back", "1", "--force-partial")
+    planned = json.loads(at_102.usage_rollup(*arguments, "--dry-run", "--json").stdout)["slices"]
+    done = json.loads(at_102.usage_rollup(*arguments, "--json").stdout)
+    assert len(planned) == done["slices"] < len(months)
+    assert sum(one["usage_rows"] for one in planned) == done["rows"]
+    assert at_102.usage_rollup("backfill").returncode == 0
+
+
 def test_dry_run_after_a_backfill_finds_nothing_to_walk(at_102: Database, months: list[datetime]) -> None:
     heal(at_102)
     assert "to walk: 0 usage rows, in slices: 0" in at_102.usage_rollup("backfill", "--dry-run").stdout

@@ -41,6 +41,15 @@ def files(versions: Path) -> set[str]:
     return {path.name for path in versions.iterdir() if path.name != "__pycache__"}
 
 
+@pytest.mark.parametrize("place", [("--head", "103", "--splice"), ("--head", "103")])
+def test_a_second_head_is_refused(alembic: Alembic, versions: Path, place: tuple[str, ...]) -> None:
+    before = files(versions)
+    made = alembic("revision", "-m", "add x", *place)
+    assert made.returncode != 0
+    assert "Traceback" not in made.stdout
+    assert files(versions) == before
+
+
 def test_a_new_revision_has_the_next_number_and_its_sql_beside_it(alembic: Alembic, versions: Path) -> None:
     before = files(versions)
     for number, message, stem in (
@@ -56,6 +65,8 @@ def test_a_new_revision_has_the_next_number_and_its_sql_beside_it(alembic: Alemb
         assert source.startswith(f'"""{stem}: ')
         assert f'\nrevision = "{number}"\ndown_revision = "{int(number) - 1}"\n' in source
         assert "\nReversed by: " in source
+        # Preflight reads it.
+        assert "\nLOCK: " in source
         for topic in ("Why now", "Assumes", "Locks", "Undone"):
             assert re.search(rf"^-- {topic}\b", (versions / f"{stem}.up.sql").read_text(), re.MULTILINE)
     heads = alembic("heads")

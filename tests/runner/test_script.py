@@ -159,6 +159,13 @@ def test_script_in_one_transaction_is_refused_at_once(v034: Database) -> None:
     assert "invalid transaction termination" in said
 
 
+def test_script_is_refused_several_jobs(v034: Database) -> None:
+    made = v034.run("alembic", "-x", "jobs=4", "upgrade", "097:head", "--sql")
+    assert made.returncode != 0
+    assert "a script has one session and cannot walk with 4 jobs" in made.stdout
+    assert "BEGIN" not in made.stdout
+
+
 def test_bad_option_writes_no_script(v034: Database) -> None:
     made = v034.run("alembic", "-x", "keep-legacy=perhaps", "upgrade", "097:head", "--sql")
     assert made.returncode != 0

@@ -177,11 +177,18 @@ def test_startup_timeout_is_a_number_with_or_without_a_unit(
 
 
 @pytest.mark.parametrize(
-    "text", ["soon", "-1", "s", ".", "m3", "3m30", "3x30s", "1e3", "nan", "inf", "5 m", "1,5", "٣", "²s"]
+    "text",
+    ["soon", "-1", "s", ".", "m3", "3m30", "3x30s", "1e3", "nan", "inf", "5 m", "1,5", "٣", "²s"],
 )
 def test_startup_timeout_that_is_no_duration_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("DATABASE_STARTUP_TIMEOUT", text)
     with pytest.raises(ConfigurationError, match="DATABASE_STARTUP_TIMEOUT is not a duration"):
+        startup_timeout_s()
+
+
+def test_startup_timeout_beyond_a_year_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_STARTUP_TIMEOUT", "9999h")
+    with pytest.raises(ConfigurationError, match="DATABASE_STARTUP_TIMEOUT is longer than a year"):
         startup_timeout_s()
 
 

@@ -63,7 +63,7 @@ def backfill(
     )
     with connection.migration_session(options) as session:
         if dry_run:
-            _show_plan(catch_up.preview(session), as_json)
+            _show_plan(catch_up.preview(session, months_back=months_back), as_json)
             return
         suitability.require_suitable(session)
         try:

@@ -47,7 +47,7 @@ def catch_up(
     """
     ours = pipeline.require(session).ours
     since = _month(session, months_back)
-    left_out = since is not None and any(planned.from_hour < since for planned in preview(session))
+    left_out = since is not None and any(planned.from_hour < since for planned in _planned(session))
     if left_out and not force_partial:
         raise BackfillRefused(
             f"usage older than {since:%Y-%m-%d} is not rolled up: it would stay without buckets",
@@ -66,12 +66,18 @@ def catch_up(
     return _partial(session, options, since)
 
 
-def preview(session: sa.Connection) -> list[Planned]:
+def preview(session: sa.Connection, *, months_back: int | None = None) -> list[Planned]:
     """Return the slices that a backfill would walk now; writes nothing, takes no lock.
 
-    Entered and left outside a transaction. Raises UnsuitableDatabase before 102.
+    With `months_back` those that one which leaves the rest out would walk. Entered and left outside a
+    transaction. Raises UnsuitableDatabase before 102.
     """
     pipeline.require(session)
+    since = _month(session, months_back)
+    return [planned for planned in _planned(session) if since is None or planned.from_hour >= since]
+
+
+def _planned(session: sa.Connection) -> list[Planned]:
     rows = session.execute(pipeline.reading(session).sql(_PREVIEW), {"rows": slices.SLICE_ROWS})
     return [Planned(row[0], row[1], row[2]) for row in rows]
 

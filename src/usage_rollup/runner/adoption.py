@@ -20,6 +20,7 @@ from ..contract import (
     BASELINE,
     HEAD,
     HOURLY,
+    LAST_SHARED,
     LEGACY,
     NEXT_STEM,
     OUR_FUNCTIONS,
@@ -157,10 +158,10 @@ def decision() -> str:
     """Return the query that decides, by what was seen: v_version, v_ledger, v_objects and two more."""
     return filled(
         _SQL["decision"],
-        head=literal(HEAD),
-        head_stem=literal(STEMS[HEAD]),
+        head=literal(LAST_SHARED),
+        head_stem=literal(STEMS[LAST_SHARED]),
         next_stem=literal(NEXT_STEM),
-        stems=array(STEMS.values()),
+        stems=array(stem for revision, stem in STEMS.items() if revision <= LAST_SHARED),
         baseline=array(sorted(BASELINE.names())),
         baseline_tables=array(sorted(BASELINE.tables())),
         hourly=array(sorted(HOURLY.names())),

@@ -51,6 +51,11 @@ def number(context: MigrationContext, revision: object, directives: list[Migrati
             f" not {given['rev_id']}",
             hint='leave --rev-id out: alembic revision -m "add x"',
         )
+    if given["splice"] or given["head"] not in {None, "head", "heads", context.script.get_current_head()}:
+        raise ConfigurationError(
+            f"the chain is one line: a new revision comes after {context.script.get_current_head()}",
+            hint='leave --head and --splice out: alembic revision -m "add x"',
+        )
     for directive in directives:
         directive.rev_id = following
         # `alembic check` asks too, and writes nothing.

@@ -16,7 +16,7 @@ from typing import Any
 from alembic.runtime.migration import MigrationContext, MigrationInfo, MigrationStep, RevisionStep
 
 from ..contract import HEAD, HOURLY_ROLLUP, MIGRATION_RUN
-from ..errors import UsageRollupError
+from ..errors import ConfigurationError, UsageRollupError
 from ..queries import beside, filled, literal
 from ..session import advisory_lock
 from ..session.connection import MINIMUM_VERSION, SESSION_SETTINGS
@@ -36,8 +36,14 @@ _QUIET = {"client_min_messages": "warning"}
 def with_script(work: Work, options: Options) -> Work:
     """Return an upgrade's or downgrade's `work` with what its script needs before and after the steps.
 
-    A hook is the SQL beside it, outside the step's transaction. A script without steps stays empty.
+    A hook is the SQL beside it, outside the step's transaction. A script without steps stays empty. Raises
+    ConfigurationError for several jobs, which one session of psql has not got.
     """
+    if options.jobs > 1:
+        raise ConfigurationError(
+            f"a script has one session and cannot walk with {options.jobs} jobs",
+            hint="leave -x jobs, or JOBS in the environment, out",
+        )
 
     def scripted_work(heads: Any, context: MigrationContext) -> Iterator[MigrationStep]:
         steps = [step for step in work(heads, context) if isinstance(step, RevisionStep)]

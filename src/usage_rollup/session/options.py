@@ -16,6 +16,7 @@ from ..errors import ConfigurationError
 # 90, 0.5s, 500ms, 3m, 2m30s: a number of seconds, or numbers with their units, as people and Go write them.
 _UNIT_S = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = re.compile(rf"([0-9]+(?:\.[0-9]*)?)({'|'.join(_UNIT_S)})")
+_LONGEST_S = 366 * 86_400.0
 DURATION = rf"[0-9]+(?:\.[0-9]*)?|(?:{_PART.pattern})+"
 
 
@@ -99,4 +100,7 @@ def seconds(text: str, name: str) -> float:
     if not re.fullmatch(DURATION, text):
         raise ConfigurationError(f"{name} is not a duration: {text!r}", hint="use 180, 90s, 2m30s or 500ms")
     parts = _PART.findall(text)
-    return sum(float(number) * _UNIT_S[unit] for number, unit in parts) if parts else float(text)
+    total = sum(float(number) * _UNIT_S[unit] for number, unit in parts) if parts else float(text)
+    if total > _LONGEST_S:
+        raise ConfigurationError(f"{name} is longer than a year: {text!r}", hint="use 180, 90s or 2m30s")
+    return total
