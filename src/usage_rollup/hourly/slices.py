@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from ..errors import BackfillRefused
 from ..session import blockers
+from ..session.connection import transaction
 from .pipeline import Reading
 
 # Bounds what a kill can undo and how long a slice holds its snapshot: a second or two of work.
@@ -85,6 +86,21 @@ def plan_repair(session: sa.Connection) -> int:
         )
         or 0
     )
+
+
+def is_planned(session: sa.Connection) -> bool:
+    """Say whether there is a plan, walked or not: a backfill that is under way, or was interrupted."""
+    return bool(session.scalar(sa.text("SELECT EXISTS (SELECT FROM public.task_usage_hourly_backfill)")))
+
+
+def give_up(session: sa.Connection) -> bool:
+    """Empty the plan, build the indexes it dropped, and say whether there was one.
+
+    For a plan that was overtaken: another window is installed, which keeps the rollup without it.
+    """
+    with transaction(session):
+        session.execute(sa.text("SELECT public.rollup_task_usage_hourly_build_indexes()"))
+        return session.execute(sa.text("DELETE FROM public.task_usage_hourly_backfill")).rowcount > 0
 
 
 def rows_left(session: sa.Connection) -> int:
