@@ -5,6 +5,7 @@ The naive pipeline stands for the product's, which had the same interface and th
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tests.support.database import ROOT, Database
@@ -31,6 +32,18 @@ ALTER TABLE public.task_usage ADD COLUMN cost_usd_ticks bigint;
 ALTER TABLE public.agent_task_queue ALTER COLUMN runtime_id DROP NOT NULL;
 ALTER TABLE public.agent DROP CONSTRAINT agent_workspace_name_unique;
 """
+
+
+def install_later_pipeline(database: Database) -> None:
+    """Replace window and tick by the product's, as 213 and 272 do; all else of ours stays."""
+    functions = re.findall(
+        r"^(CREATE FUNCTION public\.rollup_task_usage_hourly(?:_window)?\(.*?^\$\$;)$",
+        _PRODUCTS.read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+    assert len(functions) == 2
+    for function in functions:
+        database.execute(function.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION", 1))
 
 
 def make_products(head: Database, *, later: bool) -> Database:
