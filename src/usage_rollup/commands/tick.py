@@ -28,6 +28,8 @@ def tick(as_json: JsonOption = False) -> None:
         Fact("watermark", f"{done.watermark_before or 'none'} -> {done.watermark_after}"),
         Fact("data lag", "not known to this role" if lag is None else str(lag)),
     ]
+    if done.held_back:
+        facts.append(Fact("held back", f"by {done.held_back.who}; {done.held_back.hint}", "bold yellow"))
     show_facts(out, facts, width=14)
-    if lag is not None and lag > LAG_THRESHOLD:
+    if lag is not None and lag > LAG_THRESHOLD and not (done.held_back and done.held_back.stuck):
         out.print("One tick rolls up a day at most: `usage-rollup backfill` catches up at once.")

@@ -125,12 +125,12 @@ class _Look:
             found.guard = forecast_103.Guard(forecast_103.NO_USAGE, None, None, False, False, False, [])
         elif found.server and found.server.owner and found.place and self.reading:
             self.usage(self.reading)
-        if found.guard and found.guard.held_back:
+        if found.guard and found.guard.held_back and self.reading:
+            who, hint = self.session.execute(self.reading.sql(slices.HELD_BACK_BY)).one()
             found.refusals.append(
                 Refusal(
-                    "the watermark cannot follow usage to within an hour; it is held back by"
-                    f" {blockers.oldest_transactions(self.session)}",
-                    hint=slices.END_HORIZON_HOLDERS,
+                    f"the watermark cannot follow usage to within an hour; it is held back by {who}",
+                    hint=hint,
                 )
             )
 
