@@ -70,6 +70,9 @@ def _facts(s: reporting.Status) -> Iterator[Fact]:
     yield Fact(
         "undated", *_number(s.undated, "usage rows outside years 1-9998", "mend their created_at by hand")
     )
+    for rights in s.trigger_rights:
+        style = "bold red" if rights.missing else "bold yellow"
+        yield Fact("triggers", f"{rights.meaning}; {rights.mend}", style)
     if s.left_out:
         by = f" by {s.left_out.acknowledged_by}" if s.left_out.acknowledged_by else ""
         yield Fact(

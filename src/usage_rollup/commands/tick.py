@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 
 from ..contract import LAG_THRESHOLD
 from ..hourly import tick as ticks
+from ..reports import trigger_rights
 from ..session import connection
 from .output import Fact, JsonOption, console, show_facts, write_json
+
+log = logging.getLogger(__name__)
 
 
 def tick(as_json: JsonOption = False) -> None:
@@ -18,6 +22,9 @@ def tick(as_json: JsonOption = False) -> None:
     """
     with connection.migration_session() as session:
         done = ticks.tick(session)
+        for rights in trigger_rights.find(session):
+            if rights.missing:
+                log.warning("%s; %s", rights.meaning, rights.mend)
     if as_json:
         write_json(done)
         return

@@ -15,7 +15,8 @@ from ..queries import beside, filled
 from ..runner import adoption
 from ..session import advisory_lock
 from ..session.connection import snapshot
-from . import covered_days
+from . import covered_days, trigger_rights
+from .trigger_rights import TriggerRights
 
 _SQL = beside(__file__)
 
@@ -85,6 +86,7 @@ class Status:
     set_aside: int | None
     undated: int | None
     left_out: LeftOut | None
+    trigger_rights: list[TriggerRights]
     coverage: list[covered_days.Day] | None
 
 
@@ -139,6 +141,7 @@ def status(session: sa.Connection) -> Status:
             ),
             undated=value(has_usage, "SELECT count(*) FROM public.task_usage_hourly_undated()"),
             left_out=LeftOut(**left_out) if left_out else None,
+            trigger_rights=trigger_rights.find(session),
             coverage=covered_days.read(session, reading, left_out.get("before_hour")) if has_rollup else None,
         )
 
