@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import psycopg
 
@@ -10,7 +11,7 @@ import psycopg
 # unless an event in it has not been passed by the watermark, or something is queued: any queued row
 # here excuses its hour, and a queued task, issue or agent the hours of its usage; so does a bucket that
 # is set aside, which tests of that look at themselves.
-DIFFERING = """
+_DIFFERENCE = """
 WITH raw AS (
     SELECT date_trunc('hour', tu.created_at AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' AS bucket_hour,
         COALESCE(tu.updated_at, tu.created_at) AS event, a.workspace_id, q.runtime_id, q.agent_id,
@@ -37,6 +38,9 @@ WITH raw AS (
 ), differing AS (
     ((TABLE oracle EXCEPT TABLE hourly) UNION (TABLE hourly EXCEPT TABLE oracle))
 )
+"""
+DIFFERING = f"""
+{_DIFFERENCE}
 SELECT DISTINCT bucket_hour FROM differing
 WHERE bucket_hour NOT IN (
     SELECT bucket_hour FROM raw
@@ -52,6 +56,29 @@ WHERE bucket_hour NOT IN (
 ORDER BY 1
 """
 
+# Whatever is pending, queued or set aside.
+_WRONG = f"""
+{_DIFFERENCE}
+SELECT DISTINCT bucket_hour, agent_id, project_id, provider, left(model, 20) FROM differing
+WHERE bucket_hour >= '0001-01-01 00:00+00' AND bucket_hour < '9999-01-01 00:00+00' ORDER BY 1, 2, 3, 4, 5
+"""
+
+# What 213 added, as the contract defines it.
+_WRONG_COSTS = """
+WITH raw AS (
+    SELECT date_trunc('hour', tu.created_at AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' AS bucket_hour,
+        q.agent_id, i.project_id, tu.provider, tu.model, COALESCE(SUM(tu.cost_usd_ticks), 0) AS cost,
+        COALESCE(SUM(tu.input_tokens) FILTER (WHERE tu.cost_usd_ticks IS NULL), 0) AS uncosted
+    FROM task_usage tu JOIN agent_task_queue q ON q.id = tu.task_id LEFT JOIN issue i ON i.id = q.issue_id
+    WHERE q.runtime_id IS NOT NULL GROUP BY 1, 2, 3, 4, 5
+), hourly AS (
+    SELECT bucket_hour, agent_id, project_id, provider, model, cost_usd_ticks::numeric,
+        uncosted_input_tokens::numeric
+    FROM task_usage_hourly
+)
+SELECT * FROM ((TABLE raw EXCEPT TABLE hourly) UNION (TABLE hourly EXCEPT TABLE raw)) AS differing
+"""
+
 
 def differing_hours(url: str) -> list[datetime]:
     """Return the hours in which a committed rollup is wrong; none where there is no rollup yet."""
@@ -64,3 +91,21 @@ def differing_hours(url: str) -> list[datetime]:
             return []
         connection.execute("SET search_path = public")
         return [row[0] for row in connection.execute(DIFFERING)]
+
+
+def wrong_buckets(url: str) -> list[tuple[Any, ...]]:
+    """Return the buckets of dated hours that are wrong: hour, agent, project, provider, start of the model.
+
+    Nothing excuses one: neither the watermark, nor a queue, nor that it is set aside.
+    """
+    return _rows(url, _WRONG)
+
+
+def wrong_costs(url: str) -> list[tuple[Any, ...]]:
+    """Return what differs in the columns that later releases add."""
+    return _rows(url, _WRONG_COSTS)
+
+
+def _rows(url: str, query: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url, options="-c TimeZone=UTC -c search_path=public") as connection:
+        return connection.execute(query).fetchall()

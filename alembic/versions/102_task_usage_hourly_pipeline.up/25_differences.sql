@@ -6,11 +6,13 @@ CREATE OR REPLACE FUNCTION public.task_usage_hourly_invalidated_hours(
     p_queued public.task_usage_hourly_invalidation[]
 )
 RETURNS SETOF timestamptz LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT v.bucket_hour FROM unnest(p_queued) AS v WHERE v.bucket_hour IS NOT NULL
+    SELECT public.task_usage_hour_bucket(v.bucket_hour) FROM unnest(p_queued) AS v
+    WHERE v.bucket_hour IS NOT NULL
     UNION
     SELECT public.task_usage_hour_bucket(tu.created_at)
     FROM unnest(p_queued) AS v
     JOIN public.task_usage tu ON tu.task_id = v.task_id
+    WHERE v.bucket_hour IS NULL
     UNION
     SELECT public.task_usage_hour_bucket(tu.created_at)
     FROM unnest(p_queued) AS v
@@ -28,12 +30,51 @@ RETURNS SETOF timestamptz LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg
         WHERE num_nonnulls(v.bucket_hour, v.task_id, v.issue_id, v.agent_id) = 0)
 $$;
 
--- The oracle. An hour that is queued, or holds an event at or above the watermark, is not behind
--- but pending. One statement, so one snapshot; custom plans, because the range decides the plan. A
--- full join by hash costs half of what sorting both sides does; parallel hash tables live in
--- /dev/shm, of which a container has 64 MB.
+-- The oracle: keys whose stored and expected rows differ. A bucket that is set aside and not stored is as it
+-- has to be. Without a SET clause, as the expected rows are, so that whoever reads it plans it: for one hour
+-- another way than for a history. Two equalities for the project, because nothing else can be joined by hash.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_wrong_keys(p_from timestamptz, p_to timestamptz)
+RETURNS TABLE (
+    bucket_hour timestamptz, workspace_id uuid, runtime_id uuid, agent_id uuid, project_id uuid,
+    provider text, model text
+)
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT
+        COALESCE(e.bucket_hour, h.bucket_hour), COALESCE(e.workspace_id, h.workspace_id),
+        COALESCE(e.runtime_id, h.runtime_id), COALESCE(e.agent_id, h.agent_id),
+        COALESCE(e.project_id, h.project_id), COALESCE(e.provider, h.provider), COALESCE(e.model, h.model)
+    FROM public.task_usage_hourly_expected(p_from, p_to) e
+    FULL JOIN (
+        SELECT * FROM public.task_usage_hourly
+        WHERE bucket_hour >= GREATEST(p_from, '0001-01-01 00:00:00+00')
+            AND bucket_hour < LEAST(p_to, '9999-01-01 00:00:00+00')
+    ) h ON
+        (e.bucket_hour, e.workspace_id, e.runtime_id, e.agent_id, e.provider, e.model)
+        = (h.bucket_hour, h.workspace_id, h.runtime_id, h.agent_id, h.provider, h.model)
+        AND (e.project_id IS NULL) = (h.project_id IS NULL)
+        AND COALESCE(e.project_id, '00000000-0000-0000-0000-000000000000')
+        = COALESCE(h.project_id, '00000000-0000-0000-0000-000000000000')
+    WHERE (e.input_tokens, e.output_tokens, e.cache_read_tokens, e.cache_write_tokens,
+            e.task_count, e.event_count)
+        IS DISTINCT FROM (h.input_tokens, h.output_tokens, h.cache_read_tokens,
+            h.cache_write_tokens, h.task_count, h.event_count)
+        AND NOT (h.bucket_hour IS NULL AND EXISTS (
+            SELECT FROM public.task_usage_hourly_set_aside s
+            WHERE (s.bucket_hour, s.workspace_id, s.runtime_id, s.agent_id)
+                = (e.bucket_hour, e.workspace_id, e.runtime_id, e.agent_id)
+                AND s.project_id IS NOT DISTINCT FROM e.project_id
+                AND s.label_digest = public.task_usage_hourly_label_digest(e.provider, e.model)))
+$$;
+
+COMMENT ON FUNCTION public.task_usage_hourly_wrong_keys(timestamptz, timestamptz) IS
+    'Keys in [p_from, p_to), hour-aligned, whose row of task_usage_hourly is not the aggregate of raw usage, pending or not.';
+
+-- Their hours. An hour that is queued, or holds an event at or above the watermark, is not behind but
+-- pending; whoever has just recomputed it asks without that excuse. One statement, so one snapshot;
+-- custom plans, because the range decides the plan. A full join by hash costs half of what sorting both
+-- sides does; parallel hash tables live in /dev/shm, of which a container has 64 MB.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_differences(
-    p_from timestamptz DEFAULT '-infinity', p_to timestamptz DEFAULT 'infinity'
+    p_from timestamptz DEFAULT '-infinity', p_to timestamptz DEFAULT 'infinity', p_pending boolean DEFAULT false
 )
 RETURNS SETOF timestamptz LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
@@ -41,53 +82,39 @@ SET enable_hashjoin = on SET enable_mergejoin = off
 SET enable_parallel_hash = off SET enable_bitmapscan = off AS $$
 BEGIN
     RETURN QUERY
-    SELECT DISTINCT COALESCE(e.bucket_hour, h.bucket_hour)
-    FROM public.task_usage_hourly_expected(p_from, p_to) e
-    FULL JOIN (
-        SELECT * FROM public.task_usage_hourly WHERE bucket_hour >= p_from AND bucket_hour < p_to
-    ) h ON
-        (e.bucket_hour, e.workspace_id, e.runtime_id, e.agent_id, e.provider, e.model)
-        = (h.bucket_hour, h.workspace_id, h.runtime_id, h.agent_id, h.provider, h.model)
-        -- An equality, because nothing else can be joined by hash; the comparison knows the two apart.
-        AND COALESCE(e.project_id, '00000000-0000-0000-0000-000000000000')
-        = COALESCE(h.project_id, '00000000-0000-0000-0000-000000000000')
-    WHERE (e.project_id, e.input_tokens, e.output_tokens, e.cache_read_tokens, e.cache_write_tokens,
-            e.task_count, e.event_count)
-        IS DISTINCT FROM (h.project_id, h.input_tokens, h.output_tokens, h.cache_read_tokens,
-            h.cache_write_tokens, h.task_count, h.event_count)
-        AND NOT (h.bucket_hour IS NULL AND EXISTS (
-            SELECT FROM public.task_usage_hourly_set_aside s
-            WHERE (s.bucket_hour, s.workspace_id, s.runtime_id, s.agent_id)
-                = (e.bucket_hour, e.workspace_id, e.runtime_id, e.agent_id)
-                AND s.project_id IS NOT DISTINCT FROM e.project_id
-                AND s.label_digest = md5(e.provider || '/' || e.model)))
-        AND COALESCE(e.bucket_hour, h.bucket_hour) NOT IN (SELECT public.task_usage_hourly_pending_hours())
+    SELECT DISTINCT k.bucket_hour FROM public.task_usage_hourly_wrong_keys(p_from, p_to) k
+    WHERE p_pending OR k.bucket_hour NOT IN (SELECT public.task_usage_hourly_pending_hours())
     ORDER BY 1;
 END
 $$;
 
-COMMENT ON FUNCTION public.task_usage_hourly_differences(timestamptz, timestamptz) IS
-    'Hours in which task_usage_hourly is not the aggregate of raw usage although nothing about them is pending.';
+COMMENT ON FUNCTION public.task_usage_hourly_differences(timestamptz, timestamptz, boolean) IS
+    'Hours in which task_usage_hourly is not the aggregate of raw usage although nothing about them is pending, or, with p_pending, whatever is pending.';
 
--- What the next windows will recompute: queued, or with an event the watermark has not passed.
+-- What the next windows will recompute: queued, or with an event between the watermark and now. A row dated
+-- later than now was queued when it was written: nothing else will come for it. The clock is read after
+-- the snapshot was taken, so no row that is seen began after it.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_pending_hours()
 RETURNS SETOF timestamptz LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
     v_watermark timestamptz := COALESCE(
         (SELECT watermark_at FROM public.task_usage_hourly_rollup_state WHERE id = 1), '-infinity');
+    v_now CONSTANT timestamptz := clock_timestamp();
 BEGIN
     RETURN QUERY
-    SELECT public.task_usage_hourly_invalidated_hours(
-        (SELECT array_agg(v) FROM public.task_usage_hourly_invalidation v))
+    SELECT public.task_usage_hourly_invalidated_hours((
+        SELECT array_agg(ROW(v.*)::public.task_usage_hourly_invalidation)
+        FROM (SELECT DISTINCT bucket_hour, task_id, issue_id, agent_id, NULL::timestamptz
+              FROM public.task_usage_hourly_invalidation) v))
     UNION
     SELECT public.task_usage_hour_bucket(d.bucket_hour) FROM public.task_usage_hourly_dirty d
     UNION
     SELECT public.task_usage_hour_bucket(tu.created_at) FROM public.task_usage tu
-    WHERE tu.updated_at >= v_watermark
+    WHERE tu.updated_at >= v_watermark AND tu.updated_at <= v_now
     UNION
     SELECT public.task_usage_hour_bucket(tu.created_at) FROM public.task_usage tu
-    WHERE tu.updated_at IS NULL AND tu.created_at >= v_watermark;
+    WHERE tu.updated_at IS NULL AND tu.created_at >= v_watermark AND tu.created_at <= v_now;
 END
 $$;
 

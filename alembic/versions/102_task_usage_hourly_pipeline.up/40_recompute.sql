@@ -89,15 +89,9 @@ BEGIN
                 v_bucket.task_count, v_bucket.event_count);
             v_rows := v_rows + 1;
         EXCEPTION WHEN data_exception OR program_limit_exceeded OR integrity_constraint_violation THEN
-            INSERT INTO public.task_usage_hourly_set_aside (
-                bucket_hour, workspace_id, runtime_id, agent_id, project_id, label_digest, label_start,
-                sqlstate, error)
-            VALUES (
-                v_bucket.bucket_hour, v_bucket.workspace_id, v_bucket.runtime_id, v_bucket.agent_id,
-                v_bucket.project_id, md5(v_bucket.provider || '/' || v_bucket.model),
-                left(v_bucket.provider || '/' || v_bucket.model, 80), SQLSTATE, SQLERRM);
-            RAISE WARNING 'usage of agent % in the hour % is set aside: %',
-                v_bucket.agent_id, v_bucket.bucket_hour, SQLERRM;
+            PERFORM public.rollup_task_usage_hourly_put_aside(v_bucket.bucket_hour, v_bucket.workspace_id,
+                v_bucket.runtime_id, v_bucket.agent_id, v_bucket.project_id, v_bucket.provider,
+                v_bucket.model, SQLSTATE, SQLERRM);
         END;
     END LOOP;
     RETURN v_rows;
@@ -112,4 +106,22 @@ CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_touch()
 RETURNS void LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     INSERT INTO public.task_usage_hourly_rollup_state AS s (id) VALUES (1)
     ON CONFLICT (id) DO UPDATE SET last_run_rows = s.last_run_rows
+$$;
+
+-- STUB until the lead's.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_put_aside(
+    p_bucket_hour timestamptz, p_workspace_id uuid, p_runtime_id uuid, p_agent_id uuid, p_project_id uuid,
+    p_provider text, p_model text, p_sqlstate text, p_error text
+)
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO public.task_usage_hourly_set_aside AS s (
+        bucket_hour, workspace_id, runtime_id, agent_id, project_id, label_digest, label_start, sqlstate, error)
+    VALUES (p_bucket_hour, p_workspace_id, p_runtime_id, p_agent_id, p_project_id,
+        public.task_usage_hourly_label_digest(p_provider, p_model),
+        left(p_provider || '/' || p_model, 80), p_sqlstate, p_error)
+    ON CONFLICT ON CONSTRAINT uq_task_usage_hourly_set_aside_key DO UPDATE
+    SET sqlstate = EXCLUDED.sqlstate, error = EXCLUDED.error, set_aside_at = EXCLUDED.set_aside_at;
+    RAISE WARNING 'usage of agent % in the hour % is set aside: %', p_agent_id, p_bucket_hour, p_error;
+END
 $$;
