@@ -173,7 +173,7 @@ def test_equal_tokens_do_not_hide_costs_that_changed_places(head: Database, worl
     )
     # No comparison of tokens could know.
     assert wrong_buckets(head.url) == []
-    assert len(wrong_costs(head.url)) == 4
+    assert len(wrong_costs(head.url)) == 2
     assert head.value(PRUNE) == 2
     later_tick(head)
     assert wrong_buckets(head.url) == wrong_costs(head.url) == []

@@ -63,20 +63,20 @@ SELECT DISTINCT bucket_hour, agent_id, project_id, provider, left(model, 20) FRO
 WHERE bucket_hour >= '0001-01-01 00:00+00' AND bucket_hour < '9999-01-01 00:00+00' ORDER BY 1, 2, 3, 4, 5
 """
 
-# What 213 added, as the contract defines it.
+# What 213 added, as the contract defines it, in rows that a window which knows it has written.
 _WRONG_COSTS = """
-WITH raw AS (
-    SELECT date_trunc('hour', tu.created_at AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' AS bucket_hour,
-        q.agent_id, i.project_id, tu.provider, tu.model, COALESCE(SUM(tu.cost_usd_ticks), 0) AS cost,
+SELECT h.bucket_hour, h.agent_id, h.project_id, h.provider, h.model
+FROM task_usage_hourly h
+JOIN LATERAL (
+    SELECT COALESCE(SUM(tu.cost_usd_ticks), 0) AS cost,
         COALESCE(SUM(tu.input_tokens) FILTER (WHERE tu.cost_usd_ticks IS NULL), 0) AS uncosted
     FROM task_usage tu JOIN agent_task_queue q ON q.id = tu.task_id LEFT JOIN issue i ON i.id = q.issue_id
-    WHERE q.runtime_id IS NOT NULL GROUP BY 1, 2, 3, 4, 5
-), hourly AS (
-    SELECT bucket_hour, agent_id, project_id, provider, model, cost_usd_ticks::numeric,
-        uncosted_input_tokens::numeric
-    FROM task_usage_hourly
-)
-SELECT * FROM ((TABLE raw EXCEPT TABLE hourly) UNION (TABLE hourly EXCEPT TABLE raw)) AS differing
+    WHERE tu.created_at >= h.bucket_hour AND tu.created_at < h.bucket_hour + interval '1 hour'
+        AND (q.agent_id, q.runtime_id, tu.provider, tu.model)
+        = (h.agent_id, h.runtime_id, h.provider, h.model)
+        AND i.project_id IS NOT DISTINCT FROM h.project_id
+) raw ON (raw.cost, raw.uncosted) IS DISTINCT FROM (h.cost_usd_ticks, h.uncosted_input_tokens)
+WHERE h.uncosted_input_tokens IS NOT NULL
 """
 
 

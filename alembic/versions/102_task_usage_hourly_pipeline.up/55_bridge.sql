@@ -154,20 +154,23 @@ $$;
 
 -- Unprocessed rows are never pruned, and processed ones are deleted by the window that processed them. A
 -- later release replaces the window and the tick, reads only the public queue, and still calls this
--- function on every tick. One call hands over a portion, never less than an hour; the rest goes back to the
--- queue in the same transaction, as pairs, for the next call.
+-- function on every tick. A call hands a portion over, of 500 keys or little more, because their window
+-- needs seconds for these with 4246 held; an hour is never split. What is left of what was drained goes
+-- back to the queue in the same transaction, as pairs, for the next call.
 CREATE OR REPLACE FUNCTION public.prune_task_usage_hourly_dirty(p_retention interval DEFAULT '7 days')
 RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_deadline CONSTANT timestamptz := clock_timestamp() + interval '5 seconds';
+    -- Their window may have used the tick's whole time.
+    v_deadline CONSTANT timestamptz := GREATEST(
+        public.task_usage_hourly_tick_deadline(), clock_timestamp() + interval '1 second');
     v_queued public.task_usage_hourly_invalidation[];
     v_hour record;
-    v_done timestamptz;
+    v_full boolean := false;
     v_keys bigint := 0;
 BEGIN
     -- Our own window drains the private queue itself. Between somebody else's recompute and his emptying of
     -- the public queue, by time, nothing may be put there.
-    IF (SELECT p.prosrc LIKE '%rollup_task_usage_hourly_drain%' FROM pg_proc p
+    IF (SELECT p.prosrc LIKE '%rollup_task_usage_hourly_settle%' FROM pg_proc p
         WHERE p.oid = 'public.rollup_task_usage_hourly_window(timestamptz,timestamptz)'::regprocedure)
         OR NOT pg_try_advisory_xact_lock(4246)
     THEN
@@ -178,20 +181,22 @@ BEGIN
         PERFORM public.rollup_task_usage_hourly_touch();
     END IF;
 
-    v_queued := public.rollup_task_usage_hourly_drain();
-    v_queued := ARRAY(
-        SELECT ROW(p.bucket_hour, p.task_id, NULL, NULL, NULL)::public.task_usage_hourly_invalidation
-        FROM public.rollup_task_usage_hourly_pairs(v_queued) p);
-    FOR v_hour IN
-        SELECT v.bucket_hour, array_agg(v.task_id) AS tasks FROM unnest(v_queued) v GROUP BY 1 ORDER BY 1
-    LOOP
-        v_keys := v_keys + public.rollup_task_usage_hourly_hand_over(v_hour.bucket_hour, v_hour.tasks);
-        v_done := v_hour.bucket_hour;
-        -- The later window needs ten seconds or so for a thousand keys; 4246 is held meanwhile.
-        EXIT WHEN v_keys >= 500 OR clock_timestamp() >= v_deadline;
+    WHILE NOT v_full LOOP
+        v_queued := public.rollup_task_usage_hourly_drain(10000);
+        EXIT WHEN v_queued IS NULL;
+        FOR v_hour IN
+            SELECT p.bucket_hour, array_agg(p.task_id) AS tasks
+            FROM public.rollup_task_usage_hourly_pairs(v_queued) p GROUP BY 1 ORDER BY 1
+        LOOP
+            IF v_full THEN
+                INSERT INTO public.task_usage_hourly_invalidation (bucket_hour, task_id)
+                SELECT v_hour.bucket_hour, unnest(v_hour.tasks);
+            ELSE
+                v_keys := v_keys + public.rollup_task_usage_hourly_hand_over(v_hour.bucket_hour, v_hour.tasks);
+                v_full := v_keys >= 500 OR clock_timestamp() >= v_deadline;
+            END IF;
+        END LOOP;
     END LOOP;
-    INSERT INTO public.task_usage_hourly_invalidation (bucket_hour, task_id)
-    SELECT v.bucket_hour, v.task_id FROM unnest(v_queued) v WHERE v.bucket_hour > v_done;
     RETURN v_keys;
 END
 $$;

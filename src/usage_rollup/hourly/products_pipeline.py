@@ -115,6 +115,7 @@ def _recompute(session: sa.Connection, keys: Sequence[sa.RowMapping]) -> list[tu
         with session.begin_nested():
             session.execute(sa.text(_SQL["queue"]), [dict(key) for key in keys])
             session.execute(sa.text(_SQL["window_of_the_far_past"]))
+            session.execute(sa.text(_SQL["take_back"]))
         return []
     except DBAPIError as error:
         # Only what the data cause, not a cancel or a lost session.

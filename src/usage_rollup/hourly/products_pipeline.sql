@@ -53,3 +53,7 @@ ON CONFLICT DO NOTHING;
 -- name: window_of_the_far_past
 -- Not an empty range, for which some releases do nothing, and not one with events of its own.
 SELECT public.rollup_task_usage_hourly_window('0001-01-01 00:00:00+00', '0001-01-02 00:00:00+00');
+
+-- name: take_back
+-- What the window has left there would make its hour look pending.
+DELETE FROM public.task_usage_hourly_dirty WHERE enqueued_at = '0001-01-01 00:00:00+00';
