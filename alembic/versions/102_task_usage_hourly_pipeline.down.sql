@@ -34,21 +34,32 @@ END
 $$;
 
 DROP TRIGGER IF EXISTS trg_agent_dirty_hourly ON public.agent;
+DROP TRIGGER IF EXISTS trg_agent_dirty_hourly_gone ON public.agent;
+DROP TRIGGER IF EXISTS trg_agent_dirty_hourly_truncate ON public.agent;
 DROP TRIGGER IF EXISTS trg_atq_dirty_hourly ON public.agent_task_queue;
-DROP TRIGGER IF EXISTS trg_atq_dirty_hourly_agent ON public.agent_task_queue;
+DROP TRIGGER IF EXISTS trg_atq_dirty_hourly_move ON public.agent_task_queue;
+DROP TRIGGER IF EXISTS trg_atq_dirty_hourly_gone ON public.agent_task_queue;
+DROP TRIGGER IF EXISTS trg_atq_dirty_hourly_truncate ON public.agent_task_queue;
 DROP TRIGGER IF EXISTS trg_issue_delete_dirty_hourly ON public.issue;
 DROP TRIGGER IF EXISTS trg_issue_project_dirty_hourly ON public.issue;
+DROP TRIGGER IF EXISTS trg_issue_dirty_hourly_move ON public.issue;
+DROP TRIGGER IF EXISTS trg_issue_dirty_hourly_gone ON public.issue;
+DROP TRIGGER IF EXISTS trg_issue_dirty_hourly_truncate ON public.issue;
 DROP TRIGGER IF EXISTS trg_tu_dirty_hourly ON public.task_usage;
-DROP TRIGGER IF EXISTS trg_tu_dirty_hourly_truncate ON public.task_usage;
 DROP TRIGGER IF EXISTS trg_tu_dirty_hourly_write ON public.task_usage;
+DROP TRIGGER IF EXISTS trg_tu_dirty_hourly_gone ON public.task_usage;
+DROP TRIGGER IF EXISTS trg_tu_dirty_hourly_truncate ON public.task_usage;
 
-DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_agent();
 DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_atq();
 DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_issue_delete();
 DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_issue_project();
 DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_tu();
-DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_tu_truncate();
 DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_tu_write();
+DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_tu_gone();
+DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_truncate();
+DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_move();
+DROP FUNCTION IF EXISTS public.enqueue_task_usage_hourly_dirty_for_gone();
+DROP FUNCTION IF EXISTS public.task_usage_hourly_may_enqueue();
 
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_finish();
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_slice();
@@ -64,7 +75,12 @@ DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_oversized_keys(timestamp
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_stale_keys(timestamptz, uuid []);
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_pairs(public.task_usage_hourly_invalidation []);
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_window(timestamptz, timestamptz);
-DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_drain();
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_settle(timestamptz, timestamptz, timestamptz);
+DROP FUNCTION IF EXISTS public.task_usage_hourly_tick_deadline();
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_drain_public(bigint);
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_drain(bigint);
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_hours(timestamptz [], timestamptz);
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_remove_undated();
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_touch();
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_range(timestamptz, timestamptz);
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_put_aside(
@@ -74,7 +90,9 @@ DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_recompute(timestamptz, t
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_aggregate(timestamptz, timestamptz);
 DROP FUNCTION IF EXISTS public.task_usage_hourly_rollup_lag_seconds();
 DROP FUNCTION IF EXISTS public.task_usage_hourly_latest_event();
+DROP FUNCTION IF EXISTS public.task_usage_hourly_held_back_by();
 DROP FUNCTION IF EXISTS public.task_usage_hourly_horizon(interval);
+DROP FUNCTION IF EXISTS public.task_usage_hourly_open_writers();
 DROP FUNCTION IF EXISTS public.task_usage_hourly_legacy_excess();
 DROP FUNCTION IF EXISTS public.task_usage_hourly_undated();
 DROP FUNCTION IF EXISTS public.task_usage_hourly_differences(timestamptz, timestamptz, boolean);

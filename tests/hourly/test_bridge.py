@@ -141,7 +141,7 @@ def test_moved_issue_hands_over_what_differs_and_the_keys_of_its_tasks(head: Dat
         models(
             connection, task(connection, world.agents[0], issue_id=world.issues[2]), 20, "2025-03-01 11:15+00"
         )
-    # Two issues of one project and one of none, on one agent; a third of the keys is another agent's.
+    # Twenty models by one agent, for a project that two issues share and for none; two by another agent.
     roll_up(head)
     assert head.value("SELECT count(*) FROM task_usage_hourly") == 20 + 20 + 2 + 20
     apply_later_release(head)
@@ -150,7 +150,7 @@ def test_moved_issue_hands_over_what_differs_and_the_keys_of_its_tasks(head: Dat
         project(head.url, world.workspaces[0]),
         world.issues[0],
     )
-    # 20 keys that keep the other issue, 2 that are gone, 22 that are new.
+    # Twenty buckets keep the other issue's usage, two are gone, twenty-two are new.
     assert head.value(PRUNE) == 44
     assert head.value(HANDED_OVER) == 44
     later_tick(head)
@@ -321,6 +321,20 @@ def test_workspace_torn_down_in_silence_leaves_nothing_behind(head: Database, wo
     event(head.url, world, AT, agent=2, issue=3)
     roll_up(head)
     apply_later_release(head)
+    assert {
+        name
+        for (name,) in head.execute(
+            "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal AND pg_get_triggerdef(oid) LIKE '% AFTER %'"
+        )
+    } == {
+        *(
+            f"trg_{of}_dirty_hourly_{what}"
+            for of in ("tu", "atq", "issue", "agent")
+            for what in ("gone", "truncate")
+        ),
+        *("trg_tu_dirty_hourly_write", "trg_agent_dirty_hourly"),
+        *("trg_atq_dirty_hourly_move", "trg_issue_dirty_hourly_move"),
+    }
     with head.connect() as teardown:
         teardown.execute("SET LOCAL multica.workspace_teardown = 'on'")
         teardown.execute("DELETE FROM workspace WHERE id = %s", [world.workspaces[0]])

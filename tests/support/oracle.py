@@ -47,7 +47,8 @@ WHERE bucket_hour NOT IN (
     WHERE event >= (SELECT watermark_at FROM task_usage_hourly_rollup_state)
     UNION SELECT bucket_hour FROM task_usage_hourly_dirty
     UNION SELECT raw.bucket_hour FROM raw JOIN task_usage_hourly_invalidation v
-        ON v.task_id = raw.task_id OR v.issue_id = raw.issue_id OR v.agent_id = raw.agent_id
+        ON (v.task_id = raw.task_id AND v.bucket_hour IS NULL)
+        OR v.issue_id = raw.issue_id OR v.agent_id = raw.agent_id
     UNION SELECT bucket_hour FROM task_usage_hourly_invalidation WHERE bucket_hour IS NOT NULL
     UNION SELECT bucket_hour FROM task_usage_hourly_set_aside
     UNION SELECT bucket_hour FROM task_usage_hourly WHERE EXISTS (

@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS public.task_usage_hourly_invalidation (
 COMMENT ON TABLE public.task_usage_hourly_invalidation IS
     'Private queue: an hour, task, issue or agent whose buckets must be recomputed; a row that names none means every hour.';
 COMMENT ON COLUMN public.task_usage_hourly_invalidation.bucket_hour IS
-    'Any instant of the hour. With a task besides, the buckets of that task in this hour.';
+    'With a task besides: the buckets of that task in this hour.';
 
 -- Buckets that could not be written, so that one absurd row stops nobody else: the bucket's key (model
 -- and provider by digest, since their length may be the reason), and why. Recomputing an hour begins

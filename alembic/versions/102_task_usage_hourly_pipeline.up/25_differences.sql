@@ -6,8 +6,7 @@ CREATE OR REPLACE FUNCTION public.task_usage_hourly_invalidated_hours(
     p_queued public.task_usage_hourly_invalidation[]
 )
 RETURNS SETOF timestamptz LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT public.task_usage_hour_bucket(v.bucket_hour) FROM unnest(p_queued) AS v
-    WHERE v.bucket_hour IS NOT NULL
+    SELECT v.bucket_hour FROM unnest(p_queued) AS v WHERE v.bucket_hour IS NOT NULL
     UNION
     SELECT public.task_usage_hour_bucket(tu.created_at)
     FROM unnest(p_queued) AS v
