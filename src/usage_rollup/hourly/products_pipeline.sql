@@ -43,17 +43,18 @@ FROM public.task_usage_hourly_wrong_keys(
 ORDER BY k.bucket_hour, k.workspace_id, k.runtime_id, k.agent_id, k.project_id, k.provider, k.model;
 
 -- name: queue
--- Before everything that anybody else has queued, so that a window which ends there takes these alone.
+-- Before everything that anybody else has queued, so that a window which ends there takes these alone: in
+-- the last microsecond before the year 1, which in Go is the time of nothing.
 INSERT INTO public.task_usage_hourly_dirty
     (bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model, enqueued_at)
 VALUES (:bucket_hour, :workspace_id, :runtime_id, :agent_id, :project_id, :provider, :model,
-    '0001-01-01 00:00:00+00')
+    '0001-12-31 23:59:59.999999+00 BC')
 ON CONFLICT DO NOTHING;
 
 -- name: window_of_the_far_past
 -- Not an empty range, for which some releases do nothing, and not one with events of its own.
-SELECT public.rollup_task_usage_hourly_window('0001-01-01 00:00:00+00', '0001-01-02 00:00:00+00');
+SELECT public.rollup_task_usage_hourly_window('0001-12-31 23:59:59.999999+00 BC', '0001-01-01 00:00:00+00');
 
 -- name: take_back
 -- What the window has left there would make its hour look pending.
-DELETE FROM public.task_usage_hourly_dirty WHERE enqueued_at = '0001-01-01 00:00:00+00';
+DELETE FROM public.task_usage_hourly_dirty WHERE enqueued_at = '0001-12-31 23:59:59.999999+00 BC';
