@@ -9,11 +9,12 @@ import pytest
 
 from tests.support.database import Database, MakeDatabase
 from tests.support.go_runner import drop_legacy, drop_runtime_timezone, record, taken_by_go_to
+from tests.support.later_release import apply_later_release
 from tests.support.oracle import differing_hours
 from tests.support.product import World, event, small_world, utc, wait_until
 from tests.support.roles import MakeRole, give_everything_to
 from tests.support.rollup import row_versions, run_hook, wrong_hours
-from tests.support.shapes import COST_COLUMNS, install_later_pipeline, make_products
+from tests.support.shapes import make_products
 from tests.support.walks import advisory_locks, runners
 from usage_rollup.contract import STEMS
 from usage_rollup.hourly import slices
@@ -42,9 +43,8 @@ def go_on(database: Database, to: str) -> None:
         drop_runtime_timezone(database)
         record(database, STEMS["104"])
     if to == "later":
-        record(database, "105_issue_metadata", "213_usage_cost", "272_tick")
-        database.execute(COST_COLUMNS)
-        install_later_pipeline(database)
+        record(database, "105_issue_metadata")
+        apply_later_release(database)
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_rollup_that_only_trails_is_left_to_the_ticks(products: Database) -> Non
     products.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'")
     said = products.upgrade()
     assert NOT_PROVEN not in said
-    assert "40 hours of the rollup are not compared: they wait for the next tick" in said
+    assert "40 hours of the rollup are not compared: they wait for the next ticks" in said
     assert lost_hours(products) == 40
 
 

@@ -5,7 +5,6 @@ The naive pipeline stands for the product's first one, which had the same interf
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from tests.support.database import ROOT, Database
@@ -13,18 +12,6 @@ from tests.support.later_release import apply_later_release
 
 _OURS_AWAY = ROOT / "alembic" / "versions" / "102_task_usage_hourly_pipeline.down.sql"
 _PRODUCTS = Path(__file__).parent / "naive_pipeline.sql"
-
-
-def install_later_pipeline(database: Database) -> None:
-    """Replace window and tick by the product's, as 213 and 272 do; all else of ours stays."""
-    functions = re.findall(
-        r"^(CREATE FUNCTION public\.rollup_task_usage_hourly(?:_window)?\(.*?^\$\$;)$",
-        _PRODUCTS.read_text(),
-        re.MULTILINE | re.DOTALL,
-    )
-    assert len(functions) == 2
-    for function in functions:
-        database.execute(function.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION", 1))
 
 
 def make_products(head: Database, *, later: bool) -> Database:
