@@ -102,15 +102,23 @@ def test_functions_of_another_role_that_has_the_rights_are_named_with_what_gives
     assert read(used) == []
 
 
-def test_rights_in_the_schema_are_missed_too(used: Database, make_role: MakeRole) -> None:
+def test_without_rights_in_the_schema_the_product_goes_on_and_it_is_said(
+    used: Database, make_role: MakeRole
+) -> None:
     role = make_role("role")
     give_functions_to(used, role)
     used.execute("; ".join(f"GRANT {right} TO {role}" for right in RIGHTS))
     used.execute("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+    used.execute("UPDATE task_usage SET input_tokens = 9")
+    used.execute("UPDATE issue SET project_id = NULL")
+    assert queued(used) == 0
     (found,) = read(used)
     assert found.missing == ["USAGE ON SCHEMA public"]
     used.execute(found.mend.split("; then")[0])
     assert [rights.missing for rights in read(used)] == [[]]
+    used.execute("UPDATE task_usage SET input_tokens = 10")
+    assert queued(used) == 1
+    heal(used)
 
 
 def test_before_102_and_on_the_products_functions_there_is_nothing_to_say(v034: Database) -> None:
