@@ -478,7 +478,9 @@ def test_kept_rollup_that_its_window_cannot_roll_forward_comes_back_as_it_was(
     assert {watermark.date() for watermark in watermarks(database)} == {date(2025, 5, 1)}
 
 
-def test_kept_tables_are_rolled_forward_under_a_publication_for_all_tables(v034: Database) -> None:
+def test_kept_tables_are_rolled_forward_and_stay_writable_under_a_publication_for_all_tables(
+    v034: Database,
+) -> None:
     event(v034.url, small_world(v034.url), "2025-03-01 10:15+00")
     roll_up_as_v034(v034)
     v034.execute("UPDATE issue SET project_id = NULL")
@@ -489,10 +491,12 @@ def test_kept_tables_are_rolled_forward_under_a_publication_for_all_tables(v034:
         v034.execute("SELECT rollup_task_usage_dashboard_daily_window('-infinity', '-infinity')")
     v034.upgrade(KEEP_LEGACY="true")
     identities = "SELECT relname, relreplident FROM pg_class WHERE relname ~ '^task_usage_da' ORDER BY 1"
-    before = v034.execute(identities)
+    before = dict(v034.execute(identities))
     v034.downgrade("102")
     assert_legacy_is_right(v034)
-    assert v034.execute(identities) == before
+    # Those without a primary key: v0.3.4's windows and triggers would be refused there.
+    without = {"task_usage_dashboard_daily": "f", "task_usage_dashboard_dirty": "f"}
+    assert dict(v034.execute(identities)) == before | without
 
 
 def test_kept_tables_that_somebody_reads_are_not_waited_for_long(kept: tuple[Database, World]) -> None:
