@@ -56,7 +56,7 @@ BEGIN
 
     IF to_regclass('public.task_usage_hourly_rollup_state') IS NULL
         OR to_regclass('public.task_usage_hourly') IS NULL
-        OR to_regprocedure('public.task_usage_hourly_differences(timestamptz,timestamptz)') IS NULL
+        OR to_regprocedure('public.task_usage_hourly_differences(timestamptz,timestamptz,boolean)') IS NULL
     THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = v_refusal || 'the hourly pipeline is not installed',

@@ -1,4 +1,4 @@
-"""task_usage_hourly_horizon(): a time that no transaction which may still write began before."""
+"""task_usage_hourly_horizon(): a time that no transaction began before that has written usage and is open."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from psycopg import IsolationLevel
 
 from tests.support.database import Connection, Database, MakeDatabase
-from tests.support.horizon import begin, without_margin
+from tests.support.horizon import begin, rewrite_function, without_margin
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
 from tests.support.roles import MakeRole
@@ -28,7 +28,18 @@ FIVE_MINUTES = timedelta(minutes=5)
 HORIZON = "SELECT task_usage_hourly_horizon(%s)::text"
 AT_ONCE = "0 seconds"
 LONG = "20 seconds"
+WRITE = "enqueue_task_usage_hourly_dirty_for_tu_write()"
+HELD_BACK_BY = "task_usage_hourly_held_back_by()"
 BOUNDED = "-c statement_timeout=30s"
+
+# The lock that every writer of usage holds until its transaction ends.
+WRITES = "LOCK TABLE task_usage IN ROW EXCLUSIVE MODE"
+READS_AND_WRITES_ELSEWHERE = [
+    pytest.param((), id="only_begun"),
+    pytest.param(("SELECT FROM task_usage",), id="has_read"),
+    pytest.param(("SELECT FROM task_usage FOR SHARE",), id="has_locked_a_row"),
+    pytest.param(("UPDATE issue SET title = title",), id="has_written_elsewhere"),
+]
 
 
 def horizon(connection: Connection, wait: str = AT_ONCE) -> datetime | None:
@@ -74,19 +85,39 @@ def test_horizon_is_never_later_than_five_minutes_ago(at_102: Database, open_tra
 # Transactions this role may see
 
 
-@pytest.mark.parametrize(
-    "statements",
-    [
-        pytest.param((), id="only_begun"),
-        pytest.param(("SELECT FROM workspace",), id="has_read"),
-        pytest.param(("UPDATE issue SET title = title",), id="has_written_elsewhere"),
-        pytest.param(("LOCK TABLE task_usage IN ROW EXCLUSIVE MODE",), id="is_about_to_write"),
-    ],
-)
-def test_open_transaction_bounds_the_horizon_by_its_start(
+def test_transaction_that_has_written_usage_bounds_the_horizon_by_its_start(at_102: Database) -> None:
+    without_margin(at_102)
+    writer, began = begin(at_102, WRITES)
+    assert horizon_of(at_102) == began
+    assert horizon_of(at_102, LONG) == began
+    writer.execute("COMMIT")
+    found = horizon_of(at_102)
+    assert found is not None
+    assert found > began
+
+
+@pytest.mark.parametrize("statements", READS_AND_WRITES_ELSEWHERE)
+def test_transaction_that_has_written_no_usage_holds_nothing_back(
     at_102: Database, statements: tuple[str, ...]
 ) -> None:
     without_margin(at_102)
+    _, began = begin(at_102, *statements)
+    found = horizon_of(at_102)
+    assert found is not None
+    assert found > began
+
+
+@pytest.mark.parametrize("statements", READS_AND_WRITES_ELSEWHERE)
+@pytest.mark.parametrize("switched_off", ["DISABLE TRIGGER", "DROP"])
+def test_every_open_transaction_counts_where_writers_do_not_queue_themselves(
+    at_102: Database, statements: tuple[str, ...], switched_off: str
+) -> None:
+    without_margin(at_102)
+    at_102.execute(
+        "DROP TRIGGER trg_tu_dirty_hourly_write ON task_usage"
+        if switched_off == "DROP"
+        else "ALTER TABLE task_usage DISABLE TRIGGER trg_tu_dirty_hourly_write"
+    )
     writer, began = begin(at_102, *statements)
     if not statements:
         # Neither a lock nor a transaction id gives this one away.
@@ -97,17 +128,12 @@ def test_open_transaction_bounds_the_horizon_by_its_start(
             writer.info.backend_pid,
         ) == [(None, None, "idle in transaction", 0)]
     assert horizon_of(at_102) == began
-    assert horizon_of(at_102, LONG) == began
-    writer.execute("COMMIT")
-    found = horizon_of(at_102)
-    assert found is not None
-    assert found > began
 
 
 def test_oldest_of_several_open_transactions_bounds_the_horizon(at_102: Database) -> None:
     without_margin(at_102)
-    oldest, first = begin(at_102)
-    _, second = begin(at_102)
+    oldest, first = begin(at_102, WRITES)
+    _, second = begin(at_102, WRITES)
     assert horizon_of(at_102) == first
     oldest.execute("ROLLBACK")
     assert horizon_of(at_102) == second
@@ -115,8 +141,8 @@ def test_oldest_of_several_open_transactions_bounds_the_horizon(at_102: Database
 
 def test_transaction_of_another_database_is_ignored(at_102: Database, make_database: MakeDatabase) -> None:
     without_margin(at_102)
-    elsewhere = make_database("empty")
-    _, began = begin(elsewhere)
+    elsewhere = make_database("102")
+    _, began = begin(elsewhere, WRITES)
     before = at_102.value(CLOCK)
     found = horizon_of(at_102)
     assert found is not None
@@ -126,7 +152,7 @@ def test_transaction_of_another_database_is_ignored(at_102: Database, make_datab
 def test_caller_s_own_transaction_is_ignored(at_102: Database) -> None:
     without_margin(at_102)
     caller = at_102.connect(options="-c TimeZone=UTC")
-    caller.execute("SELECT FROM workspace")
+    caller.execute(WRITES)
     before = at_102.value(CLOCK)
     found = horizon(caller)
     assert found is not None
@@ -144,7 +170,7 @@ def test_horizon_sees_what_began_since_it_was_last_asked_in_the_same_transaction
     caller.isolation_level = level
     assert horizon(caller) is not None
     caller.execute(seen, [0])
-    writer, began = begin(at_102)
+    writer, began = begin(at_102, WRITES)
     # The trap: the transaction keeps the first report of the sessions that it has read.
     assert caller.execute(seen, [writer.info.backend_pid]).fetchone() == (0,)
     assert horizon(caller) == began
@@ -152,7 +178,7 @@ def test_horizon_sees_what_began_since_it_was_last_asked_in_the_same_transaction
 
 
 def test_session_that_does_not_report_is_waited_for(at_102: Database) -> None:
-    silent, began = begin(at_102, options="-c track_activities=off")
+    silent, began = begin(at_102, WRITES, options="-c track_activities=off")
     assert began is None
     assert horizon_of(at_102) is None
     silent.execute("COMMIT")
@@ -167,7 +193,7 @@ def test_invisible_open_transaction_leaves_no_horizon_after_the_wait(
 ) -> None:
     caller = login(at_102, make_role("runner"))
     assert horizon(caller) is not None
-    writer, began = begin(at_102)
+    writer, began = begin(at_102, WRITES)
     assert began is not None
     assert caller.execute(
         "SELECT xact_start, state FROM pg_stat_activity WHERE pid = %s", [writer.info.backend_pid]
@@ -183,12 +209,12 @@ def test_invisible_transaction_that_ends_during_the_wait_leaves_a_horizon_before
 ) -> None:
     without_margin(at_102)
     caller = login(at_102, make_role("runner"))
-    writer, _ = begin(at_102)
+    writer, _ = begin(at_102, WRITES)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(horizon, caller, LONG)
         wait_until(lambda: is_polling(at_102, caller), "the horizon waits for the transaction")
         # One that began since is no reason to wait: whatever it writes is dated later.
-        _, later = begin(at_102)
+        _, later = begin(at_102, WRITES)
         writer.execute("COMMIT")
         found = waiting.result()
     assert found is not None
@@ -198,7 +224,7 @@ def test_invisible_transaction_that_ends_during_the_wait_leaves_a_horizon_before
 def test_role_that_may_read_all_statistics_need_not_wait(at_102: Database, make_role: MakeRole) -> None:
     without_margin(at_102)
     caller = login(at_102, make_role("runner", "IN ROLE pg_read_all_stats"))
-    _, began = begin(at_102)
+    _, began = begin(at_102, WRITES)
     assert horizon(caller) == began
 
 
@@ -207,6 +233,8 @@ def test_role_sees_its_own_transactions_without_any_grant(at_102: Database, make
     role = make_role("runner")
     caller, writer = login(at_102, role), login(at_102, role)
     writer.execute("BEGIN")
+    at_102.execute(f"GRANT INSERT ON task_usage TO {role}")
+    writer.execute(WRITES)
     (began,) = at_102.execute(
         "SELECT xact_start FROM pg_stat_activity WHERE pid = %s", writer.info.backend_pid
     )[0]
@@ -221,7 +249,7 @@ def test_tick_without_a_horizon_drains_the_queue_and_leaves_the_watermark(
     caller = login(at_102, role)
     world = small_world(at_102.url)
     event(at_102.url, world, "2025-03-01 10:15+00")
-    begin(at_102)
+    begin(at_102, WRITES)
     before = at_102.value(WATERMARK)
     assert caller.execute(TICK).fetchone() == (1,)
     assert at_102.value(WATERMARK) == before
@@ -327,23 +355,17 @@ def test_watermark_that_passes_an_open_writer_loses_its_row(at_102: Database) ->
     assert at_102.value(TICK) == 1
 
 
-@pytest.mark.parametrize("writes", ["before_the_tick", "after_the_tick"])
-def test_no_tick_passes_an_open_writer_and_its_row_is_rolled_up_when_it_commits(
-    at_102: Database, writes: str
-) -> None:
+def test_no_tick_passes_an_open_writer_and_its_row_is_rolled_up_when_it_commits(at_102: Database) -> None:
     without_margin(at_102)
     world = small_world(at_102.url)
     reported = task(at_102.url, world.agents[0])
     event(at_102.url, world, "2025-03-01 10:15+00")
     writer, began = begin(at_102)
-    if writes == "before_the_tick":
-        upsert_usage(writer, reported)
+    upsert_usage(writer, reported)
     for _ in range(3):
         at_102.execute(TICK)
         assert at_102.value(WATERMARK) <= began
     assert at_102.value(WATERMARK) == began
-    if writes == "after_the_tick":
-        upsert_usage(writer, reported)
     writer.execute("COMMIT")
     assert at_102.value("SELECT count(*) FROM task_usage_hourly_invalidation") == 0
 
@@ -351,6 +373,74 @@ def test_no_tick_passes_an_open_writer_and_its_row_is_rolled_up_when_it_commits(
     assert at_102.value(WATERMARK) > began
     assert differing_hours(at_102.url) == []
     assert at_102.value("SELECT sum(event_count) FROM task_usage_hourly") == 2
+
+
+def test_writer_that_a_tick_has_passed_queues_what_it_writes(at_102: Database) -> None:
+    without_margin(at_102)
+    world = small_world(at_102.url)
+    reported = task(at_102.url, world.agents[0])
+    writer, began = begin(at_102, "SELECT FROM task_usage")
+    at_102.execute(TICK)
+    assert at_102.value(WATERMARK) > began
+    upsert_usage(writer, reported)
+    writer.execute("COMMIT")
+    assert at_102.value("SELECT count(*) FROM task_usage_hourly_invalidation") == 1
+    assert at_102.value(TICK) == 1
+    assert wrong_hours(at_102) == []
+
+
+def test_writer_older_than_four_minutes_queues_what_it_writes_whatever_the_watermark_says(
+    at_102: Database,
+) -> None:
+    # A tick that has passed it and has not committed shows no watermark.
+    rewrite_function(at_102, WRITE, "'4 minutes'::pg_catalog.interval", "'0'::pg_catalog.interval")
+    reported = task(at_102.url, small_world(at_102.url).agents[0])
+    writer, _ = begin(at_102)
+    upsert_usage(writer, reported)
+    writer.execute("COMMIT")
+    assert at_102.value("SELECT count(*) FROM task_usage_hourly_invalidation") == 1
+
+
+# Who holds it back
+
+
+def test_writer_that_holds_the_horizon_back_is_named(at_102: Database) -> None:
+    rewrite_function(at_102, HELD_BACK_BY, "clock_timestamp() - interval '5 minutes'", "clock_timestamp()")
+    assert at_102.execute("SELECT * FROM task_usage_hourly_held_back_by()") == []
+    writer, _ = begin(at_102, WRITES, application_name="nightly import")
+    ((who, hint),) = at_102.execute("SELECT who, hint FROM task_usage_hourly_held_back_by()")
+    pid = writer.info.backend_pid
+    assert who.startswith(f"pid {pid} (postgres, nightly import, idle in transaction since 20")
+    assert hint == f"wait for that session, or end it: SELECT pg_terminate_backend({pid})"
+
+
+def test_tick_that_cannot_move_the_watermark_writes_down_who_holds_it_back(
+    at_102: Database, make_role: MakeRole
+) -> None:
+    role = make_role("runner")
+    at_102.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+    writer, _ = begin(at_102, WRITES)
+    login(at_102, role).execute(TICK)
+    error = at_102.value("SELECT last_error FROM task_usage_hourly_rollup_state")
+    assert error.startswith(f"the watermark is held back by pid {writer.info.backend_pid} (")
+    assert error.endswith(f"; or GRANT pg_read_all_stats TO {role}")
+    writer.execute("COMMIT")
+    login(at_102, role).execute(TICK)
+    assert at_102.value("SELECT last_error FROM task_usage_hourly_rollup_state") is None
+
+
+def test_prepared_transaction_that_holds_the_horizon_back_is_named(at_102: Database) -> None:
+    gid = uuid.uuid4().hex
+    with at_102.connect() as writer:
+        writer.execute(WRITES)
+        writer.execute("UPDATE workspace SET name = name")
+        writer.execute(f"PREPARE TRANSACTION '{gid}'")
+    try:
+        ((who, hint),) = at_102.execute("SELECT who, hint FROM task_usage_hourly_held_back_by()")
+        assert who.startswith(f"prepared transaction '{gid}' (postgres, since 20")
+        assert f"ROLLBACK PREPARED '{gid}' or COMMIT PREPARED '{gid}'" in hint
+    finally:
+        at_102.execute(f"ROLLBACK PREPARED '{gid}'")
 
 
 # Processes that are nobody's session

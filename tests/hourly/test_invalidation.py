@@ -429,7 +429,7 @@ def test_trigger_that_queues_the_buckets_it_sees_misses_a_report_that_races_the_
 ) -> None:
     shop = open_shop(at_102)
     reported = task(at_102.url, shop.agents[0], issue_id=shop.issues[0])
-    at_102.execute(NAIVE_PROJECT_TRIGGER)
+    at_102.execute(f"DROP TRIGGER trg_issue_dirty_hourly_move ON issue; {NAIVE_PROJECT_TRIGGER}")
     mover = at_102.connect()
     mover.execute("UPDATE issue SET project_id = NULL WHERE id = %s", [shop.issues[0]])
     upsert_usage(at_102.url, reported)

@@ -18,7 +18,7 @@
 -- moved or deleted leaves no remains and nobody needs to know the old key.
 --
 -- Parts. 10 and 20 to 35 hold what is queued or could not be stored, and read: to a session on a database
--- without this revision they are lent, whole, by hourly/pipeline.py. 40 to 60 write; the triggers come last.
+-- without this revision they are lent, whole, by hourly/pipeline.py. 40 to 65 write; the triggers come last.
 
 -- Append-only and without a unique key: two writers never wait for each other here. A row names
 -- what changed, not the buckets: those are looked up when it is drained, after the change committed.
@@ -29,11 +29,16 @@ CREATE TABLE IF NOT EXISTS public.task_usage_hourly_invalidation (
     agent_id uuid,
     enqueued_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT ck_task_usage_hourly_invalidation_subject
-    CHECK (num_nonnulls(bucket_hour, task_id, issue_id, agent_id) <= 1)
+    CHECK (
+        num_nonnulls(task_id, issue_id, agent_id) <= 1
+        AND (bucket_hour IS NULL OR num_nonnulls(issue_id, agent_id) = 0)
+    )
 );
 
 COMMENT ON TABLE public.task_usage_hourly_invalidation IS
     'Private queue: an hour, task, issue or agent whose buckets must be recomputed; a row that names none means every hour.';
+COMMENT ON COLUMN public.task_usage_hourly_invalidation.bucket_hour IS
+    'With a task besides: the buckets of that task in this hour.';
 
 -- Buckets that could not be written, so that one absurd row stops nobody else: the bucket's key (model
 -- and provider by digest, since their length may be the reason), and why. Recomputing an hour begins

@@ -31,6 +31,15 @@ $$;
 COMMENT ON FUNCTION public.task_usage_hourly_sum(numeric) IS
     'A sum of tokens as task_usage_hourly stores it: the nearest bigint.';
 
+-- Two digests, because any separator between two texts can be a part of one of them.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_label_digest(p_provider text, p_model text)
+RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT pg_catalog.md5(p_provider) OPERATOR(pg_catalog.||) pg_catalog.md5(p_model)
+$$;
+
+COMMENT ON FUNCTION public.task_usage_hourly_label_digest(text, text) IS
+    'Provider and model as task_usage_hourly_set_aside names them, whatever their length.';
+
 -- What the rollup should hold, said in the plainest way; the oracle. No SET clause, so that the planner
 -- inlines it and sees the range. A task counts once a bucket without COUNT(DISTINCT), and so without a
 -- sort: the server's upsert keeps task_usage unique by (task_id, provider, model).

@@ -11,6 +11,7 @@ RETURNS SETOF timestamptz LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg
     SELECT public.task_usage_hour_bucket(tu.created_at)
     FROM unnest(p_queued) AS v
     JOIN public.task_usage tu ON tu.task_id = v.task_id
+    WHERE v.bucket_hour IS NULL
     UNION
     SELECT public.task_usage_hour_bucket(tu.created_at)
     FROM unnest(p_queued) AS v
@@ -29,11 +30,11 @@ RETURNS SETOF timestamptz LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg
 $$;
 
 -- The oracle. An hour that is queued, or holds an event at or above the watermark, is not behind
--- but pending. One statement, so one snapshot; custom plans, because the range decides the plan. A
+-- but pending; whoever has just recomputed it asks without that excuse. Only hours the rollup stores. One statement, so one snapshot; custom plans, because the range decides the plan. A
 -- full join by hash costs half of what sorting both sides does; parallel hash tables live in
 -- /dev/shm, of which a container has 64 MB.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_differences(
-    p_from timestamptz DEFAULT '-infinity', p_to timestamptz DEFAULT 'infinity'
+    p_from timestamptz DEFAULT '-infinity', p_to timestamptz DEFAULT 'infinity', p_pending boolean DEFAULT false
 )
 RETURNS SETOF timestamptz LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
@@ -44,7 +45,9 @@ BEGIN
     SELECT DISTINCT COALESCE(e.bucket_hour, h.bucket_hour)
     FROM public.task_usage_hourly_expected(p_from, p_to) e
     FULL JOIN (
-        SELECT * FROM public.task_usage_hourly WHERE bucket_hour >= p_from AND bucket_hour < p_to
+        SELECT * FROM public.task_usage_hourly
+        WHERE bucket_hour >= GREATEST(p_from, '0001-01-01 00:00:00+00')
+            AND bucket_hour < LEAST(p_to, '9999-01-01 00:00:00+00')
     ) h ON
         (e.bucket_hour, e.workspace_id, e.runtime_id, e.agent_id, e.provider, e.model)
         = (h.bucket_hour, h.workspace_id, h.runtime_id, h.agent_id, h.provider, h.model)
@@ -60,34 +63,40 @@ BEGIN
             WHERE (s.bucket_hour, s.workspace_id, s.runtime_id, s.agent_id)
                 = (e.bucket_hour, e.workspace_id, e.runtime_id, e.agent_id)
                 AND s.project_id IS NOT DISTINCT FROM e.project_id
-                AND s.label_digest = md5(e.provider || '/' || e.model)))
-        AND COALESCE(e.bucket_hour, h.bucket_hour) NOT IN (SELECT public.task_usage_hourly_pending_hours())
+                AND s.label_digest = public.task_usage_hourly_label_digest(e.provider, e.model)))
+        AND (p_pending
+            OR COALESCE(e.bucket_hour, h.bucket_hour) NOT IN (SELECT public.task_usage_hourly_pending_hours()))
     ORDER BY 1;
 END
 $$;
 
-COMMENT ON FUNCTION public.task_usage_hourly_differences(timestamptz, timestamptz) IS
-    'Hours in which task_usage_hourly is not the aggregate of raw usage although nothing about them is pending.';
+COMMENT ON FUNCTION public.task_usage_hourly_differences(timestamptz, timestamptz, boolean) IS
+    'Hours in which task_usage_hourly is not the aggregate of raw usage although nothing about them is pending, or, with p_pending, whatever is pending.';
 
--- What the next windows will recompute: queued, or with an event the watermark has not passed.
+-- What the next windows will recompute: queued, or with an event between the watermark and now. A row dated
+-- later than now was queued when it was written: nothing else will come for it. The clock is read after
+-- the snapshot was taken, so no row that is seen began after it.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_pending_hours()
 RETURNS SETOF timestamptz LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
     v_watermark timestamptz := COALESCE(
         (SELECT watermark_at FROM public.task_usage_hourly_rollup_state WHERE id = 1), '-infinity');
+    v_now CONSTANT timestamptz := clock_timestamp();
 BEGIN
     RETURN QUERY
-    SELECT public.task_usage_hourly_invalidated_hours(
-        (SELECT array_agg(v) FROM public.task_usage_hourly_invalidation v))
+    SELECT public.task_usage_hourly_invalidated_hours((
+        SELECT array_agg(ROW(v.*)::public.task_usage_hourly_invalidation)
+        FROM (SELECT DISTINCT bucket_hour, task_id, issue_id, agent_id, NULL::timestamptz
+              FROM public.task_usage_hourly_invalidation) v))
     UNION
     SELECT public.task_usage_hour_bucket(d.bucket_hour) FROM public.task_usage_hourly_dirty d
     UNION
     SELECT public.task_usage_hour_bucket(tu.created_at) FROM public.task_usage tu
-    WHERE tu.updated_at >= v_watermark
+    WHERE tu.updated_at >= v_watermark AND tu.updated_at <= v_now
     UNION
     SELECT public.task_usage_hour_bucket(tu.created_at) FROM public.task_usage tu
-    WHERE tu.updated_at IS NULL AND tu.created_at >= v_watermark;
+    WHERE tu.updated_at IS NULL AND tu.created_at >= v_watermark AND tu.created_at <= v_now;
 END
 $$;
 

@@ -52,6 +52,25 @@ BEGIN
 END
 $$;
 
+-- A bucket that PostgreSQL refused, or that a later release's window would.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_put_aside(
+    p_bucket_hour timestamptz, p_workspace_id uuid, p_runtime_id uuid, p_agent_id uuid, p_project_id uuid,
+    p_provider text, p_model text, p_sqlstate text, p_error text
+)
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO public.task_usage_hourly_set_aside (
+        bucket_hour, workspace_id, runtime_id, agent_id, project_id, label_digest, label_start, sqlstate, error)
+    VALUES (
+        p_bucket_hour, p_workspace_id, p_runtime_id, p_agent_id, p_project_id,
+        public.task_usage_hourly_label_digest(p_provider, p_model), left(p_provider || '/' || p_model, 80),
+        p_sqlstate, p_error)
+    ON CONFLICT ON CONSTRAINT uq_task_usage_hourly_set_aside_key
+    DO UPDATE SET sqlstate = EXCLUDED.sqlstate, error = EXCLUDED.error, set_aside_at = EXCLUDED.set_aside_at;
+    RAISE WARNING 'usage of agent % in the hour % is set aside: %', p_agent_id, p_bucket_hour, p_error;
+END
+$$;
+
 -- The one writer of task_usage_hourly. What PostgreSQL refuses is looked for by halves, down to the
 -- hour and then the bucket; that bucket is set aside and the rest goes on. Only errors that the data
 -- cause: a cancel, a deadlock or a full disk ends the transaction as it should.
@@ -89,15 +108,9 @@ BEGIN
                 v_bucket.task_count, v_bucket.event_count);
             v_rows := v_rows + 1;
         EXCEPTION WHEN data_exception OR program_limit_exceeded OR integrity_constraint_violation THEN
-            INSERT INTO public.task_usage_hourly_set_aside (
-                bucket_hour, workspace_id, runtime_id, agent_id, project_id, label_digest, label_start,
-                sqlstate, error)
-            VALUES (
+            PERFORM public.rollup_task_usage_hourly_put_aside(
                 v_bucket.bucket_hour, v_bucket.workspace_id, v_bucket.runtime_id, v_bucket.agent_id,
-                v_bucket.project_id, md5(v_bucket.provider || '/' || v_bucket.model),
-                left(v_bucket.provider || '/' || v_bucket.model, 80), SQLSTATE, SQLERRM);
-            RAISE WARNING 'usage of agent % in the hour % is set aside: %',
-                v_bucket.agent_id, v_bucket.bucket_hour, SQLERRM;
+                v_bucket.project_id, v_bucket.provider, v_bucket.model, SQLSTATE, SQLERRM);
         END;
     END LOOP;
     RETURN v_rows;
@@ -106,6 +119,57 @@ $$;
 
 COMMENT ON FUNCTION public.rollup_task_usage_hourly_range(timestamptz, timestamptz) IS
     'Make every hour in [p_from, p_to) equal to its raw usage; returns rows written and deleted. The caller holds advisory lock 4246.';
+
+-- The Go release's window filed usage dated -infinity, 44 BC or 20250 too. No client reads such an hour, and
+-- no window of ours would come for it.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_remove_undated()
+RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_hours text;
+    v_rows bigint;
+BEGIN
+    WITH removed AS (
+        DELETE FROM public.task_usage_hourly h
+        WHERE h.bucket_hour < '0001-01-01 00:00:00+00' OR h.bucket_hour >= '9999-01-01 00:00:00+00'
+        RETURNING h.bucket_hour
+    )
+    SELECT COUNT(*), string_agg(DISTINCT r.bucket_hour::text, ', ') INTO v_rows, v_hours FROM removed r;
+    IF v_rows > 0 THEN
+        RAISE WARNING '% buckets dated outside years 1-9998 are removed: %', v_rows, left(v_hours, 200);
+    END IF;
+    RETURN v_rows;
+END
+$$;
+
+-- Recomputes hours, neighbours melted into one range: one statement, whose cost is its rows. With a deadline
+-- a range is a day at most; hours that it leaves no time for are queued again, by name.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_hours(
+    p_hours timestamptz[], p_deadline timestamptz DEFAULT 'infinity'
+)
+RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_range tstzrange;
+    v_begun boolean := false;
+    v_rows bigint := 0;
+BEGIN
+    FOR v_range IN
+        SELECT unnest(range_agg(tstzrange(h, h + interval '1 hour'))) FROM unnest(p_hours) AS h
+        WHERE public.task_usage_hourly_dated(h)
+        GROUP BY CASE WHEN isfinite(p_deadline) THEN date_bin('1 day', h, '0001-01-01 00:00:00+00') END
+        ORDER BY 1
+    LOOP
+        IF v_begun AND clock_timestamp() >= p_deadline THEN
+            INSERT INTO public.task_usage_hourly_invalidation (bucket_hour)
+            SELECT h FROM unnest(p_hours) AS h
+            WHERE h >= lower(v_range) AND public.task_usage_hourly_dated(h);
+            EXIT;
+        END IF;
+        v_rows := v_rows + public.rollup_task_usage_hourly_range(lower(v_range), upper(v_range));
+        v_begun := true;
+    END LOOP;
+    RETURN v_rows;
+END
+$$;
 
 -- Leaves a mark that a writer with an older snapshot runs into.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_touch()

@@ -1,13 +1,13 @@
 -- 102, part 50_tick: keep the rollup current: drain the queues, recompute, move the watermark.
 
--- Takes what is queued out of the private queue. Only for a caller that, in the same transaction and
--- in a later statement, recomputes it or queues it elsewhere.
-CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_drain()
+-- Takes rows out of the private queue, all or p_limit of them. Only for a caller that, in the same transaction
+-- and in a later statement, recomputes what they name or queues it elsewhere.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_drain(p_limit bigint DEFAULT NULL)
 RETURNS public.task_usage_hourly_invalidation[] LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     WITH drained AS (
         DELETE FROM public.task_usage_hourly_invalidation v
         WHERE v.ctid = ANY (ARRAY(
-            SELECT q.ctid FROM public.task_usage_hourly_invalidation q FOR UPDATE SKIP LOCKED))
+            SELECT q.ctid FROM public.task_usage_hourly_invalidation q LIMIT p_limit FOR UPDATE SKIP LOCKED))
         RETURNING v.bucket_hour, v.task_id, v.issue_id, v.agent_id
     ), named AS (
         SELECT DISTINCT bucket_hour, task_id, issue_id, agent_id FROM drained
@@ -16,17 +16,62 @@ RETURNS public.task_usage_hourly_invalidation[] LANGUAGE sql SET search_path = p
     FROM named
 $$;
 
+-- The same of the public queue: the hours of its keys.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_drain_public(p_limit bigint DEFAULT NULL)
+RETURNS timestamptz[] LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    WITH drained AS (
+        DELETE FROM public.task_usage_hourly_dirty v
+        WHERE v.ctid = ANY (ARRAY(
+            SELECT q.ctid FROM public.task_usage_hourly_dirty q LIMIT p_limit FOR UPDATE SKIP LOCKED))
+        RETURNING v.bucket_hour
+    )
+    SELECT array_agg(DISTINCT public.task_usage_hour_bucket(d.bucket_hour)) FROM drained d
+$$;
+
 -- Drain first, recompute after: a later statement sees at least what the queue told, so a row leaves
--- the queue only together with its effect, at any isolation level.
-CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_window(p_from timestamptz, p_to timestamptz)
+-- the queue only together with its effect, at any isolation level. With a deadline the queues are drained in
+-- portions, and no further one is begun after it; without one, once and whole. The caller holds 4246.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_settle(
+    p_from timestamptz, p_to timestamptz, p_deadline timestamptz DEFAULT 'infinity'
+)
 RETURNS bigint LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
-    v_deadline CONSTANT timestamptz := clock_timestamp() + interval '5 seconds';
+    v_portion CONSTANT bigint := CASE WHEN isfinite(p_deadline) THEN 50000 END;
     v_queued public.task_usage_hourly_invalidation[];
     v_dirty timestamptz[];
-    v_range tstzrange;
+    v_hours timestamptz[];
+    v_from timestamptz := p_from;
     v_rows bigint := 0;
+BEGIN
+    LOOP
+        v_queued := public.rollup_task_usage_hourly_drain(v_portion);
+        v_dirty := public.rollup_task_usage_hourly_drain_public(v_portion);
+        v_hours := ARRAY(
+            SELECT public.task_usage_hourly_invalidated_hours(v_queued)
+            UNION
+            SELECT unnest(v_dirty)
+            UNION
+            SELECT public.task_usage_hour_bucket(tu.created_at) FROM public.task_usage tu
+            WHERE tu.updated_at >= v_from AND tu.updated_at < p_to
+            UNION
+            SELECT public.task_usage_hour_bucket(tu.created_at) FROM public.task_usage tu
+            WHERE tu.updated_at IS NULL AND tu.created_at >= v_from AND tu.created_at < p_to);
+        v_rows := v_rows + public.rollup_task_usage_hourly_hours(v_hours, p_deadline);
+        EXIT WHEN NOT isfinite(p_deadline) OR clock_timestamp() >= p_deadline
+            OR num_nonnulls(v_queued, v_dirty) = 0;
+        -- What time has told is done.
+        v_from := p_to;
+    END LOOP;
+    RETURN v_rows + public.rollup_task_usage_hourly_remove_undated();
+END
+$$;
+
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_window(p_from timestamptz, p_to timestamptz)
+RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_deadline CONSTANT timestamptz := clock_timestamp() + interval '5 seconds';
+    v_rows bigint;
 BEGIN
     -- Two windows at once would let the older snapshot win. A caller that holds 4246 on another
     -- session would wait for itself, hence the deadline.
@@ -44,34 +89,7 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM public.rollup_task_usage_hourly_touch();
     END IF;
-
-    v_queued := public.rollup_task_usage_hourly_drain();
-    WITH drained AS (
-        DELETE FROM public.task_usage_hourly_dirty v
-        WHERE v.ctid = ANY (ARRAY(
-            SELECT q.ctid FROM public.task_usage_hourly_dirty q FOR UPDATE SKIP LOCKED))
-        RETURNING v.bucket_hour
-    )
-    SELECT array_agg(DISTINCT d.bucket_hour) INTO v_dirty FROM drained d;
-
-    -- Neighbouring hours melt into one range; each range is one statement whose cost is its rows.
-    FOR v_range IN
-        WITH touched (hour) AS (
-            SELECT public.task_usage_hourly_invalidated_hours(v_queued)
-            UNION
-            SELECT public.task_usage_hour_bucket(unnest(v_dirty))
-            UNION
-            SELECT public.task_usage_hour_bucket(tu.created_at) FROM public.task_usage tu
-            WHERE tu.updated_at >= p_from AND tu.updated_at < p_to
-            UNION
-            SELECT public.task_usage_hour_bucket(tu.created_at) FROM public.task_usage tu
-            WHERE tu.updated_at IS NULL AND tu.created_at >= p_from AND tu.created_at < p_to
-        )
-        SELECT unnest(range_agg(tstzrange(t.hour, t.hour + interval '1 hour'))) FROM touched t
-        WHERE public.task_usage_hourly_dated(t.hour)
-    LOOP
-        v_rows := v_rows + public.rollup_task_usage_hourly_range(lower(v_range), upper(v_range));
-    END LOOP;
+    v_rows := public.rollup_task_usage_hourly_settle(p_from, p_to);
     IF v_rows > 0 THEN
         PERFORM public.rollup_task_usage_hourly_touch();
     END IF;
@@ -82,6 +100,17 @@ $$;
 COMMENT ON FUNCTION public.rollup_task_usage_hourly_window(timestamptz, timestamptz) IS
     'Recompute every hour touched by an event in [p_from, p_to) or queued; returns rows written and deleted. Takes advisory lock 4246 until commit and leaves the watermark alone.';
 
+-- When a tick stops beginning anything: five seconds after its statement began, because workspace deletion waits
+-- ten for 4246, or what usage_rollup.tick_budget says; and half of what the role's own timeouts allow, so
+-- that none of them makes every tick begin again with the same.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_tick_deadline()
+RETURNS timestamptz LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT statement_timestamp() + LEAST(
+        COALESCE(NULLIF(current_setting('usage_rollup.tick_budget', true), '')::interval, '5 seconds'),
+        NULLIF(current_setting('statement_timeout')::interval, '0') / 2,
+        NULLIF(current_setting('transaction_timeout', true)::interval, '0') / 2)
+$$;
+
 -- The tick. The lock belongs to the transaction: no cancel, error or pooled connection can keep it.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly()
 RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -89,6 +118,7 @@ DECLARE
     v_started CONSTANT timestamptz := clock_timestamp();
     v_day CONSTANT interval := interval '24 hours';
     v_from timestamptz; v_to timestamptz; v_next timestamptz;
+    v_held_back_by text;
     v_rows bigint;
 BEGIN
     IF NOT pg_try_advisory_xact_lock(4246) THEN
@@ -105,13 +135,17 @@ BEGIN
 
     INSERT INTO public.task_usage_hourly_rollup_state (id) VALUES (1) ON CONFLICT (id) DO NOTHING;
     SELECT watermark_at INTO STRICT v_from FROM public.task_usage_hourly_rollup_state WHERE id = 1;
-    IF v_from > v_started THEN
+    IF v_from > clock_timestamp() THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
             MESSAGE = format('the watermark of the hourly rollup lies in the future: %s', v_from),
             HINT = 'UPDATE public.task_usage_hourly_rollup_state SET watermark_at = ''epoch'' WHERE id = 1; and backfill again.';
     END IF;
 
     v_to := public.task_usage_hourly_horizon();
+    IF v_to < v_started - interval '10 minutes' THEN
+        SELECT format('the watermark is held back by %s; %s', b.who, b.hint) INTO v_held_back_by
+        FROM public.task_usage_hourly_held_back_by() b;
+    END IF;
     SELECT LEAST(
         (SELECT MIN(updated_at) FROM public.task_usage WHERE updated_at >= v_from),
         (SELECT MIN(created_at) FROM public.task_usage WHERE updated_at IS NULL AND created_at >= v_from))
@@ -122,54 +156,18 @@ BEGIN
                              WHEN v_next IS NOT NULL THEN v_from + v_day END);
     v_to := GREATEST(v_to, v_from);
 
-    v_rows := public.rollup_task_usage_hourly_window(v_from, v_to);
+    v_rows := public.rollup_task_usage_hourly_settle(v_from, v_to, public.task_usage_hourly_tick_deadline());
     PERFORM public.prune_task_usage_hourly_dirty();
     UPDATE public.task_usage_hourly_rollup_state SET
-        watermark_at = v_to, last_run_started_at = v_started,
-        last_run_finished_at = clock_timestamp(), last_run_rows = v_rows, last_error = NULL
+        -- A clock set back meanwhile: somebody may have written below the horizon and seen no watermark
+        -- above it. The next tick looks at the same stretch again.
+        watermark_at = CASE WHEN clock_timestamp() < v_started THEN v_from ELSE v_to END,
+        last_run_started_at = v_started, last_run_finished_at = clock_timestamp(), last_run_rows = v_rows,
+        last_error = v_held_back_by
     WHERE id = 1;
     RETURN v_rows;
 END
 $$;
 
 COMMENT ON FUNCTION public.rollup_task_usage_hourly() IS
-    'One tick: roll up at most a day of events below the horizon and everything queued, and move the watermark. Returns rows changed, 0 when another session holds advisory lock 4246.';
-
--- Unprocessed rows are never pruned, and processed ones are deleted by the window that processed
--- them. What remains to do here is for the day a later release replaces the window: it reads only the
--- public queue, and still calls this function on every tick, so this hands the private queue over.
-CREATE OR REPLACE FUNCTION public.prune_task_usage_hourly_dirty(p_retention interval DEFAULT '7 days')
-RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    v_queued public.task_usage_hourly_invalidation[];
-    v_hour timestamptz;
-BEGIN
-    IF (SELECT p.prosrc LIKE '%rollup_task_usage_hourly_drain%' FROM pg_proc p
-        WHERE p.oid = 'public.rollup_task_usage_hourly_window(timestamptz,timestamptz)'::regprocedure)
-    THEN
-        RETURN 0;
-    END IF;
-
-    v_queued := public.rollup_task_usage_hourly_drain();
-    FOR v_hour IN
-        SELECT h FROM public.task_usage_hourly_invalidated_hours(v_queued) AS h
-        WHERE public.task_usage_hourly_dated(h)
-    LOOP
-        -- Keys that are there and keys that should be: their window works key by key.
-        INSERT INTO public.task_usage_hourly_dirty AS d
-            (bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model)
-        SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model
-        FROM public.task_usage_hourly WHERE bucket_hour = v_hour
-        UNION
-        SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model
-        FROM public.task_usage_hourly_expected(v_hour, v_hour + interval '1 hour')
-        ORDER BY 1, 2, 3, 4, 5, 6, 7
-        ON CONFLICT ON CONSTRAINT uq_task_usage_hourly_dirty_key
-        DO UPDATE SET enqueued_at = GREATEST(d.enqueued_at, EXCLUDED.enqueued_at);
-    END LOOP;
-    RETURN COALESCE(cardinality(v_queued), 0);
-END
-$$;
-
-COMMENT ON FUNCTION public.prune_task_usage_hourly_dirty(interval) IS
-    'Hand the private queue to the public one where a later release''s window is installed; returns rows handed over. Deletes nothing that has not been processed, so p_retention has nothing to limit.';
+    'One tick: roll up at most a day of events below the horizon and what is queued, as far as its budget goes, and move the watermark: what is left is queued. Returns rows changed, 0 when another session holds advisory lock 4246.';

@@ -140,7 +140,7 @@ SELECT
     num_nulls(to_regclass('public.task_usage_hourly'), to_regclass('public.task_usage_hourly_dirty'),
         to_regclass('public.task_usage_hourly_rollup_state')) = 0 AS tables,
     num_nulls(w.oid, to_regprocedure('public.rollup_task_usage_hourly()')) = 0 AS installed,
-    {OUR_FUNCTIONS} AND COALESCE(p.prosrc LIKE '%rollup_task_usage_hourly_drain%', false) AS ours,
+    {OUR_FUNCTIONS} AND COALESCE(p.prosrc LIKE '%rollup_task_usage_hourly_settle%', false) AS ours,
     {OUR_FUNCTIONS} AS readable
 FROM (SELECT to_regprocedure('public.rollup_task_usage_hourly_window(timestamptz,timestamptz)') AS oid) AS w
 LEFT JOIN pg_catalog.pg_proc AS p ON p.oid = w.oid
