@@ -40,11 +40,22 @@ DECLARE
     v_zones text[] := '{}';
     v_left_out bigint;
 BEGIN
-    -- Read before any snapshot that relies on it. Without a horizon (a session hides its transaction) the
-    -- hourly watermark is what no open transaction may still write below.
+    -- Read before any snapshot that relies on it. Nobody writes usage under this lock, but whoever is in a
+    -- transaction may do so yet, dated with its start, and no trigger queues that for the legacy rollups. Where a
+    -- session hides its start, a day (one tick) before the hourly watermark: v0.3.4 itself waits five minutes.
+    PERFORM pg_stat_clear_snapshot();
     v_watermark := public.task_usage_hourly_horizon();
-    SELECT GREATEST(v_watermark, 'epoch', MIN(s.watermark_at) FILTER (WHERE s.watermark_at < now()))
-    INTO v_watermark FROM public.task_usage_hourly_rollup_state AS s;
+    SELECT CASE WHEN bool_or(s.xact_start IS NULL) THEN '-infinity' ELSE LEAST(v_watermark, MIN(s.xact_start)) END
+    INTO v_watermark
+    FROM pg_stat_activity AS s
+    LEFT JOIN pg_locks AS l ON l.pid = s.pid AND l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock'
+    WHERE s.datid = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+        AND s.pid <> pg_backend_pid() AND s.usesysid IS NOT NULL AND num_nonnulls(s.xact_start, l.pid) > 0;
+    IF v_watermark = '-infinity' THEN
+        SELECT MIN(s.watermark_at) - interval '1 day' INTO v_watermark
+        FROM public.task_usage_hourly_rollup_state AS s WHERE s.watermark_at < now();
+    END IF;
+    v_watermark := GREATEST(v_watermark, 'epoch');
 
     SELECT n.nspname, array_agg(c.relname::text) INTO v_schema, v_kept
     FROM pg_namespace AS n JOIN pg_class AS c ON c.relnamespace = n.oid
