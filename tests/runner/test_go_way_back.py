@@ -130,6 +130,7 @@ def undone_then_redone(make_database: MakeDatabase) -> Database:
         event(database.url, small_world(database.url), f"2025-03-0{day} 10:15+00")
     database.execute("SELECT rollup_task_usage_hourly_plan(now(), 1)")
     database.execute("SELECT rollup_task_usage_hourly_slice()")
+    database.execute("DELETE FROM task_usage_hourly_invalidation")
     gone_back(database, "101")
     run_sql(database, GO_102)
     record(database, STEMS["102"])
