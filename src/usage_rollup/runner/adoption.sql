@@ -96,7 +96,8 @@ WITH seen AS (
         CASE left(stem, 3)
             WHEN '097' THEN true
             WHEN '100' THEN :user_timezone = ANY (f.objects)
-            WHEN '101' THEN f.objects @> f.hourly
+            WHEN '101' THEN f.hourly <@ (f.objects
+                || CASE WHEN 'table task_usage_hourly_backfill' = ANY (f.objects) THEN :built_by_the_walk END)
             WHEN '102' THEN f.piped
             WHEN '103' THEN f.dropped
             WHEN '104' THEN f.dropped AND :runtime_timezone <> ALL (f.objects) END AS done
