@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from tests.support.database import Database
-from tests.support.product import event, small_world
+from tests.support.later_release import apply_later_release
+from tests.support.oracle import wrong_buckets, wrong_costs
+from tests.support.product import LONG_MODEL, World, event, small_world
 from tests.support.shapes import make_products
 from tests.support.walks import advisory_locks
 from usage_rollup.hourly import products_pipeline
@@ -20,38 +23,55 @@ pytestmark = pytest.mark.server
 FIRST = datetime(2025, 1, 10, 10, 20, tzinfo=UTC)
 
 
-@pytest.fixture(params=["D", "E"])
-def products(head: Database, request: pytest.FixtureRequest) -> Database:
-    """Return a database past 104 whose own runner migrated it and never ticked: forty hours of usage."""
-    with head.connect() as connection:
+def write_history(database: Database) -> World:
+    """Write forty hours of usage that nobody has rolled up or queued."""
+    with database.connect() as connection:
         world = small_world(connection)
         for hour in range(40):
             at = FIRST + hour * timedelta(hours=7)
             event(connection, world, at, None if hour % 4 == 0 else at + timedelta(seconds=30))
+    return world
+
+
+def forget(database: Database) -> None:
+    """Forget what is queued and what has been rolled up."""
+    database.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'")
+    database.execute("TRUNCATE task_usage_hourly, task_usage_hourly_dirty")
+    unqueue(database)
+
+
+def unqueue(database: Database) -> None:
+    if database.value("SELECT to_regclass('public.task_usage_hourly_invalidation') IS NOT NULL"):
+        database.execute("TRUNCATE task_usage_hourly_invalidation")
+
+
+@pytest.fixture(params=["D", "E"])
+def products(head: Database, request: pytest.FixtureRequest) -> Database:
+    """Return a database past 104 whose own runner migrated it and never ticked: forty hours of usage."""
+    write_history(head)
     make_products(head, later=request.param == "E")
-    head.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'")
-    head.execute("TRUNCATE task_usage_hourly, task_usage_hourly_dirty")
+    forget(head)
     return head
 
 
-def differing_hours(database: Database) -> int:
-    """Count the hours in which the rollup is not the aggregate of raw usage, pending or not."""
-    count: int = database.value(
-        """
-        WITH oracle AS (
-            SELECT date_trunc('hour', tu.created_at), a.workspace_id, q.runtime_id, q.agent_id, i.project_id,
-                tu.provider, tu.model, SUM(tu.input_tokens)::bigint, COUNT(*)
-            FROM task_usage tu JOIN agent_task_queue q ON q.id = tu.task_id JOIN agent a ON a.id = q.agent_id
-            LEFT JOIN issue i ON i.id = q.issue_id GROUP BY 1, 2, 3, 4, 5, 6, 7
-        ), hourly AS (
-            SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model, input_tokens,
-                event_count FROM task_usage_hourly
-        )
-        SELECT COUNT(DISTINCT date_trunc) FROM (
-            (TABLE oracle EXCEPT TABLE hourly) UNION (TABLE hourly EXCEPT TABLE oracle)) AS differing
-        """
-    )
-    return count
+@pytest.fixture(params=["D", "E", "ours, then a later release"])
+def rolled_up(head: Database, request: pytest.FixtureRequest) -> tuple[Database, World]:
+    """Return a database with a window of the product's, which has rolled forty hours up."""
+    world = write_history(head)
+    if request.param in {"D", "E"}:
+        make_products(head, later=request.param == "E")
+    else:
+        apply_later_release(head)
+    forget(head)
+    assert head.usage_rollup("backfill").returncode == 0
+    assert wrong_buckets(head.url) == []
+    return head, world
+
+
+def unnoticed(database: Database, world: World, at: datetime, **what: Any) -> None:
+    """Write usage below the watermark, as if no trigger had seen it."""
+    event(database.url, world, at, at, **what)
+    unqueue(database)
 
 
 def window(database: Database) -> str:
@@ -63,11 +83,11 @@ def window(database: Database) -> str:
 
 def test_watermark_of_1970_is_caught_up_through_the_installed_window(products: Database) -> None:
     installed = window(products)
-    assert differing_hours(products) == 40
+    assert len(wrong_buckets(products.url)) == 40
     result = products.usage_rollup("backfill")
     assert result.returncode == 0, result.stderr
     assert "usage rows rolled up: 40" in result.stdout
-    assert differing_hours(products) == 0
+    assert wrong_buckets(products.url) == []
     assert products.value(
         "SELECT watermark_at > now() - interval '10 minutes' FROM task_usage_hourly_rollup_state"
     )
@@ -94,7 +114,7 @@ def test_killed_catch_up_goes_on_where_it_stopped(
     assert stopped_at < FIRST + timedelta(hours=71)
     products.execute("DROP TRIGGER stop ON task_usage_hourly")
     assert products.usage_rollup("backfill").returncode == 0
-    assert differing_hours(products) == 0
+    assert wrong_buckets(products.url) == []
 
 
 def test_steps_of_a_row_budget_end_as_one_step(products: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,19 +123,135 @@ def test_steps_of_a_row_budget_end_as_one_step(products: Database, monkeypatch: 
     with migration_session() as session:
         done = catch_up(session, Options())
     assert (done.slices, done.rows) == (6, 40)
-    assert differing_hours(products) == 0
+    assert wrong_buckets(products.url) == []
 
 
-def test_repair_recomputes_the_hours_that_differ(products: Database) -> None:
-    products.usage_rollup("backfill")
-    products.execute("UPDATE task_usage_hourly SET input_tokens = 0 WHERE bucket_hour < '2025-01-12'")
-    products.execute("DELETE FROM task_usage_hourly WHERE bucket_hour > '2025-01-20'")
-    differing = differing_hours(products)
-    assert products.usage_rollup("verify").returncode == 3
-    result = products.usage_rollup("backfill", "--repair")
+def test_repair_recomputes_the_keys_that_are_wrong(rolled_up: tuple[Database, World]) -> None:
+    database, world = rolled_up
+    database.execute("UPDATE task_usage_hourly SET input_tokens = 0 WHERE bucket_hour < '2025-01-12'")
+    database.execute("DELETE FROM task_usage_hourly WHERE bucket_hour > '2025-01-20'")
+    unnoticed(database, world, FIRST, model="another")
+    differing = len({row[0] for row in wrong_buckets(database.url)})
+    assert database.usage_rollup("verify").returncode == 3
+    kept = database.execute(
+        "SELECT ctid::text FROM task_usage_hourly WHERE bucket_hour BETWEEN '2025-01-12' AND '2025-01-20'"
+    )
+    result = database.usage_rollup("backfill", "--repair")
     assert result.returncode == 0, result.stderr
     assert f"hours repaired: {differing}" in result.stdout
-    assert products.usage_rollup("verify").returncode == 0
+    assert wrong_buckets(database.url) == []
+    assert database.value("SELECT count(*) FROM task_usage_hourly_dirty") == 0
+    assert kept == database.execute(
+        "SELECT ctid::text FROM task_usage_hourly WHERE bucket_hour BETWEEN '2025-01-12' AND '2025-01-20'"
+    )
+    if has_costs(database):
+        assert wrong_costs(database.url) == []
+    assert "hours repaired: 0" in database.usage_rollup("backfill", "--repair").stdout
+
+
+def has_costs(database: Database) -> bool:
+    found: bool = database.value(
+        "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'task_usage_hourly'::regclass"
+        " AND attname = 'cost_usd_ticks')"
+    )
+    return found
+
+
+def test_bucket_that_the_window_refuses_stops_the_repair_of_no_other(
+    rolled_up: tuple[Database, World],
+) -> None:
+    database, world = rolled_up
+    database.execute("UPDATE task_usage_hourly SET input_tokens = 0")
+    for model in ("vast", LONG_MODEL):
+        for _ in range(2):
+            unnoticed(database, world, FIRST + timedelta(hours=7), tokens=2**62, model=model)
+    unnoticed(database, world, FIRST + timedelta(hours=14), model=LONG_MODEL)
+    unnoticed(database, world, FIRST + timedelta(hours=14), agent=1)
+    result = database.usage_rollup("backfill", "--repair")
+    assert result.returncode == 1
+    assert (
+        "2 of 40 hours could not be repaired through the product's window: 2025-01-10 17:00 UTC"
+        in result.stderr
+    )
+    assert "Traceback" not in result.stderr
+    assert "DETAIL: hours repaired: 38" in result.stderr
+    # Their neighbours in the same hours are right.
+    assert {(row[0], row[4][:4]) for row in wrong_buckets(database.url)} == {
+        (FIRST.replace(hour=17, minute=0), "vast"),
+        (FIRST.replace(hour=17, minute=0), LONG_MODEL[:4]),
+        (FIRST.replace(day=11, hour=0, minute=0), LONG_MODEL[:4]),
+    }
+
+    with database.connect() as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute("DELETE FROM task_usage WHERE length(model) > 1000 OR model = 'vast'")
+    unqueue(database)
+    assert wrong_buckets(database.url) == []
+
+
+def test_window_that_does_nothing_is_not_taken_for_a_repair(rolled_up: tuple[Database, World]) -> None:
+    database, _ = rolled_up
+    theirs = window(database)
+    database.execute(
+        "CREATE OR REPLACE FUNCTION rollup_task_usage_hourly_window(p_from timestamptz, p_to timestamptz)"
+        " RETURNS bigint LANGUAGE sql AS 'SELECT 0::bigint'"
+    )
+    database.execute("UPDATE task_usage_hourly SET input_tokens = 0 WHERE bucket_hour < '2025-01-11'")
+    for _ in range(2):
+        result = database.usage_rollup("backfill", "--repair")
+        assert result.returncode == 1
+        assert "the window left it as it was" in result.stderr
+    database.execute(theirs)
+    database.usage_rollup("backfill", "--repair")
+    assert wrong_buckets(database.url) == []
+
+
+# Another key of the hour, queued by somebody else while it is repaired.
+SOMEBODY_ELSE = """
+CREATE FUNCTION queue_too() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO task_usage_hourly_dirty
+        (bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model)
+    VALUES (NEW.bucket_hour, NEW.workspace_id, NEW.runtime_id, NEW.agent_id, NEW.project_id,
+        'somebody', 'else');
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER queue_too AFTER INSERT ON task_usage_hourly_dirty FOR EACH ROW
+    WHEN (NEW.provider <> 'somebody') EXECUTE FUNCTION queue_too()
+"""
+
+
+def test_repair_leaves_in_the_queue_what_others_put_there(rolled_up: tuple[Database, World]) -> None:
+    database, _ = rolled_up
+    database.execute("UPDATE task_usage_hourly SET input_tokens = 0 WHERE bucket_hour < '2025-01-11'")
+    database.execute(
+        "INSERT INTO task_usage_hourly_dirty"
+        " (bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model, enqueued_at)"
+        " SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model,"
+        " now() - interval '1 year' FROM task_usage_hourly ORDER BY bucket_hour DESC LIMIT 3"
+    )
+    database.execute(SOMEBODY_ELSE)
+    result = database.usage_rollup("backfill", "--repair")
+    assert result.returncode == 0, result.stderr
+    assert "hours repaired: 2" in result.stdout
+    assert wrong_buckets(database.url) == []
+    assert database.value("SELECT count(*) FROM task_usage_hourly_dirty") == 2 + 3
+
+
+def test_repair_tries_again_what_collided_with_another_session(rolled_up: tuple[Database, World]) -> None:
+    database, _ = rolled_up
+    database.execute("UPDATE task_usage_hourly SET input_tokens = 0 WHERE bucket_hour < '2025-01-11'")
+    database.execute(
+        "CREATE SEQUENCE collisions;"
+        "CREATE FUNCTION collide() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF nextval('collisions') < 3 THEN RAISE EXCEPTION USING ERRCODE = '40001'; END IF;"
+        " RETURN NEW; END $$;"
+        "CREATE TRIGGER collide BEFORE UPDATE ON task_usage_hourly FOR EACH ROW EXECUTE FUNCTION collide()"
+    )
+    result = database.usage_rollup("backfill", "--repair")
+    assert result.returncode == 0, result.stderr
+    assert wrong_buckets(database.url) == []
 
 
 def test_part_of_a_history_cannot_be_had_here(products: Database) -> None:

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from tests.support.database import Database, MakeDatabase
+from tests.support.later_release import apply_later_release
 from tests.support.product import World, event, small_world, usage
-from tests.support.shapes import COST_COLUMNS, make_products
+from tests.support.shapes import make_products
 from tests.support.terminal import on_a_terminal
 from tests.support.walks import wait_until_blocked
 
@@ -93,7 +94,7 @@ def test_usage_of_a_task_without_a_runtime_belongs_to_no_bucket(used: tuple[Data
 def test_verify_says_which_columns_it_does_not_compare(used: tuple[Database, World]) -> None:
     database = make_products(used[0], later=False)
     assert "not compared" not in database.usage_rollup("verify").stdout
-    database.execute(COST_COLUMNS)
+    apply_later_release(database, "213")
     assert (
         "not compared, later releases added them: cost_usd_ticks, uncosted_input_tokens,"
         in database.usage_rollup("verify").stdout

@@ -144,7 +144,7 @@ def test_what_the_product_adds_to_its_own_tables_is_left_alone(head: Database) -
 def test_columns_of_later_releases_need_their_step_in_the_ledger(head: Database) -> None:
     head.execute("ALTER TABLE task_usage_hourly ADD COLUMN cost_usd_ticks bigint NOT NULL DEFAULT 0")
     assert "cost_usd_ticks" in head.refused("check")
-    head.execute("INSERT INTO schema_migrations (version) VALUES ('213_usage_cost')")
+    head.execute("INSERT INTO schema_migrations (version) VALUES ('213_task_usage_authoritative_cost')")
     assert_clean(head)
 
 

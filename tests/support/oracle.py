@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import psycopg
 
@@ -10,7 +11,7 @@ import psycopg
 # unless an event in it has not been passed by the watermark, or something is queued: any queued row
 # here excuses its hour, and a queued task, issue or agent the hours of its usage; so does a bucket that
 # is set aside, which tests of that look at themselves.
-DIFFERING = """
+_DIFFERENCE = """
 WITH raw AS (
     SELECT date_trunc('hour', tu.created_at AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' AS bucket_hour,
         COALESCE(tu.updated_at, tu.created_at) AS event, a.workspace_id, q.runtime_id, q.agent_id,
@@ -37,19 +38,46 @@ WITH raw AS (
 ), differing AS (
     ((TABLE oracle EXCEPT TABLE hourly) UNION (TABLE hourly EXCEPT TABLE oracle))
 )
+"""
+DIFFERING = f"""
+{_DIFFERENCE}
 SELECT DISTINCT bucket_hour FROM differing
 WHERE bucket_hour NOT IN (
     SELECT bucket_hour FROM raw
     WHERE event >= (SELECT watermark_at FROM task_usage_hourly_rollup_state)
     UNION SELECT bucket_hour FROM task_usage_hourly_dirty
     UNION SELECT raw.bucket_hour FROM raw JOIN task_usage_hourly_invalidation v
-        ON v.task_id = raw.task_id OR v.issue_id = raw.issue_id OR v.agent_id = raw.agent_id
+        ON (v.task_id = raw.task_id AND v.bucket_hour IS NULL)
+        OR v.issue_id = raw.issue_id OR v.agent_id = raw.agent_id
     UNION SELECT bucket_hour FROM task_usage_hourly_invalidation WHERE bucket_hour IS NOT NULL
     UNION SELECT bucket_hour FROM task_usage_hourly_set_aside
     UNION SELECT bucket_hour FROM task_usage_hourly WHERE EXISTS (
         SELECT FROM task_usage_hourly_invalidation
         WHERE num_nonnulls(bucket_hour, task_id, issue_id, agent_id) = 0))
 ORDER BY 1
+"""
+
+# Whatever is pending, queued or set aside.
+_WRONG = f"""
+{_DIFFERENCE}
+SELECT DISTINCT bucket_hour, agent_id, project_id, provider, left(model, 20) FROM differing
+WHERE bucket_hour >= '0001-01-01 00:00+00' AND bucket_hour < '9999-01-01 00:00+00' ORDER BY 1, 2, 3, 4, 5
+"""
+
+# What 213 added, as the contract defines it, in rows that a window which knows it has written.
+_WRONG_COSTS = """
+SELECT h.bucket_hour, h.agent_id, h.project_id, h.provider, h.model
+FROM task_usage_hourly h
+JOIN LATERAL (
+    SELECT COALESCE(SUM(tu.cost_usd_ticks), 0) AS cost,
+        COALESCE(SUM(tu.input_tokens) FILTER (WHERE tu.cost_usd_ticks IS NULL), 0) AS uncosted
+    FROM task_usage tu JOIN agent_task_queue q ON q.id = tu.task_id LEFT JOIN issue i ON i.id = q.issue_id
+    WHERE tu.created_at >= h.bucket_hour AND tu.created_at < h.bucket_hour + interval '1 hour'
+        AND (q.agent_id, q.runtime_id, tu.provider, tu.model)
+        = (h.agent_id, h.runtime_id, h.provider, h.model)
+        AND i.project_id IS NOT DISTINCT FROM h.project_id
+) raw ON (raw.cost, raw.uncosted) IS DISTINCT FROM (h.cost_usd_ticks, h.uncosted_input_tokens)
+WHERE h.uncosted_input_tokens IS NOT NULL
 """
 
 
@@ -64,3 +92,21 @@ def differing_hours(url: str) -> list[datetime]:
             return []
         connection.execute("SET search_path = public")
         return [row[0] for row in connection.execute(DIFFERING)]
+
+
+def wrong_buckets(url: str) -> list[tuple[Any, ...]]:
+    """Return the buckets of dated hours that are wrong: hour, agent, project, provider, start of the model.
+
+    Nothing excuses one: neither the watermark, nor a queue, nor that it is set aside.
+    """
+    return _rows(url, _WRONG)
+
+
+def wrong_costs(url: str) -> list[tuple[Any, ...]]:
+    """Return what differs in the columns that later releases add."""
+    return _rows(url, _WRONG_COSTS)
+
+
+def _rows(url: str, query: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url, options="-c TimeZone=UTC -c search_path=public") as connection:
+        return connection.execute(query).fetchall()

@@ -29,10 +29,49 @@ RETURNS SETOF timestamptz LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg
         WHERE num_nonnulls(v.bucket_hour, v.task_id, v.issue_id, v.agent_id) = 0)
 $$;
 
--- The oracle. An hour that is queued, or holds an event at or above the watermark, is not behind
--- but pending; whoever has just recomputed it asks without that excuse. Only hours the rollup stores. One statement, so one snapshot; custom plans, because the range decides the plan. A
--- full join by hash costs half of what sorting both sides does; parallel hash tables live in
--- /dev/shm, of which a container has 64 MB.
+-- The oracle: keys whose stored and expected rows differ. A bucket that is set aside and not stored is as it
+-- has to be. Without a SET clause, as the expected rows are, so that whoever reads it plans it: for one hour
+-- another way than for a history. Two equalities for the project, because nothing else can be joined by hash.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_wrong_keys(p_from timestamptz, p_to timestamptz)
+RETURNS TABLE (
+    bucket_hour timestamptz, workspace_id uuid, runtime_id uuid, agent_id uuid, project_id uuid,
+    provider text, model text
+)
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT
+        COALESCE(e.bucket_hour, h.bucket_hour), COALESCE(e.workspace_id, h.workspace_id),
+        COALESCE(e.runtime_id, h.runtime_id), COALESCE(e.agent_id, h.agent_id),
+        COALESCE(e.project_id, h.project_id), COALESCE(e.provider, h.provider), COALESCE(e.model, h.model)
+    FROM public.task_usage_hourly_expected(p_from, p_to) e
+    FULL JOIN (
+        SELECT * FROM public.task_usage_hourly
+        WHERE bucket_hour >= GREATEST(p_from, '0001-01-01 00:00:00+00')
+            AND bucket_hour < LEAST(p_to, '9999-01-01 00:00:00+00')
+    ) h ON
+        (e.bucket_hour, e.workspace_id, e.runtime_id, e.agent_id, e.provider, e.model)
+        = (h.bucket_hour, h.workspace_id, h.runtime_id, h.agent_id, h.provider, h.model)
+        AND (e.project_id IS NULL) = (h.project_id IS NULL)
+        AND COALESCE(e.project_id, '00000000-0000-0000-0000-000000000000')
+        = COALESCE(h.project_id, '00000000-0000-0000-0000-000000000000')
+    WHERE (e.input_tokens, e.output_tokens, e.cache_read_tokens, e.cache_write_tokens,
+            e.task_count, e.event_count)
+        IS DISTINCT FROM (h.input_tokens, h.output_tokens, h.cache_read_tokens,
+            h.cache_write_tokens, h.task_count, h.event_count)
+        AND NOT (h.bucket_hour IS NULL AND EXISTS (
+            SELECT FROM public.task_usage_hourly_set_aside s
+            WHERE (s.bucket_hour, s.workspace_id, s.runtime_id, s.agent_id)
+                = (e.bucket_hour, e.workspace_id, e.runtime_id, e.agent_id)
+                AND s.project_id IS NOT DISTINCT FROM e.project_id
+                AND s.label_digest = public.task_usage_hourly_label_digest(e.provider, e.model)))
+$$;
+
+COMMENT ON FUNCTION public.task_usage_hourly_wrong_keys(timestamptz, timestamptz) IS
+    'Keys in [p_from, p_to), hour-aligned, whose row of task_usage_hourly is not the aggregate of raw usage, pending or not.';
+
+-- Their hours. An hour that is queued, or holds an event at or above the watermark, is not behind but
+-- pending; whoever has just recomputed it asks without that excuse. One statement, so one snapshot;
+-- custom plans, because the range decides the plan. A full join by hash costs half of what sorting both
+-- sides does; parallel hash tables live in /dev/shm, of which a container has 64 MB.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_differences(
     p_from timestamptz DEFAULT '-infinity', p_to timestamptz DEFAULT 'infinity', p_pending boolean DEFAULT false
 )
@@ -42,30 +81,8 @@ SET enable_hashjoin = on SET enable_mergejoin = off
 SET enable_parallel_hash = off SET enable_bitmapscan = off AS $$
 BEGIN
     RETURN QUERY
-    SELECT DISTINCT COALESCE(e.bucket_hour, h.bucket_hour)
-    FROM public.task_usage_hourly_expected(p_from, p_to) e
-    FULL JOIN (
-        SELECT * FROM public.task_usage_hourly
-        WHERE bucket_hour >= GREATEST(p_from, '0001-01-01 00:00:00+00')
-            AND bucket_hour < LEAST(p_to, '9999-01-01 00:00:00+00')
-    ) h ON
-        (e.bucket_hour, e.workspace_id, e.runtime_id, e.agent_id, e.provider, e.model)
-        = (h.bucket_hour, h.workspace_id, h.runtime_id, h.agent_id, h.provider, h.model)
-        -- An equality, because nothing else can be joined by hash; the comparison knows the two apart.
-        AND COALESCE(e.project_id, '00000000-0000-0000-0000-000000000000')
-        = COALESCE(h.project_id, '00000000-0000-0000-0000-000000000000')
-    WHERE (e.project_id, e.input_tokens, e.output_tokens, e.cache_read_tokens, e.cache_write_tokens,
-            e.task_count, e.event_count)
-        IS DISTINCT FROM (h.project_id, h.input_tokens, h.output_tokens, h.cache_read_tokens,
-            h.cache_write_tokens, h.task_count, h.event_count)
-        AND NOT (h.bucket_hour IS NULL AND EXISTS (
-            SELECT FROM public.task_usage_hourly_set_aside s
-            WHERE (s.bucket_hour, s.workspace_id, s.runtime_id, s.agent_id)
-                = (e.bucket_hour, e.workspace_id, e.runtime_id, e.agent_id)
-                AND s.project_id IS NOT DISTINCT FROM e.project_id
-                AND s.label_digest = public.task_usage_hourly_label_digest(e.provider, e.model)))
-        AND (p_pending
-            OR COALESCE(e.bucket_hour, h.bucket_hour) NOT IN (SELECT public.task_usage_hourly_pending_hours()))
+    SELECT DISTINCT k.bucket_hour FROM public.task_usage_hourly_wrong_keys(p_from, p_to) k
+    WHERE p_pending OR k.bucket_hour NOT IN (SELECT public.task_usage_hourly_pending_hours())
     ORDER BY 1;
 END
 $$;

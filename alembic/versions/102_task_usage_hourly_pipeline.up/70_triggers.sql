@@ -82,9 +82,10 @@ BEGIN
                 WHERE s.id OPERATOR(pg_catalog.=) 1 AND s.watermark_at OPERATOR(pg_catalog.>) v_now);
         END IF;
     END IF;
+    -- With its task: a cost that changed shows in no comparison that this pipeline makes.
     IF NOT v_found_by_time AND public.task_usage_hourly_may_enqueue() THEN
-        INSERT INTO public.task_usage_hourly_invalidation (bucket_hour) VALUES (pg_catalog.timezone(
-            'UTC', pg_catalog.date_trunc('hour', pg_catalog.timezone('UTC', NEW.created_at))));
+        INSERT INTO public.task_usage_hourly_invalidation (bucket_hour, task_id) VALUES (pg_catalog.timezone(
+            'UTC', pg_catalog.date_trunc('hour', pg_catalog.timezone('UTC', NEW.created_at))), NEW.task_id);
     END IF;
     IF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' THEN
         IF NOT OLD.created_at OPERATOR(pg_catalog.=) NEW.created_at AND public.task_usage_hourly_may_enqueue() THEN

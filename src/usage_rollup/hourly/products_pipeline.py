@@ -7,17 +7,24 @@ their own window fills. So nothing here writes a bucket.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from datetime import datetime
 
+import psycopg
 import sqlalchemy as sa
+from psycopg import errors
+from sqlalchemy.exc import DBAPIError
+from tenacity import retry, retry_if_exception, stop_after_attempt
 
 from ..contract import HOURLY_ROLLUP
-from ..errors import BackfillRefused
+from ..errors import BackfillRefused, explain
 from ..queries import beside, filled
 from ..session import advisory_lock
-from ..session.connection import transaction
+from ..session.connection import transaction, writing_snapshot
 from ..session.options import Options
 from . import pipeline, slices
 from .backfill import Backfill, summary
+from .pipeline import Reading
 from .progress import slice_progress
 from .slices import Slice
 from .walk import rest
@@ -27,6 +34,15 @@ _SQL = beside(__file__)
 # The first releases' window joins every touched bucket to all tasks of its agent: 15,000 rows took it
 # 5 s, 60,000 took 158 s (issue 4). Small steps keep it and its locks short.
 STEP_ROWS = 5_000
+
+# What another session's write leads to, and goes away when tried again.
+_CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)
+
+# What a key, a sum or a row that PostgreSQL cannot store leads to, and will again.
+_REFUSALS = (psycopg.DataError, psycopg.IntegrityError, errors.ProgramLimitExceeded)
+
+_QUEUED = "somebody else has queued it meanwhile, and the next tick recomputes it"
+_LEFT = "the window left it as it was"
 
 
 def catch_up(session: sa.Connection, options: Options) -> Backfill:
@@ -47,28 +63,72 @@ def catch_up(session: sa.Connection, options: Options) -> Backfill:
     return summary(walked)
 
 
-def repair(session: sa.Connection) -> int:
-    """Queue every bucket of the hours that differ and let the window recompute them.
+def repair(session: sa.Connection, *, pending: bool = False) -> int:
+    """Let the window recompute the keys that are wrong, hour by hour; return how many hours are right now.
 
-    Entered and left outside a transaction, holding 4246. Returns the number of hours. Raises
-    BackfillRefused when hours differ afterwards.
+    Only hours that differ although nothing about them is pending, unless `pending`: the window comes to an
+    hour's pending keys by itself, and never to others that were lost in it. Each is one transaction and one
+    snapshot, in which it is compared again, queued or not; what the window refuses holds up no other key and
+    no other hour. Entered and left outside a transaction, holding 4246. Raises BackfillRefused when an hour
+    is wrong afterwards, once all have been tried.
     """
     reading = pipeline.reading(session)
-    with transaction(session):
-        hours = session.scalars(reading.sql("SELECT public.task_usage_hourly_differences()")).all()
-        for hour in hours:
-            session.execute(reading.sql(_SQL["queue"]), {"hour": hour})
-    if not hours:
-        return 0
-    # Queued before now, so a window that ends now sees it; it has no time of its own to look at.
-    session.execute(sa.text(_SQL["empty_window"]))
-    left = session.scalar(reading.sql("SELECT COUNT(*) FROM public.task_usage_hourly_differences()"))
-    if left:
+    hours = session.scalars(reading.sql(_SQL["wrong_hours"]), {"pending": pending}).all()
+    refused = [reason for hour in hours if (reason := _repair(session, reading, hour, pending))]
+    repaired = len(hours) - len(refused)
+    if refused:
         raise BackfillRefused(
-            f"{left} hours still differ from raw usage after the product's window recomputed them",
-            hint="usage-rollup verify names them",
+            f"{len(refused)} of {len(hours)} hours could not be repaired through the product's window:"
+            f" {refused[0]}",
+            detail=f"hours repaired: {repaired}",
+            hint="correct the usage of that bucket, then run `usage-rollup backfill --repair` again;"
+            " `usage-rollup verify` names the hours",
         )
-    return len(hours)
+    return repaired
+
+
+def _conflicts(error: BaseException) -> bool:
+    return isinstance(error, DBAPIError) and isinstance(error.orig, _CONFLICTS)
+
+
+@retry(retry=retry_if_exception(_conflicts), stop=stop_after_attempt(5), reraise=True)
+def _repair(session: sa.Connection, reading: Reading, hour: datetime, pending: bool) -> str | None:
+    """Recompute the wrong keys of one hour; return the first that is still wrong, and why.
+
+    In an hour that may be `pending` those are none that somebody else has queued.
+    """
+
+    def wrong_keys() -> Sequence[sa.RowMapping]:
+        return session.execute(reading.sql(_SQL["wrong_keys"]), {"hour": hour}).mappings().all()
+
+    with writing_snapshot(session):
+        refusals = _recompute(session, [key for key in wrong_keys() if not key["queued"]])
+        left = [key for key in wrong_keys() if not (pending and key["queued"])]
+    if not left:
+        return None
+    key, reason = next(iter(refusals), (left[0], _QUEUED if left[0]["queued"] else _LEFT))
+    label = f"{key['provider']}/{key['model']}"
+    return f"{hour:%Y-%m-%d %H:%M} UTC, agent {key['agent_id']}, {label[:60]!r}: {reason}"
+
+
+def _recompute(session: sa.Connection, keys: Sequence[sa.RowMapping]) -> list[tuple[sa.RowMapping, str]]:
+    """Send keys through the window, by halves where PostgreSQL refuses; return those it refused alone."""
+    if not keys:
+        return []
+    try:
+        with session.begin_nested():
+            session.execute(sa.text(_SQL["queue"]), [dict(key) for key in keys])
+            session.execute(sa.text(_SQL["window_of_the_far_past"]))
+            session.execute(sa.text(_SQL["take_back"]))
+        return []
+    except DBAPIError as error:
+        # Only what the data cause, not a cancel or a lost session.
+        if not isinstance(error.orig, _REFUSALS):
+            raise
+        if len(keys) == 1:
+            return [(keys[0], explain(error.orig).message)]
+    half = len(keys) // 2
+    return _recompute(session, keys[:half]) + _recompute(session, keys[half:])
 
 
 def _rows_left(session: sa.Connection, horizon: str) -> int:

@@ -27,17 +27,34 @@ SELECT s.watermark_at AS from_at, (SELECT COUNT(*) FROM step) AS events,
 FROM public.task_usage_hourly_rollup_state s
 WHERE s.id = 1 AND s.watermark_at < CAST(:horizon AS timestamptz);
 
--- name: empty_window
-SELECT public.rollup_task_usage_hourly_window(now, now) FROM (SELECT clock_timestamp() AS now) AS t;
+-- name: wrong_hours
+SELECT h.hour FROM public.task_usage_hourly_differences(
+    '0001-01-01 00:00:00+00', '9999-01-01 00:00:00+00', :pending) AS h (hour);
+
+-- name: wrong_keys
+-- What somebody else has queued is his: the next tick recomputes it.
+SELECT k.*, EXISTS (
+    SELECT FROM public.task_usage_hourly_dirty d
+    WHERE (d.bucket_hour, d.workspace_id, d.runtime_id, d.agent_id, d.provider, d.model)
+        = (k.bucket_hour, k.workspace_id, k.runtime_id, k.agent_id, k.provider, k.model)
+        AND d.project_id IS NOT DISTINCT FROM k.project_id) AS queued
+FROM public.task_usage_hourly_wrong_keys(
+    CAST(:hour AS timestamptz), CAST(:hour AS timestamptz) + interval '1 hour') k
+ORDER BY k.bucket_hour, k.workspace_id, k.runtime_id, k.agent_id, k.project_id, k.provider, k.model;
 
 -- name: queue
--- Keys that are there and keys that should be: the window works key by key.
-INSERT INTO public.task_usage_hourly_dirty AS d
-    (bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model)
-SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model
-FROM public.task_usage_hourly WHERE bucket_hour = :hour
-UNION
-SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model
-FROM public.task_usage_hourly_expected(:hour, :hour + interval '1 hour')
-ON CONFLICT ON CONSTRAINT uq_task_usage_hourly_dirty_key
-DO UPDATE SET enqueued_at = GREATEST(d.enqueued_at, EXCLUDED.enqueued_at);
+-- Before everything that anybody else has queued, so that a window which ends there takes these alone: in
+-- the last microsecond before the year 1, which in Go is the time of nothing.
+INSERT INTO public.task_usage_hourly_dirty
+    (bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model, enqueued_at)
+VALUES (:bucket_hour, :workspace_id, :runtime_id, :agent_id, :project_id, :provider, :model,
+    '0001-12-31 23:59:59.999999+00 BC')
+ON CONFLICT DO NOTHING;
+
+-- name: window_of_the_far_past
+-- Not an empty range, for which some releases do nothing, and not one with events of its own.
+SELECT public.rollup_task_usage_hourly_window('0001-12-31 23:59:59.999999+00 BC', '0001-01-01 00:00:00+00');
+
+-- name: take_back
+-- What the window has left there would make its hour look pending.
+DELETE FROM public.task_usage_hourly_dirty WHERE enqueued_at = '0001-12-31 23:59:59.999999+00 BC';

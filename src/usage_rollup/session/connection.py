@@ -111,6 +111,16 @@ def snapshot(session: sa.Connection) -> Iterator[None]:
 
 
 @contextmanager
+def writing_snapshot(session: sa.Connection) -> Iterator[None]:
+    """Run the block as one REPEATABLE READ transaction: committed when it ends, rolled back when it raises.
+
+    What somebody else has written since its first statement makes it fail with SQLSTATE 40001.
+    """
+    with _isolated(session, "REPEATABLE READ"), session.begin():
+        yield
+
+
+@contextmanager
 def alone(session: sa.Connection) -> Iterator[None]:
     """Commit what is open, then let each statement of the block commit by itself."""
     session.commit()
