@@ -505,7 +505,7 @@ def test_old_transaction_is_named_and_the_walk_before_it_kept(used: Database) ->
     with_older_transactions(used)
     event(used.url, small_world(used.url))
     session = used.connect(application_name="a forgotten psql")
-    session.execute("SELECT 1")
+    session.execute("UPDATE task_usage SET provider = provider WHERE false")
     printed = used.refused()
     assert f"pid {session.info.backend_pid} (postgres, a forgotten psql, idle in transaction" in printed
     assert used.revision == "102"

@@ -16,7 +16,7 @@ from tests.support.product import event, small_world, task, upsert_usage, usage,
 from tests.support.roles import MakeRole
 from tests.support.rollup import TICK, WATERMARK, wrong_hours
 from tests.support.server import start_server
-from tests.support.sessions import is_polling
+from tests.support.sessions import is_blocked, is_polling
 from tests.support.v034 import build_v034
 
 pytestmark = pytest.mark.server
@@ -385,6 +385,30 @@ def test_writer_that_a_tick_has_passed_queues_what_it_writes(at_102: Database) -
     upsert_usage(writer, reported)
     writer.execute("COMMIT")
     assert at_102.value("SELECT count(*) FROM task_usage_hourly_invalidation") == 1
+    assert at_102.value(TICK) == 1
+    assert wrong_hours(at_102) == []
+
+
+def test_transactions_of_one_message_share_their_start_and_lose_nothing(at_102: Database) -> None:
+    without_margin(at_102)
+    reported = task(at_102.url, small_world(at_102.url).agents[0])
+    held = at_102.connect(autocommit=True)
+    held.execute("SELECT pg_advisory_lock(99)")
+    server = at_102.connect(autocommit=True, options=BOUNDED)
+    # Without parameters it is one message, whatever it holds.
+    message = (
+        "BEGIN; UPDATE task_usage SET input_tokens = 1 WHERE false; COMMIT; SELECT pg_advisory_lock(99);"
+        f" BEGIN; INSERT INTO task_usage (task_id, model) VALUES ('{reported}', 'm'); COMMIT"
+    )
+    with ThreadPoolExecutor(1) as pool:
+        reporting = pool.submit(server.execute, message.encode())
+        wait_until(lambda: is_blocked(at_102, server), "the second transaction is about to begin")
+        at_102.execute(TICK)
+        watermark = at_102.value(WATERMARK)
+        held.execute("SELECT pg_advisory_unlock(99)")
+        reporting.result()
+    # The trap: it began after the tick, and is dated before it.
+    assert at_102.value("SELECT updated_at FROM task_usage") < watermark
     assert at_102.value(TICK) == 1
     assert wrong_hours(at_102) == []
 

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from tests.support.database import ROOT, Connection, Database, MakeDatabase
 from tests.support.product import small_world
+from tests.support.rollup import UNQUEUE
 from usage_rollup.hourly.backfill import backfill_before_103
 from usage_rollup.session.options import Options
 
@@ -169,6 +170,7 @@ def write_hours(database: Database, first: datetime, hours: int, tasks: int = TA
             """,
             {"first": first, "hours": hours, "tasks": tasks, "models": MODELS},
         )
+        connection.execute(UNQUEUE)
     return first + timedelta(hours=hours - 1)
 
 
@@ -184,6 +186,7 @@ def write_one_task(database: Database, rows: int) -> None:
             " generate_series(1, %s) AS m",
             [hour, rows],
         )
+        connection.execute(UNQUEUE)
 
 
 def analyze(database: Database) -> None:

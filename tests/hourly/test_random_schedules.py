@@ -200,7 +200,10 @@ ENQUEUE = "INSERT INTO public.task_usage_hourly_invalidation ({}) VALUES (NEW.id
 MOVE = "enqueue_task_usage_hourly_dirty_for_move()"
 READ_STATE = "SELECT watermark_at INTO STRICT v_from FROM public.task_usage_hourly_rollup_state WHERE id = 1;"
 NOT_READ_COMMITTED = "IF current_setting('transaction_isolation') <> 'read committed' THEN"
-CALL_SETTLE = "v_rows := public.rollup_task_usage_hourly_settle(v_from, v_to, public.task_usage_hourly_tick_deadline());"
+CALL_SETTLE = (
+    "v_rows := public.rollup_task_usage_hourly_settle(v_from, v_to,"
+    " public.task_usage_hourly_tick_deadline());"
+)
 TOUCH = (
     "INSERT INTO public.task_usage_hourly_rollup_state AS s (id) VALUES (1)\n"
     "    ON CONFLICT (id) DO UPDATE SET last_run_rows = s.last_run_rows"

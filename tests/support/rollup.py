@@ -16,6 +16,8 @@ WATERMARK = "SELECT watermark_at FROM task_usage_hourly_rollup_state"
 # With every hour of raw usage that changed at any time; with what is queued alone.
 WINDOW = "SELECT rollup_task_usage_hourly_window('-infinity', 'infinity')"
 QUEUED_ONLY = "SELECT rollup_task_usage_hourly_window('-infinity', '-infinity')"
+# As if nobody had seen what was written: the triggers see a replica's session too.
+UNQUEUE = "TRUNCATE task_usage_hourly_invalidation"
 # Queues every hour there is.
 EVERY_HOUR = "INSERT INTO task_usage_hourly_invalidation DEFAULT VALUES"
 

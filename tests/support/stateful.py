@@ -68,7 +68,8 @@ _IMPATIENT: tuple[Substitution, ...] = (
     (
         HORIZON,
         "BEGIN\n    LOOP",
-        "BEGIN\n    PERFORM setval('public.test_horizon', (extract(epoch FROM v_start) * 1e6)::bigint);\n    LOOP",
+        "BEGIN\n    PERFORM setval('public.test_horizon', (extract(epoch FROM v_start) * 1e6)::bigint);"
+        "\n    LOOP",
     ),
     (
         WRITE,
@@ -271,7 +272,8 @@ _STATEMENTS: dict[str, Callable[[int, int, int], str]] = {
     # What the server says in every edit, and nothing else.
     "touch": lambda a, b, step: (
         f"UPDATE issue SET project_id = project_id, title = 'step {step}' WHERE id = {_id('i', a % 4)};"
-        f" UPDATE agent_task_queue SET runtime_id = runtime_id, status = 'failed' WHERE id = {_id('t', b % 4)}"
+        " UPDATE agent_task_queue SET runtime_id = runtime_id, status = 'failed'"
+        f" WHERE id = {_id('t', b % 4)}"
     ),
     "move_issue": lambda a, b, step: (
         f"UPDATE issue SET project_id = {'NULL' if b == 7 else _id('p', b % 3)} WHERE id = {_id('i', a % 4)}"

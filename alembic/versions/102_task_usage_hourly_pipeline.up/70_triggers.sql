@@ -43,13 +43,12 @@ BEGIN
 END
 $$;
 
--- Whether the caller, a trigger function's owner, may write into the queue; false where there is none.
+-- Whether the caller, a trigger function's owner, may write into the queue; false where there is none. Without
+-- USAGE of the schema nobody could ask even this, so that is asked before.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_may_enqueue()
 RETURNS boolean LANGUAGE sql STABLE AS $$
-    SELECT CASE WHEN pg_catalog.has_schema_privilege('public', 'USAGE') THEN COALESCE(
-        pg_catalog.has_table_privilege(
-            pg_catalog.to_regclass('public.task_usage_hourly_invalidation')::pg_catalog.oid, 'INSERT'), false)
-        ELSE false END
+    SELECT COALESCE(pg_catalog.has_table_privilege(
+        pg_catalog.to_regclass('public.task_usage_hourly_invalidation')::pg_catalog.oid, 'INSERT'), false)
 $$;
 
 -- Inserts and updates, the server's hot path: a SET clause alone would double its cost, so every name and
@@ -71,7 +70,10 @@ BEGIN
             RETURN NULL;
         END IF;
     END IF;
-    IF v_found_by_time AND pg_catalog.has_schema_privilege('public', 'USAGE') THEN
+    IF NOT pg_catalog.has_schema_privilege('public', 'USAGE') THEN
+        RETURN NULL;
+    END IF;
+    IF v_found_by_time THEN
         IF pg_catalog.has_table_privilege(
             pg_catalog.to_regclass('public.task_usage_hourly_rollup_state')::pg_catalog.oid, 'SELECT')
         THEN
@@ -99,6 +101,9 @@ $$;
 CREATE OR REPLACE FUNCTION public.enqueue_task_usage_hourly_dirty_for_tu_gone()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF NOT has_schema_privilege('public', 'USAGE') THEN
+        RETURN NULL;
+    END IF;
     IF public.task_usage_hourly_may_enqueue() THEN
         INSERT INTO public.task_usage_hourly_invalidation (bucket_hour)
         SELECT DISTINCT date_trunc('hour', g.created_at AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' FROM gone g;
@@ -110,6 +115,9 @@ $$;
 CREATE OR REPLACE FUNCTION public.enqueue_task_usage_hourly_dirty_for_truncate()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF NOT has_schema_privilege('public', 'USAGE') THEN
+        RETURN NULL;
+    END IF;
     IF public.task_usage_hourly_may_enqueue() THEN
         INSERT INTO public.task_usage_hourly_invalidation DEFAULT VALUES;
     END IF;
@@ -122,6 +130,9 @@ $$;
 CREATE OR REPLACE FUNCTION public.enqueue_task_usage_hourly_dirty_for_move()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF NOT has_schema_privilege('public', 'USAGE') THEN
+        RETURN NULL;
+    END IF;
     IF NOT public.task_usage_hourly_may_enqueue() THEN
         RETURN NULL;
     END IF;
@@ -139,6 +150,9 @@ $$;
 CREATE OR REPLACE FUNCTION public.enqueue_task_usage_hourly_dirty_for_gone()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF NOT has_schema_privilege('public', 'USAGE') THEN
+        RETURN NULL;
+    END IF;
     IF NOT public.task_usage_hourly_may_enqueue() THEN
         RETURN NULL;
     END IF;
