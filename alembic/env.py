@@ -40,7 +40,7 @@ else:
             advisory_lock.acquire(session, MIGRATION_RUN, run.patience_s(advisory_lock.PATIENCE_S))
         if upgrade:
             adopted = adoption.find(session)
-            work = with_hooks(adoption.with_adoption(work, adopted, session), session, run)
+            work = with_hooks(adoption.with_adoption(work, adopted, session, run), session, run)
         elif work.__name__ == "downgrade":
             work = with_refusals(work, session)
         elif work.__name__ == "retrieve_migrations":

@@ -6,6 +6,7 @@ dropped legacy rows whose raw rows are gone do not come back.
 """
 
 from usage_rollup.hourly.backfill import backfill_before_103
+from usage_rollup.hourly.before_adoption import prove_before_adoption
 from usage_rollup.runner.step import apply_sql
 
 revision = "103"
@@ -15,6 +16,9 @@ depends_on = None
 
 # Runs after 102 has committed, every time this revision is about to be applied.
 before_upgrade = backfill_before_103
+
+# Runs where another runner has applied this revision, before that is recorded in alembic_version.
+before_adoption = prove_before_adoption
 
 # The product's tables carry the triggers to drop; old Go runners, which take no advisory lock, are
 # kept out by the same locks.

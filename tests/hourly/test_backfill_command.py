@@ -230,3 +230,15 @@ def test_watermark_of_1970_past_104_is_caught_up(head: Database) -> None:
     heal(head)
     assert len(committed_months(head)) == 2
     assert head.value("SELECT task_usage_hourly_rollup_lag_seconds()") == 0
+
+
+def test_a_wrong_value_is_shown_as_it_was_typed(at_102: Database) -> None:
+    typed = at_102.usage_rollup("backfill", "--sleep-between-slices", "long")
+    assert typed.returncode == 2
+    assert (
+        "no such option: --sleep-between-slices long\nHINT: there is: --sleep-between-slices 2s\n"
+        in typed.stderr
+    )
+    inherited = at_102.usage_rollup("backfill", SLEEP_BETWEEN_SLICES="long")
+    assert "no such option: SLEEP_BETWEEN_SLICES=long" in inherited.stderr
+    assert "LOCK_TIMEOUT=30s" in inherited.stderr

@@ -10,9 +10,10 @@ import pytest
 from psycopg import errors
 
 from tests.support.database import Database
+from tests.support.horizon import begin, stuck_writer
 from tests.support.product import event, small_world, wait_until
 from tests.support.roles import MakeRole, give_everything_to
-from tests.support.rollup import TICK
+from tests.support.rollup import TICK, WINDOW
 from tests.support.shapes import make_products
 from tests.support.walks import advisory_locks, runners
 
@@ -63,6 +64,46 @@ def test_tick_that_leaves_much_to_do_measures_the_lag_of_the_data_and_names_the_
     assert "data lag      9 days, 0:00:00" in result.stdout
     assert "`usage-rollup backfill` catches up" in result.stdout
     assert "\x1b" not in result.stdout
+
+
+@pytest.mark.parametrize(("watermark", "stuck"), [("now() - interval '2 hours'", True), ("'epoch'", False)])
+def test_tick_names_who_holds_the_watermark_back_and_what_ends_it(
+    at_102: Database, watermark: str, stuck: bool
+) -> None:
+    event(at_102.url, small_world(at_102.url))
+    set_watermark(at_102, watermark)
+    writer = stuck_writer(at_102, application_name="the importer")
+    pid = writer.info.backend_pid
+    report = ticked(at_102)
+    assert f"pid {pid} (" in report["held_back"]["who"]
+    assert "the importer, idle in transaction since " in report["held_back"]["who"]
+    assert f"SELECT pg_terminate_backend({pid})" in report["held_back"]["hint"]
+    set_watermark(at_102, watermark)
+    screen = at_102.usage_rollup("tick").stdout
+    assert f"held back     by pid {pid} (" in screen
+    # What cannot help is not advised: a backfill ends at the same horizon.
+    assert ("`usage-rollup backfill` catches up" not in screen) == report["held_back"]["stuck"] == stuck
+    # Nor is it cleared away after the tick has written it down.
+    assert f"held back by pid {pid} (" in at_102.value(LAST_ERROR)
+    writer.rollback()
+    at_102.execute(WINDOW)
+    set_watermark(at_102, "now()")
+    assert ticked(at_102)["held_back"] is None
+    assert at_102.value(LAST_ERROR) is None
+
+
+def test_hidden_transaction_is_named_with_the_right_that_would_show_it(
+    at_102: Database, make_role: MakeRole
+) -> None:
+    owner = make_role("owner")
+    give_everything_to(at_102, owner)
+    set_watermark(at_102, "now() - interval '2 hours'")
+    writer, _ = begin(at_102, "DELETE FROM task_usage WHERE false")
+    report = ticked(at_102, DATABASE_URL=at_102.url_of(owner))
+    assert f"pid {writer.info.backend_pid} (" in report["held_back"]["who"]
+    assert f"GRANT pg_read_all_stats TO {owner}" in report["held_back"]["hint"]
+    assert report["held_back"]["stuck"]
+    writer.rollback()
 
 
 def test_tick_measures_a_lag_for_dates_beyond_every_calendar(at_102: Database) -> None:

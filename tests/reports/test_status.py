@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.support.database import NOWHERE, Database, MakeDatabase
+from tests.support.horizon import begin, stuck_writer
 from tests.support.pg_cron import PG_CRON
 from tests.support.product import World, event, small_world, task, upsert_usage
 from tests.support.roles import MakeRole
@@ -112,6 +113,36 @@ def test_lag_is_said_in_words(used: tuple[Database, World], watermark: str, said
     database, _ = used
     database.execute(f"UPDATE task_usage_hourly_rollup_state SET watermark_at = {watermark}")
     assert line(database.usage_rollup("status").stdout, "data lag") == said
+
+
+@pytest.mark.parametrize(("watermark", "stuck"), [("now() - interval '2 hours'", True), ("'epoch'", False)])
+def test_status_names_who_holds_the_watermark_back_and_advises_no_backfill_that_cannot_help(
+    used: tuple[Database, World], watermark: str, stuck: bool
+) -> None:
+    database, world = used
+    event(database.url, world)
+    database.execute(f"UPDATE task_usage_hourly_rollup_state SET watermark_at = {watermark}")
+    writer = stuck_writer(database, application_name="the importer")
+    pid = writer.info.backend_pid
+    screen = database.usage_rollup("status").stdout
+    assert line(screen, "held back").startswith(f"by pid {pid} (")
+    assert "the importer, idle in transaction since " in line(screen, "held back")
+    assert f"SELECT pg_terminate_backend({pid})" in line(screen, "held back")
+    assert ("usage-rollup backfill" not in line(screen, "data lag")) == stuck
+    assert ("no backfill can help" in line(screen, "data lag")) == stuck
+    found = json.loads(database.usage_rollup("status", "--json").stdout)
+    assert found["held_back"]["stuck"] == stuck
+    writer.rollback()
+    heal(database)
+    database.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = now()")
+    assert read(database).held_back is None
+
+
+def test_reader_holds_nothing_back_and_is_not_named(used: tuple[Database, World]) -> None:
+    database, _ = used
+    stuck_writer(database).rollback()
+    begin(database, "SELECT FROM task_usage")
+    assert read(database).held_back is None
 
 
 def test_a_hole_is_seen_at_a_glance(used: tuple[Database, World]) -> None:
@@ -234,7 +265,7 @@ def test_status_tells_of_the_last_run_and_its_error(head: Database) -> None:
     assert "0 rows changed" in line(head.usage_rollup("status").stdout, "last run")
     # As words, whatever it looks like.
     head.execute("UPDATE task_usage_hourly_rollup_state SET last_error = 'no [bold]space[/bold] left'")
-    assert "failed: no [bold]space[/bold] left" in line(head.usage_rollup("status").stdout, "last run")
+    assert "said: no [bold]space[/bold] left" in line(head.usage_rollup("status").stdout, "last run")
 
 
 def test_a_recent_tick_counts_as_ticking_and_an_old_one_does_not(head: Database) -> None:

@@ -56,7 +56,7 @@ def before_upgrade(connection: sa.Connection, options: object) -> None:
 AS_ONE_TRANSACTION = ("transaction_per_migration=True", "transaction_per_migration=False")
 MATERIALISED = ("fn=work,", "fn=lambda heads, context: list(work(heads, context)),")
 NAIVE_HOOKS = (
-    "with_hooks(adoption.with_adoption(work, adopted, session), session, run)",
+    "with_hooks(adoption.with_adoption(work, adopted, session, run), session, run)",
     "(lambda real: lambda heads, context: ((before_upgrade(step) or (lambda *_: None))(session, run)"
     " or step for step in real(heads, context)))(work)",
 )

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.database import ROOT, Database, MakeDatabase
 from tests.support.go_runner import GO_102, run_sql, taken_by_go_to
+from tests.support.horizon import stuck_writer
 from tests.support.product import event, small_world, upsert_usage, wait_until
 from tests.support.roles import MakeRole, give_everything_to
 from tests.support.rollup import WATERMARK
@@ -325,16 +326,15 @@ def test_script_stops_when_the_watermark_cannot_follow_and_names_who_holds_it_ba
         "SELECT pg_get_functiondef('task_usage_hourly_horizon(interval)'::regprocedure)"
     )
     # No test can wait until a transaction is an hour old.
-    at_102.execute(definition.replace("interval '5 minutes'", "interval '3 hours'"))
-    reader = at_102.connect()
-    reader.execute("SELECT 1")
+    writer = stuck_writer(at_102)
     stopped = psql(at_102, script(at_102, "upgrade", "102:head"))
     assert stopped.returncode != 0
     assert "the watermark cannot follow: it trails by " in stopped.stderr
-    pid = reader.info.backend_pid
+    pid = writer.info.backend_pid
     assert f"held back by pid {pid} (" in stopped.stderr
     assert f"end it: SELECT pg_terminate_backend({pid}); then run a script made by" in stopped.stderr
     assert at_102.revision == "102"
+    writer.rollback()
     at_102.execute(definition)
     apply(at_102, "upgrade", "102:head")
 

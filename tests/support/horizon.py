@@ -24,6 +24,20 @@ def without_margin(database: Database) -> None:
     rewrite_function(database, HORIZON, "v_start - interval '5 minutes'", "v_start")
 
 
+def named_at_once(database: Database) -> None:
+    """Have those named that hold the horizon back without being five minutes old."""
+    rewrite_function(
+        database, "public.task_usage_hourly_held_back_by()", "interval '5 minutes'", "interval '0'"
+    )
+
+
+def stuck_writer(database: Database, **conninfo: str) -> Session:
+    """Open a transaction that has written usage and stays open, as if it were older than everything."""
+    named_at_once(database)
+    rewrite_function(database, HORIZON, "interval '5 minutes'", "interval '3 hours'")
+    return begin(database, "DELETE FROM task_usage WHERE false", **conninfo)[0]
+
+
 def begin(database: Database, *statements: str, **conninfo: str) -> tuple[Session, datetime]:
     """Open a transaction that stays open; return it and when it began."""
     connection = database.connect(autocommit=True, **conninfo)

@@ -111,6 +111,8 @@ def _losses(found: flight.Preflight) -> Iterator[Fact]:
             yield Fact("only there", example)
         if (more := legacy.totals_only_there - len(legacy.examples)) > 0:
             yield Fact("only there", f"and {more:,} more")
+    for rights in found.trigger_rights:
+        yield Fact("triggers", f"{rights.meaning}; {rights.mend}", "yellow")
     for odd in found.oddities:
         rows = _count(odd.rows, "row")
         yield Fact("odd usage", f"{rows}: {odd.meaning}; id {odd.example}", "yellow")

@@ -17,6 +17,7 @@ from . import strip
 from .output import Fact, JsonOption, console, duration, show_facts, write_json
 
 _CATCH_UP = "catch up: usage-rollup backfill"
+_NO_BACKFILL = "no backfill can help before what holds it back has ended"
 
 _LABEL_WIDTH = 12
 
@@ -50,6 +51,8 @@ def _facts(s: reporting.Status) -> Iterator[Fact]:
         yield Fact("ticks", s.ticked_by or "-")
     yield Fact("watermark", s.watermark or "-", "bold red" if s.watermark_in_future else "")
     yield Fact("data lag", *_lag(s))
+    if s.held_back:
+        yield Fact("held back", f"by {s.held_back.who}; {s.held_back.hint}", "bold yellow")
     queued = [f"{q.table} {q.rows:,}" + (f", oldest {q.oldest}" if q.oldest else "") for q in s.queues]
     yield Fact("queued", "; ".join(queued) or "-")
     yield Fact("last run", *_last_run(s.last_run))
@@ -67,6 +70,9 @@ def _facts(s: reporting.Status) -> Iterator[Fact]:
     yield Fact(
         "undated", *_number(s.undated, "usage rows outside years 1-9998", "mend their created_at by hand")
     )
+    for rights in s.trigger_rights:
+        style = "bold red" if rights.missing else "bold yellow"
+        yield Fact("triggers", f"{rights.meaning}; {rights.mend}", style)
     if s.left_out:
         by = f" by {s.left_out.acknowledged_by}" if s.left_out.acknowledged_by else ""
         yield Fact(
@@ -83,18 +89,19 @@ def _lag(s: reporting.Status) -> tuple[str, str]:
         return f"not known: {future_watermark(s.watermark).message}", "bold red"
     if s.lag_seconds == 0:
         return "none", "green"
+    advice = _NO_BACKFILL if s.held_back and s.held_back.stuck else _CATCH_UP
     if s.watermark.startswith(("1970-01-01 00:00:00", "-infinity", reporting.NO_ROW)):
-        return f"all usage there is, the watermark has never moved; {_CATCH_UP}", "bold red"
+        return f"all usage there is, the watermark has never moved; {advice}", "bold red"
     lag = f"{duration(s.lag_seconds)} behind the newest usage"
     behind = s.lag_seconds > LAG_THRESHOLD.total_seconds()
-    return (f"{lag}; {_CATCH_UP}", "bold red") if behind else (lag, "green")
+    return (f"{lag}; {advice}", "bold red") if behind else (lag, "green")
 
 
 def _last_run(run: reporting.Run | None) -> tuple[str, str]:
     if run is None:
         return "-", ""
     if run.error:
-        return f"failed: {run.error} (started {run.started_at})", "bold red"
+        return f"said: {run.error} (started {run.started_at})", "bold red"
     if run.started_at is None:
         return "never", ""
     if run.finished_at is None:

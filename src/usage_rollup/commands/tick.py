@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 
 from ..contract import LAG_THRESHOLD
 from ..hourly import tick as ticks
+from ..reports import trigger_rights
 from ..session import connection
 from .output import Fact, JsonOption, console, show_facts, write_json
+
+log = logging.getLogger(__name__)
 
 
 def tick(as_json: JsonOption = False) -> None:
@@ -18,6 +22,9 @@ def tick(as_json: JsonOption = False) -> None:
     """
     with connection.migration_session() as session:
         done = ticks.tick(session)
+        for rights in trigger_rights.find(session):
+            if rights.missing:
+                log.warning("%s; %s", rights.meaning, rights.mend)
     if as_json:
         write_json(done)
         return
@@ -28,6 +35,8 @@ def tick(as_json: JsonOption = False) -> None:
         Fact("watermark", f"{done.watermark_before or 'none'} -> {done.watermark_after}"),
         Fact("data lag", "not known to this role" if lag is None else str(lag)),
     ]
+    if done.held_back:
+        facts.append(Fact("held back", f"by {done.held_back.who}; {done.held_back.hint}", "bold yellow"))
     show_facts(out, facts, width=14)
-    if lag is not None and lag > LAG_THRESHOLD:
+    if lag is not None and lag > LAG_THRESHOLD and not (done.held_back and done.held_back.stuck):
         out.print("One tick rolls up a day at most: `usage-rollup backfill` catches up at once.")

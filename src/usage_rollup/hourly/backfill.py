@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from ..contract import HOURLY_ROLLUP, LAG_THRESHOLD
 from ..errors import BackfillRefused, Refusal
 from ..queries import array, literal
-from ..session import advisory_lock, blockers
+from ..session import advisory_lock
 from ..session.connection import transaction
 from ..session.options import Options
 from . import pipeline, slices
@@ -44,8 +44,7 @@ IN_SCRIPT = {
     "lag_threshold": f"interval '{LAG_THRESHOLD}'",
     "analyzed": array(_ANALYZED),
     "horizon_wait": literal(slices.HORIZON_WAIT),
-    "oldest_transactions": blockers.sql("horizon"),
-    "end_horizon_holders": literal(slices.END_HORIZON_HOLDERS),
+    "held_back_by": slices.HELD_BACK_BY,
     "slice_rows": str(slices.SLICE_ROWS),
     "repairs": str(_REPAIRS),
 }
@@ -132,11 +131,11 @@ def _walk_history(session: sa.Connection, options: Options, state: _State) -> Ba
         walked += walk(session, options)
         state = _read_state(session)
     if state.lag > LAG_THRESHOLD:
-        held_back_by = blockers.oldest_transactions(session)
+        who, hint = session.execute(sa.text(slices.HELD_BACK_BY)).one()
         raise BackfillRefused(
             f"the history is rolled up, but the watermark cannot follow: it trails by {state.lag},"
-            f" held back by {held_back_by}",
-            hint=f"{held_back_by.hint}; then run the same command again; finished slices stay",
+            f" held back by {who}",
+            hint=f"{hint}; then run the same command again; finished slices stay",
         )
     # The proof and the dashboards plan their queries minutes before autovacuum would come by; the
     # columns they filter by are a third of the cost of all.

@@ -97,12 +97,12 @@ BEGIN
             COMMIT;
             IF v_horizon = '-infinity' AND NOT v_state.no_usage THEN
                 SELECT * INTO STRICT v_blockers FROM (
-                    :oldest_transactions
+                    :held_back_by
                 ) AS b;
                 RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
                     MESSAGE = 'no safe horizon: transactions are open whose start this role cannot see, or that were'
                         ' prepared and left: ' || v_blockers.who,
-                    HINT = :end_horizon_holders || '; then ' || c_again;
+                    HINT = v_blockers.hint || '; then ' || c_again;
             END IF;
             PERFORM public.rollup_task_usage_hourly_plan(v_horizon, :slice_rows);
             COMMIT;
@@ -114,7 +114,7 @@ BEGIN
 
         ELSIF v_phase = 'history' AND v_state.lag > :lag_threshold THEN
             SELECT * INTO STRICT v_blockers FROM (
-                :oldest_transactions
+                :held_back_by
             ) AS b;
             RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
                 MESSAGE = format('the history is rolled up, but the watermark cannot follow: it trails by %s, held back'

@@ -14,6 +14,7 @@ from ..session import advisory_lock
 from ..session.options import Options
 from . import backfill, pipeline, products_pipeline, slices
 from .backfill import Backfill
+from .pipeline import Pipeline
 from .walk import walk
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def catch_up(
     Entered and left outside a transaction; left holding 4246, which the session's end frees. Raises
     UnsuitableDatabase before 102, ConfigurationError, LockBusy, and BackfillRefused; finished slices stay.
     """
-    ours = pipeline.require(session).ours
+    installed = pipeline.require(session)
     since = _month(session, months_back)
     left_out = since is not None and any(planned.from_hour < since for planned in _planned(session))
     if left_out and not force_partial:
@@ -53,14 +54,16 @@ def catch_up(
             f"usage older than {since:%Y-%m-%d} is not rolled up: it would stay without buckets",
             hint="leave --months-back out, or add --force-partial to acknowledge it",
         )
-    if not ours:
+    if not installed.ours:
         if left_out:
             raise BackfillRefused(
                 "the product's own pipeline is installed here: it can only be caught up completely",
                 hint="leave --months-back out",
             )
         _require_one_job(options)
-        return products_pipeline.catch_up(session, options)
+        result = products_pipeline.catch_up(session, options)
+        _give_up(session, installed)
+        return result
     if not left_out:
         return backfill.backfill_before_103(session, options)
     return _partial(session, options, since)
@@ -88,11 +91,20 @@ def repair(session: sa.Connection, options: Options) -> int:
     Entered and left outside a transaction; left holding 4246. Raises UnsuitableDatabase before 102,
     ConfigurationError, LockBusy, and BackfillRefused when hours differ afterwards.
     """
-    ours = pipeline.require(session).ours
-    if not ours:
+    installed = pipeline.require(session)
+    if not installed.ours:
         _require_one_job(options)
     advisory_lock.acquire(session, HOURLY_ROLLUP, options.patience_s(advisory_lock.PATIENCE_S))
-    return backfill.repair(session, options) if ours else products_pipeline.repair(session)
+    if installed.ours:
+        return backfill.repair(session, options)
+    _give_up(session, installed)
+    return products_pipeline.repair(session)
+
+
+def _give_up(session: sa.Connection, installed: Pipeline) -> None:
+    """Forget a walk of ours that the product's pipeline has overtaken."""
+    if installed.readable and slices.give_up(session):
+        log.info("the unfinished backfill of before the product's pipeline is given up")
 
 
 def _partial(session: sa.Connection, options: Options, since: datetime | None) -> Backfill:

@@ -63,17 +63,18 @@ def catch_up(session: sa.Connection, options: Options) -> Backfill:
     return summary(walked)
 
 
-def repair(session: sa.Connection) -> int:
+def repair(session: sa.Connection, *, pending: bool = False) -> int:
     """Let the window recompute the keys that are wrong, hour by hour; return how many hours are right now.
 
-    Only hours that differ although nothing about them is pending. Each is one transaction and one snapshot,
-    in which it is compared again, queued or not; what the window refuses holds up no other key and no other
-    hour. Entered and left outside a transaction, holding 4246. Raises BackfillRefused when an hour
+    Only hours that differ although nothing about them is pending, unless `pending`: the window comes to an
+    hour's pending keys by itself, and never to others that were lost in it. Each is one transaction and one
+    snapshot, in which it is compared again, queued or not; what the window refuses holds up no other key and
+    no other hour. Entered and left outside a transaction, holding 4246. Raises BackfillRefused when an hour
     is wrong afterwards, once all have been tried.
     """
     reading = pipeline.reading(session)
-    hours = session.scalars(reading.sql(_SQL["wrong_hours"])).all()
-    refused = [reason for hour in hours if (reason := _repair(session, reading, hour))]
+    hours = session.scalars(reading.sql(_SQL["wrong_hours"]), {"pending": pending}).all()
+    refused = [reason for hour in hours if (reason := _repair(session, reading, hour, pending))]
     repaired = len(hours) - len(refused)
     if refused:
         raise BackfillRefused(
@@ -91,15 +92,18 @@ def _conflicts(error: BaseException) -> bool:
 
 
 @retry(retry=retry_if_exception(_conflicts), stop=stop_after_attempt(5), reraise=True)
-def _repair(session: sa.Connection, reading: Reading, hour: datetime) -> str | None:
-    """Recompute the wrong keys of one hour; return the first that is still wrong, and why."""
+def _repair(session: sa.Connection, reading: Reading, hour: datetime, pending: bool) -> str | None:
+    """Recompute the wrong keys of one hour; return the first that is still wrong, and why.
+
+    In an hour that may be `pending` those are none that somebody else has queued.
+    """
 
     def wrong_keys() -> Sequence[sa.RowMapping]:
         return session.execute(reading.sql(_SQL["wrong_keys"]), {"hour": hour}).mappings().all()
 
     with writing_snapshot(session):
         refusals = _recompute(session, [key for key in wrong_keys() if not key["queued"]])
-        left = wrong_keys()
+        left = [key for key in wrong_keys() if not (pending and key["queued"])]
     if not left:
         return None
     key, reason = next(iter(refusals), (left[0], _QUEUED if left[0]["queued"] else _LEFT))

@@ -29,7 +29,7 @@ WHERE s.id = 1 AND s.watermark_at < CAST(:horizon AS timestamptz);
 
 -- name: wrong_hours
 SELECT h.hour FROM public.task_usage_hourly_differences(
-    '0001-01-01 00:00:00+00', '9999-01-01 00:00:00+00') AS h (hour);
+    '0001-01-01 00:00:00+00', '9999-01-01 00:00:00+00', :pending) AS h (hour);
 
 -- name: wrong_keys
 -- What somebody else has queued is his: the next tick recomputes it.

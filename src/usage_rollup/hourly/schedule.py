@@ -133,6 +133,5 @@ def who_ticks(session: sa.Connection) -> str | None:
 
 def warn_if_nothing_ticks(session: sa.Connection) -> None:
     """Warn, after an upgrade to 102 or later, when nothing ticks the hourly rollup."""
-    revision = session.scalar(sa.text("SELECT max(version_num) FROM public.alembic_version")) or ""
-    if revision >= "102" and who_ticks(session) is None:
+    if pipeline.find(session).installed and who_ticks(session) is None:
         log.warning("dashboards will not move until something ticks: run `usage-rollup schedule`")

@@ -14,7 +14,8 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from ..errors import BackfillRefused
-from ..session import blockers
+from ..queries import beside
+from ..session.connection import transaction
 from .pipeline import Reading
 
 # Bounds what a kill can undo and how long a slice holds its snapshot: a second or two of work.
@@ -23,9 +24,10 @@ SLICE_ROWS = 200_000
 # How long to wait for transactions whose start this role cannot see.
 HORIZON_WAIT = "10 seconds"
 
-END_HORIZON_HOLDERS = (
-    "end them (COMMIT PREPARED, ROLLBACK PREPARED), or GRANT pg_read_all_stats to the migrating role"
-)
+_SQL = beside(__file__)
+
+# For a refusal, online and in a script: one row always, because who it was may have ended meanwhile.
+HELD_BACK_BY = _SQL["held_back_by"]
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,34 @@ def require_horizon(session: sa.Connection, reading: Reading) -> str:
     """Return horizon(); without one a walk would end where it began, so raise BackfillRefused."""
     found = horizon(session, reading)
     if found == "-infinity":
+        who, hint = session.execute(reading.sql(HELD_BACK_BY)).one()
         raise BackfillRefused(
             "no safe horizon: transactions are open whose start this role cannot see, or that were"
-            f" prepared and left: {blockers.oldest_transactions(session)}",
-            hint=f"{END_HORIZON_HOLDERS}; then run the same command again",
+            f" prepared and left: {who}",
+            hint=f"{hint}; then run the same command again",
         )
     return found
+
+
+@dataclass(frozen=True)
+class HeldBack:
+    """Who holds the watermark back, in words, and the statements that end it.
+
+    `stuck` when it stands at the horizon already, so that no tick and no backfill can move it before.
+    """
+
+    who: str
+    hint: str
+    stuck: bool
+
+
+def held_back(session: sa.Connection, reading: Reading) -> HeldBack | None:
+    """Say who keeps the watermark of our pipeline from coming close to now; None when nobody does.
+
+    In the caller's transaction; takes no lock and waits for nobody.
+    """
+    row = session.execute(reading.sql(_SQL["held_back"])).mappings().one_or_none()
+    return None if row is None else HeldBack(**row)
 
 
 def plan(session: sa.Connection, *, empty: bool = False, since: datetime | None = None) -> None:
@@ -85,6 +109,21 @@ def plan_repair(session: sa.Connection) -> int:
         )
         or 0
     )
+
+
+def is_planned(session: sa.Connection) -> bool:
+    """Say whether there is a plan, walked or not: a backfill that is under way, or was interrupted."""
+    return bool(session.scalar(sa.text("SELECT EXISTS (SELECT FROM public.task_usage_hourly_backfill)")))
+
+
+def give_up(session: sa.Connection) -> bool:
+    """Empty the plan, build the indexes it dropped, and say whether there was one.
+
+    For a plan that was overtaken: another window is installed, which keeps the rollup without it.
+    """
+    with transaction(session):
+        session.execute(sa.text("SELECT public.rollup_task_usage_hourly_build_indexes()"))
+        return session.execute(sa.text("DELETE FROM public.task_usage_hourly_backfill")).rowcount > 0
 
 
 def rows_left(session: sa.Connection) -> int:

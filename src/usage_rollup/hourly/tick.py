@@ -15,7 +15,8 @@ from ..contract import HOURLY_ROLLUP
 from ..errors import DatabaseUnavailable, LockBusy, StatementFailed, explain
 from ..session import advisory_lock
 from ..session.connection import transaction
-from . import pipeline
+from . import pipeline, slices
+from .slices import HeldBack
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +25,15 @@ log = logging.getLogger(__name__)
 class Tick:
     """What one tick did. Watermarks are text as PostgreSQL writes it, in UTC: they may be infinite.
 
-    `lag_s` is None where this role may not have 102's measure lent to it.
+    `lag_s` is None where this role may not have 102's measure lent to it; `held_back` where nobody keeps the
+    watermark back, or the tick is the product's, which waits for nobody.
     """
 
     rows_changed: int
     watermark_before: str | None
     watermark_after: str | None
     lag_s: float | None
+    held_back: HeldBack | None = None
 
 
 def tick(session: sa.Connection) -> Tick:
@@ -42,7 +45,7 @@ def tick(session: sa.Connection) -> Tick:
     outside a transaction. Raises UnsuitableDatabase before 102, LockBusy, which names the holder and
     leaves the state row alone, and StatementFailed.
     """
-    pipeline.require(session)
+    installed = pipeline.require(session)
     started: datetime = session.scalar(sa.text("SELECT clock_timestamp()"))
     try:
         with transaction(session):
@@ -58,7 +61,8 @@ def tick(session: sa.Connection) -> Tick:
         raise StatementFailed(
             dataclasses.replace(report, message=f"the tick was rolled back: {report.message}")
         ) from error
-    return dataclasses.replace(done, lag_s=_lag(session))
+    held_back = slices.held_back(session, pipeline.reading(session)) if installed.ours else None
+    return dataclasses.replace(done, lag_s=_lag(session), held_back=held_back)
 
 
 def _lag(session: sa.Connection) -> float | None:
@@ -82,9 +86,9 @@ def _run(connection: sa.Connection) -> Tick:
             hint=f"another tick or a backfill is over by itself; otherwise {holders.hint}",
         )
     before = connection.scalar(sa.text(_WATERMARK))
-    rows = connection.scalar(sa.text("SELECT public.rollup_task_usage_hourly()"))
-    # Not every release of the product's tick does it.
+    # Not every release of the product's tick does it; first, because ours names who holds it back.
     connection.execute(sa.text(_CLEAR_ERROR))
+    rows = connection.scalar(sa.text("SELECT public.rollup_task_usage_hourly()"))
     return Tick(rows or 0, before, connection.scalar(sa.text(_WATERMARK)), None)
 
 

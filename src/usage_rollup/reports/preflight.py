@@ -26,7 +26,7 @@ from ..runner import adoption, ledger, table_locks
 from ..session import advisory_lock, blockers, suitability
 from ..session.connection import snapshot
 from ..session.options import Options
-from . import estimate, forecast_103, odd_usage
+from . import estimate, forecast_103, odd_usage, trigger_rights
 
 _SQL = beside(__file__)
 
@@ -78,6 +78,7 @@ class Preflight:
     backfill: estimate.Estimate | None = None
     legacy: forecast_103.Legacy | None = None
     oddities: list[odd_usage.Oddity] = field(default_factory=list)
+    trigger_rights: list[trigger_rights.TriggerRights] = field(default_factory=list)
 
     @property
     def goes_through(self) -> bool:
@@ -121,16 +122,17 @@ class _Look:
         found.server = self.ask("the server", self.server, None)
         found.place = self.ask("ledger and catalog", self.place, None)
         found.in_the_way = self.ask("locks", self.in_the_way, [])
+        found.trigger_rights = self.ask("trigger rights", lambda: trigger_rights.find(self.session), [])
         if found.server and not found.server.owner and found.is_pending("103"):
             found.guard = forecast_103.Guard(forecast_103.NO_USAGE, None, None, False, False, False, [])
         elif found.server and found.server.owner and found.place and self.reading:
             self.usage(self.reading)
-        if found.guard and found.guard.held_back:
+        if found.guard and found.guard.held_back and self.reading:
+            who, hint = self.session.execute(self.reading.sql(slices.HELD_BACK_BY)).one()
             found.refusals.append(
                 Refusal(
-                    "the watermark cannot follow usage to within an hour; it is held back by"
-                    f" {blockers.oldest_transactions(self.session)}",
-                    hint=slices.END_HORIZON_HOLDERS,
+                    f"the watermark cannot follow usage to within an hour; it is held back by {who}",
+                    hint=hint,
                 )
             )
 

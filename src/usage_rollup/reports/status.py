@@ -8,13 +8,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..contract import HOURLY_ROLLUP
-from ..hourly import pipeline, schedule
+from ..hourly import pipeline, schedule, slices
 from ..hourly.pipeline import Pipeline, Reading
+from ..hourly.slices import HeldBack
 from ..queries import beside, filled
 from ..runner import adoption
 from ..session import advisory_lock
 from ..session.connection import snapshot
-from . import covered_days
+from . import covered_days, trigger_rights
+from .trigger_rights import TriggerRights
 
 _SQL = beside(__file__)
 
@@ -76,6 +78,7 @@ class Status:
     watermark: str | None
     watermark_in_future: bool
     lag_seconds: float | None
+    held_back: HeldBack | None
     queues: list[Queue]
     last_run: Run | None
     lock_holders: str | None
@@ -83,6 +86,7 @@ class Status:
     set_aside: int | None
     undated: int | None
     left_out: LeftOut | None
+    trigger_rights: list[TriggerRights]
     coverage: list[covered_days.Day] | None
 
 
@@ -106,14 +110,15 @@ def status(session: sa.Connection) -> Status:
 
     with snapshot(session):
         installed = pipeline.find(session)
-        stems = adoption.look(session).ledger()
+        standing = adoption.look(session)
+        stems = standing.ledger()
         state = row("task_usage_hourly_rollup_state", _SQL["state"])
         backfill = row("task_usage_hourly_backfill", _SQL["backfill"])
         left_out = row("task_usage_hourly_left_out", _SQL["left_out"])
         has_rollup = has_usage and installed.tables
         locked = advisory_lock.is_held(session, HOURLY_ROLLUP)
         return Status(
-            revision=value("alembic_version" in tables, _SQL["revision"]),
+            revision=standing.version,
             ledger_rows=None if stems is None else len(stems),
             newest_stem=max(stems or (), default=None),
             pipeline=_owner(installed),
@@ -121,6 +126,7 @@ def status(session: sa.Connection) -> Status:
             watermark=state.get("watermark", NO_ROW if has_rollup else None),
             watermark_in_future=state.get("in_future", False),
             lag_seconds=value(has_rollup, "SELECT public.task_usage_hourly_rollup_lag_seconds()"),
+            held_back=slices.held_back(session, reading) if installed.ours else None,
             queues=[
                 Queue(table=table, **row(table, filled(_SQL["queue"], table=table)))
                 for table in ("task_usage_hourly_invalidation", "task_usage_hourly_dirty")
@@ -135,6 +141,7 @@ def status(session: sa.Connection) -> Status:
             ),
             undated=value(has_usage, "SELECT count(*) FROM public.task_usage_hourly_undated()"),
             left_out=LeftOut(**left_out) if left_out else None,
+            trigger_rights=trigger_rights.find(session),
             coverage=covered_days.read(session, reading, left_out.get("before_hour")) if has_rollup else None,
         )
 

@@ -4,9 +4,6 @@
 SELECT relname FROM pg_catalog.pg_class
 WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p');
 
--- name: revision
-SELECT max(version_num) FROM public.alembic_version;
-
 -- name: state
 -- As text, because an infinite time is no Python datetime.
 SELECT date_trunc('second', watermark_at)::text AS watermark, watermark_at > clock_timestamp() AS in_future,

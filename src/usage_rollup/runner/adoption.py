@@ -31,8 +31,9 @@ from ..contract import (
 )
 from ..errors import AdoptionRefused, DowngradeRefused, Refusal
 from ..queries import array, beside, filled, literal
+from ..session.options import Options
 from . import ledger
-from .hooks import Work
+from .hooks import Work, before_adoption
 
 log = logging.getLogger(__name__)
 
@@ -120,8 +121,11 @@ def find(connection: sa.Connection) -> Adoption | None:
     return adoption
 
 
-def with_adoption(work: Work, adoption: Adoption | None, connection: sa.Connection) -> Work:
-    """Return `work` preceded by the step that records `adoption`, in one transaction of its own."""
+def with_adoption(work: Work, adoption: Adoption | None, connection: sa.Connection, options: Options) -> Work:
+    """Return `work` preceded by the step that records `adoption`, in one transaction of its own.
+
+    Before it go the hooks of the revisions that are skipped by it.
+    """
     if adoption is None:
         return work
 
@@ -132,6 +136,7 @@ def with_adoption(work: Work, adoption: Adoption | None, connection: sa.Connecti
     def adopted_work(heads: Any, context: MigrationContext) -> Iterator[MigrationStep]:
         script = context.script
         assert script is not None
+        before_adoption(script, adoption.revision, heads, connection, options)
         # Alembic's own `stamp` is made of it; tests/runner/test_alembic.py holds what is relied on.
         for step in script._stamp_revs(adoption.revision, heads):
             step.migration_fn = adopt

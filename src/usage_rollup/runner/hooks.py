@@ -1,18 +1,19 @@
-"""Run what a revision asks for before its upgrade: Alembic has no such hook of its own.
+"""Run what a revision asks for before its upgrade, or before it is adopted: Alembic has no such hooks.
 
-A revision module declares `before_upgrade = <function of a session and the run's options>`. Alembic
-iterates its work function lazily and runs each step in a transaction of its own
-(transaction_per_migration), so code between two steps runs after the previous one has committed and before
-the next begins.
+A revision module declares `before_upgrade = <function of a session and the run's options>`, and
+`before_adoption` likewise for a database that another runner took past it. Alembic iterates its work
+function lazily and runs each step in a transaction of its own (transaction_per_migration), so code between
+two steps runs after the previous one has committed and before the next begins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext, MigrationStep, RevisionStep
+from alembic.script import ScriptDirectory
 
 from ..session.connection import alone
 from ..session.options import Options
@@ -31,11 +32,8 @@ def with_hooks(work: Work, session: sa.Connection, options: Options) -> Work:
 
     def work_with_hooks(heads: Any, context: MigrationContext) -> Iterator[MigrationStep]:
         for step in work(heads, context):
-            hook = before_upgrade(step)
-            if hook is not None:
-                # Reading alembic_version opened a transaction when this is the first step.
-                with alone(session):
-                    hook(session, options)
+            if hook := before_upgrade(step):
+                _run(hook, session, options)
             yield step
 
     return work_with_hooks
@@ -47,3 +45,23 @@ def before_upgrade(step: MigrationStep) -> Hook | None:
         return None
     hook: Hook | None = getattr(step.revision.module, "before_upgrade", None)
     return hook
+
+
+def before_adoption(
+    script: ScriptDirectory, revision: str, heads: Sequence[str], session: sa.Connection, options: Options
+) -> None:
+    """Run the before_adoption of every revision above `heads` that somebody else applied, up to `revision`.
+
+    On the terms of before_upgrade. What they do comes before the adoption is recorded: a run that is killed
+    meanwhile is followed by one that adopts, and does it, again.
+    """
+    adopted = [*script.iterate_revisions(revision, tuple(heads) or "base")]
+    for step in reversed(adopted):
+        if hook := getattr(step.module, "before_adoption", None):
+            _run(hook, session, options)
+
+
+def _run(hook: Hook, session: sa.Connection, options: Options) -> None:
+    # Reading alembic_version opened a transaction when nothing has been applied yet.
+    with alone(session):
+        hook(session, options)

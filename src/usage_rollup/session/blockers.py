@@ -40,15 +40,10 @@ def of_advisory_lock(connection: sa.Connection, key: int) -> Blockers:
     return _read(connection, "advisory_lock", key=key)
 
 
-def oldest_transactions(connection: sa.Connection) -> Blockers:
-    """Name what holds the horizon back: the oldest open transactions of this database, and prepared ones."""
-    return _read(connection, "horizon")
-
-
 def sql(holders: str, **values: str) -> str:
     """Return the query, of `who` and `hint`, that all of these are, for a DO block.
 
-    `holders` is advisory_lock with its `key`, table_locks with its `tables`, or horizon.
+    `holders` is advisory_lock with its `key`, or table_locks with its `tables`.
     """
     return queries.filled(queries.filled(_SQL["who"], holders=_SQL[holders]), **values)
 

@@ -46,14 +46,3 @@ SELECT l.pid, l.virtualtransaction FROM unnest(CAST(:tables AS text[])) AS t (na
 JOIN pg_locks l ON l.relation = to_regclass(format('public.%I', t.name))
 WHERE l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
     AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database());
-
--- name: horizon
--- The oldest open transactions, and all prepared ones.
-(SELECT a.pid, l.virtualtransaction FROM pg_stat_activity a
-JOIN pg_locks l ON l.pid = a.pid AND l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock'
-WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.usesysid IS NOT NULL
-ORDER BY a.xact_start NULLS FIRST LIMIT 3)
-UNION ALL
-SELECT NULL, l.virtualtransaction FROM pg_prepared_xacts p
-JOIN pg_locks l ON l.locktype = 'transactionid' AND l.pid IS NULL AND l.transactionid = p.transaction
-WHERE p.database = current_database();

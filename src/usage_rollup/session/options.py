@@ -70,14 +70,23 @@ def read(
     A flag that is None was not given. Raises ConfigurationError for a name or value there is not, and for
     options that contradict each other.
     """
-    variables = {name: environ.get(name.upper().replace("-", "_"), "") for name in KNOWN}
+    variables = {name: environ.get(_variable(name), "") for name in KNOWN}
     typed = {name: value for name, value in (flags or {}).items() if value is not None}
-    given = {name: value for name, value in variables.items() if value} | dict(x or {}) | typed
-    for name, value in given.items():
+    # How each was written, for whoever wrote it wrongly.
+    given: dict[str, tuple[str, object]] = {
+        name: ("{variable}={value}", value) for name, value in variables.items() if value
+    }
+    given |= {name: ("-x {name}={value}", value) for name, value in (x or {}).items()}
+    given |= {name: ("--{name} {value}", value) for name, value in typed.items()}
+    for name, (way, value) in given.items():
         if name not in KNOWN or not re.fullmatch(KNOWN[name][0], str(value)):
-            known = "; ".join(f"-x {name}={shown}" for name, (_, shown) in KNOWN.items())
-            raise ConfigurationError(f"no such option: -x {name}={value}", hint=f"there is: {known}")
-    text = {name: str(value) for name, value in given.items()}
+            # Each command has flags of its own, and not all of these.
+            names = typed if name in typed else KNOWN
+            there_is = "; ".join(_written(way, known, KNOWN[known][1]) for known in names)
+            raise ConfigurationError(
+                f"no such option: {_written(way, name, value)}", hint=f"there is: {there_is}"
+            )
+    text = {name: str(value) for name, (_, value) in given.items()}
     options = Options(
         keep_legacy=text["keep-legacy"] == "true" if "keep-legacy" in text else None,
         jobs=int(text.get("jobs", "1")),
@@ -90,6 +99,14 @@ def read(
             hint="leave one out; either may also come from the environment, JOBS or SLEEP_BETWEEN_SLICES",
         )
     return options
+
+
+def _variable(name: str) -> str:
+    return name.upper().replace("-", "_")
+
+
+def _written(way: str, name: str, value: object) -> str:
+    return way.format(name=name, variable=_variable(name), value=value)
 
 
 def seconds(text: str, name: str) -> float:
