@@ -1,6 +1,7 @@
--- Undo 102_task_usage_hourly_pipeline. The hourly tables stay; nothing keeps them current any more,
--- which the next upgrade's proof finds out. What is still queued is lost with its queue.
--- Locks: ACCESS EXCLUSIVE on agent, agent_task_queue, issue and task_usage for DROP TRIGGER.
+-- Undo 102_task_usage_hourly_pipeline. The hourly tables stay; nothing keeps them current any more, and
+-- their watermark says so. What is still queued is lost with its queue.
+-- Locks: ACCESS EXCLUSIVE on agent, agent_task_queue, issue and task_usage for DROP TRIGGER, and on the
+--   hourly tables.
 
 -- A scheduled tick would fail every minute once its function is gone. cron.job shows a role its own jobs only.
 DO $$
@@ -29,6 +30,26 @@ BEGIN
         AND to_regclass('public.task_usage_hourly') IS NOT NULL
     THEN
         PERFORM public.rollup_task_usage_hourly_build_indexes();
+    END IF;
+END
+$$;
+
+-- What comes from here on is neither rolled up nor queued, so the watermark may claim nothing.
+DO $$
+BEGIN
+    IF to_regclass('public.task_usage_hourly_rollup_state') IS NOT NULL THEN
+        UPDATE public.task_usage_hourly_rollup_state SET watermark_at = '1970-01-01 00:00:00+00' WHERE id = 1;
+    END IF;
+END
+$$;
+
+-- Replica identity and comments as 102 found them.
+ALTER TABLE IF EXISTS public.task_usage_hourly REPLICA IDENTITY DEFAULT;
+ALTER TABLE IF EXISTS public.task_usage_hourly_dirty REPLICA IDENTITY DEFAULT;
+DO $$
+BEGIN
+    IF to_regprocedure('public.rollup_task_usage_hourly_restore_legacy(text)') IS NOT NULL THEN
+        PERFORM public.rollup_task_usage_hourly_restore_legacy('102');
     END IF;
 END
 $$;
@@ -105,10 +126,14 @@ DROP FUNCTION IF EXISTS public.task_usage_hourly_sum(numeric);
 DROP FUNCTION IF EXISTS public.task_usage_hourly_dated(timestamptz);
 DROP FUNCTION IF EXISTS public.task_usage_hour_bucket(timestamptz);
 
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_restore_legacy(text);
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_restore_setting(text, text);
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_remember_legacy(text);
+DROP FUNCTION IF EXISTS public.task_usage_hourly_legacy_settings_now(text);
+DROP FUNCTION IF EXISTS public.task_usage_hourly_acl(aclitem []);
+
 DROP TABLE IF EXISTS public.task_usage_hourly_set_aside;
 DROP TABLE IF EXISTS public.task_usage_hourly_backfill;
 DROP TABLE IF EXISTS public.task_usage_hourly_left_out;
 DROP TABLE IF EXISTS public.task_usage_hourly_invalidation;
-
-ALTER TABLE IF EXISTS public.task_usage_hourly REPLICA IDENTITY DEFAULT;
-ALTER TABLE IF EXISTS public.task_usage_hourly_dirty REPLICA IDENTITY DEFAULT;
+DROP TABLE IF EXISTS public.task_usage_hourly_legacy_settings;

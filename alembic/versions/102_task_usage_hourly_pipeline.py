@@ -2,7 +2,8 @@
 
 Why: from here on the history can be rolled up while a v0.3.4 server runs. Replaces the functions of
 the Go release where those are installed.
-Reversed by: the .down.sql; what is queued is lost, and found again by the next upgrade's proof.
+Reversed by: the .down.sql; what is queued is lost, and the watermark goes back to 1970, so that the next
+upgrade walks history again.
 """
 
 from usage_rollup.runner.step import apply_sql
@@ -15,7 +16,11 @@ depends_on = None
 # The first keeps writers out, so that every row is either committed before the triggers or theirs.
 LOCK = {
     "SHARE ROW EXCLUSIVE": ["agent", "agent_task_queue", "issue", "task_usage"],
-    "ACCESS EXCLUSIVE": ["task_usage_hourly", "task_usage_hourly_dirty"],
+    "ACCESS EXCLUSIVE": [
+        "task_usage_hourly",
+        "task_usage_hourly_dirty",
+        "task_usage_hourly_rollup_state",
+    ],
 }
 
 

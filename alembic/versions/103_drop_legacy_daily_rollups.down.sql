@@ -19,7 +19,11 @@
 --   undone); our 102 is installed; READ COMMITTED.
 -- Locks: ACCESS EXCLUSIVE on agent_task_queue, issue and task_usage, so nothing is written meanwhile;
 --   on the kept tables, for 2 s each at most.
--- Not brought back: legacy rows that 103 dropped and raw rows do not tell, and the pg_cron jobs.
+-- Owners, grants, comments, replica identity and the like are again what they were before 103. Roles that are
+-- gone since, and what the owner of task_usage may not do, are named in a warning.
+--
+-- Not brought back: legacy rows that 103 dropped and raw rows do not tell, the pg_cron jobs, policies, and places
+-- in publications that name a table.
 
 DO $legacy$
 DECLARE
@@ -36,11 +40,22 @@ DECLARE
     v_zones text[] := '{}';
     v_left_out bigint;
 BEGIN
-    -- Read before any snapshot that relies on it. Without a horizon (a session hides its transaction) the
-    -- hourly watermark is what no open transaction may still write below.
+    -- Read before any snapshot that relies on it. Nobody writes usage under this lock, but whoever is in a
+    -- transaction may do so yet, dated with its start, and no trigger queues that for the legacy rollups. Where a
+    -- session hides its start, a day (one tick) before the hourly watermark: v0.3.4 itself waits five minutes.
+    PERFORM pg_stat_clear_snapshot();
     v_watermark := public.task_usage_hourly_horizon();
-    SELECT GREATEST(v_watermark, 'epoch', MIN(s.watermark_at) FILTER (WHERE s.watermark_at < now()))
-    INTO v_watermark FROM public.task_usage_hourly_rollup_state AS s;
+    SELECT CASE WHEN bool_or(s.xact_start IS NULL) THEN '-infinity' ELSE LEAST(v_watermark, MIN(s.xact_start)) END
+    INTO v_watermark
+    FROM pg_stat_activity AS s
+    LEFT JOIN pg_locks AS l ON l.pid = s.pid AND l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock'
+    WHERE s.datid = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+        AND s.pid <> pg_backend_pid() AND s.usesysid IS NOT NULL AND num_nonnulls(s.xact_start, l.pid) > 0;
+    IF v_watermark = '-infinity' THEN
+        SELECT MIN(s.watermark_at) - interval '1 day' INTO v_watermark
+        FROM public.task_usage_hourly_rollup_state AS s WHERE s.watermark_at < now();
+    END IF;
+    v_watermark := GREATEST(v_watermark, 'epoch');
 
     SELECT n.nspname, array_agg(c.relname::text) INTO v_schema, v_kept
     FROM pg_namespace AS n JOIN pg_class AS c ON c.relnamespace = n.oid
@@ -85,6 +100,8 @@ BEGIN
         FOREACH v_table IN ARRAY v_unidentified LOOP
             EXECUTE format('ALTER TABLE %s REPLICA IDENTITY DEFAULT', v_table);
         END LOOP;
+        -- They bring along how they are set; the functions and triggers that were made again do not.
+        DELETE FROM public.task_usage_hourly_legacy_settings WHERE step = '103' AND kind NOT IN ('function', 'trigger');
         RETURN;
     END IF;
 
@@ -150,3 +167,29 @@ BEGIN
     UPDATE public.task_usage_dashboard_rollup_state SET watermark_at = v_watermark WHERE id = 1;
 END
 $legacy$;
+
+DO $settings$
+DECLARE
+    v_table record;
+BEGIN
+    PERFORM public.rollup_task_usage_hourly_restore_legacy('103');
+
+    -- Published and without a key that tells its rows apart, a queue would refuse what the server's own UPDATE of
+    -- a task puts into it, and the server's transaction would fail.
+    FOR v_table IN
+        SELECT format('public.%I', c.relname) AS name, pg_get_userbyid(c.relowner) AS owner FROM pg_class AS c
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relname IN (
+                'task_usage_daily', 'task_usage_daily_dirty', 'task_usage_rollup_state',
+                'task_usage_dashboard_daily', 'task_usage_dashboard_dirty', 'task_usage_dashboard_rollup_state')
+            AND EXISTS (
+                SELECT FROM pg_publication_tables AS t JOIN pg_publication AS p USING (pubname)
+                WHERE t.schemaname = 'public' AND t.tablename = c.relname AND (p.pubupdate OR p.pubdelete))
+            AND CASE c.relreplident
+                WHEN 'd' THEN NOT EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisprimary)
+                WHEN 'n' THEN true END
+    LOOP
+        PERFORM public.rollup_task_usage_hourly_restore_setting(
+            v_table.owner, format('ALTER TABLE %s REPLICA IDENTITY FULL', v_table.name));
+    END LOOP;
+END
+$settings$;

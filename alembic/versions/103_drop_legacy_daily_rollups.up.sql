@@ -120,6 +120,17 @@ BEGIN
 END
 $$;
 
+-- For the way back: owners, grants, comments and the like of all that goes.
+DO $$
+BEGIN
+    IF to_regprocedure('public.rollup_task_usage_hourly_remember_legacy(text)') IS NOT NULL THEN
+        PERFORM public.rollup_task_usage_hourly_remember_legacy('103');
+    END IF;
+EXCEPTION WHEN insufficient_privilege OR undefined_table THEN
+    RAISE WARNING 'owners and grants of the legacy rollups are not remembered for the way back: %', SQLERRM;
+END
+$$;
+
 -- IF EXISTS throughout: an old Go runner takes no lock and may have dropped some or all of it.
 DROP TRIGGER IF EXISTS trg_atq_dirty_rollup ON public.agent_task_queue;
 DROP TRIGGER IF EXISTS trg_tu_dirty_rollup ON public.task_usage;

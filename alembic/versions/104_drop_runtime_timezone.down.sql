@@ -16,3 +16,12 @@ ALTER TABLE public.agent_runtime ADD COLUMN IF NOT EXISTS timezone text NOT NULL
 
 COMMENT ON COLUMN public.agent_runtime.timezone IS
     'IANA zone that the daemon registered with. task_usage_daily takes its calendar days from it.';
+
+-- As they were before 104, where 102 remembers it.
+DO $$
+BEGIN
+    IF to_regprocedure('public.rollup_task_usage_hourly_restore_legacy(text)') IS NOT NULL THEN
+        PERFORM public.rollup_task_usage_hourly_restore_legacy('104');
+    END IF;
+END
+$$;

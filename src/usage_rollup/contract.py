@@ -130,6 +130,12 @@ LEGACY = Inventory(
 
 _KEY = "bucket_hour workspace_id runtime_id agent_id project_id provider model"
 
+# Of 101's, what a walk into an empty table leaves to its last slice: a killed one of ours has none of them.
+BUILT_BY_THE_WALK = (
+    "idx_task_usage_hourly_workspace_time idx_task_usage_hourly_runtime_time"
+    " idx_task_usage_hourly_workspace_agent_time idx_task_usage_hourly_workspace_project_time"
+)
+
 HOURLY = Inventory(
     columns={
         "task_usage_hourly": f"{_KEY} input_tokens output_tokens cache_read_tokens"
@@ -137,10 +143,8 @@ HOURLY = Inventory(
         "task_usage_hourly_dirty": f"{_KEY} enqueued_at",
         "task_usage_hourly_rollup_state": _STATE,
     },
-    indexes="uq_task_usage_hourly_key idx_task_usage_hourly_workspace_time"
-    " idx_task_usage_hourly_runtime_time idx_task_usage_hourly_workspace_agent_time"
-    " idx_task_usage_hourly_workspace_project_time uq_task_usage_hourly_dirty_key"
-    " idx_task_usage_hourly_dirty_enqueued_at",
+    indexes=f"uq_task_usage_hourly_key {BUILT_BY_THE_WALK}"
+    " uq_task_usage_hourly_dirty_key idx_task_usage_hourly_dirty_enqueued_at",
     triggers={},
     functions="",
 )

@@ -211,7 +211,8 @@ def test_down_up_down_ends_where_it_was(
 def schema_in_order(database: Database) -> list[str]:
     """Return pg_dump's output and alembic_version; the ledger by its stems, not their times."""
     lines = [line for line in database.catalog().splitlines() if "datetime.datetime" not in line]
-    return lines + (sorted(database.ledger) if "schema_migrations" in "".join(lines) else [])
+    has_ledger = any(line.startswith("CREATE TABLE public.schema_migrations") for line in lines)
+    return lines + (sorted(database.ledger) if has_ledger else [])
 
 
 def test_legacy_pipeline_goes_on_after_the_way_back(v034: Database) -> None:
@@ -274,7 +275,7 @@ def test_watermarks_of_a_quiet_database_are_five_minutes_ago(head: Database) -> 
     head.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'")
 
 
-def test_watermarks_are_the_hourly_one_where_a_session_hides_its_transaction(
+def test_watermarks_are_a_day_before_the_hourly_one_where_a_session_hides_its_transaction(
     head: Database, make_role: MakeRole
 ) -> None:
     event(head.url, small_world(head.url), "2025-03-01 10:15+00")
@@ -284,7 +285,7 @@ def test_watermarks_are_the_hourly_one_where_a_session_hides_its_transaction(
     head.execute(f"GRANT CREATE ON DATABASE {head.name} TO {runner}")
     begin(head, "SELECT 1")
     head.downgrade("102", DATABASE_URL=head.url_of(runner))
-    assert watermarks(head) == [hourly_watermark, hourly_watermark]
+    assert watermarks(head) == [hourly_watermark - timedelta(days=1)] * 2
     assert_legacy_is_right(head)
 
 
@@ -478,7 +479,9 @@ def test_kept_rollup_that_its_window_cannot_roll_forward_comes_back_as_it_was(
     assert {watermark.date() for watermark in watermarks(database)} == {date(2025, 5, 1)}
 
 
-def test_kept_tables_are_rolled_forward_under_a_publication_for_all_tables(v034: Database) -> None:
+def test_kept_tables_are_rolled_forward_and_stay_writable_under_a_publication_for_all_tables(
+    v034: Database,
+) -> None:
     event(v034.url, small_world(v034.url), "2025-03-01 10:15+00")
     roll_up_as_v034(v034)
     v034.execute("UPDATE issue SET project_id = NULL")
@@ -489,10 +492,12 @@ def test_kept_tables_are_rolled_forward_under_a_publication_for_all_tables(v034:
         v034.execute("SELECT rollup_task_usage_dashboard_daily_window('-infinity', '-infinity')")
     v034.upgrade(KEEP_LEGACY="true")
     identities = "SELECT relname, relreplident FROM pg_class WHERE relname ~ '^task_usage_da' ORDER BY 1"
-    before = v034.execute(identities)
+    before = dict(v034.execute(identities))
     v034.downgrade("102")
     assert_legacy_is_right(v034)
-    assert v034.execute(identities) == before
+    # Those without a primary key: v0.3.4's windows and triggers would be refused there.
+    without = {"task_usage_dashboard_daily": "f", "task_usage_dashboard_dirty": "f"}
+    assert dict(v034.execute(identities)) == before | without
 
 
 def test_kept_tables_that_somebody_reads_are_not_waited_for_long(kept: tuple[Database, World]) -> None:

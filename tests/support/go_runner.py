@@ -34,6 +34,27 @@ LANGUAGE plpgsql AS $$BEGIN /* go */ RETURN 0; END$$;
 CREATE FUNCTION task_usage_hourly_rollup_lag_seconds() RETURNS double precision LANGUAGE sql AS
 $$SELECT 0::double precision /* go */$$
 """
+# The Go release's way back: what it made, by name and signature, and without CASCADE.
+GO_102_DOWN = """
+DROP TRIGGER IF EXISTS trg_tu_dirty_hourly ON task_usage;
+DROP TRIGGER IF EXISTS trg_issue_project_dirty_hourly ON issue;
+DROP TRIGGER IF EXISTS trg_issue_delete_dirty_hourly ON issue;
+DROP TRIGGER IF EXISTS trg_atq_dirty_hourly ON agent_task_queue;
+DROP FUNCTION IF EXISTS enqueue_task_usage_hourly_dirty_for_tu();
+DROP FUNCTION IF EXISTS enqueue_task_usage_hourly_dirty_for_issue_project();
+DROP FUNCTION IF EXISTS enqueue_task_usage_hourly_dirty_for_issue_delete();
+DROP FUNCTION IF EXISTS enqueue_task_usage_hourly_dirty_for_atq();
+DROP FUNCTION IF EXISTS task_usage_hourly_rollup_lag_seconds();
+DROP FUNCTION IF EXISTS prune_task_usage_hourly_dirty(interval);
+DROP FUNCTION IF EXISTS rollup_task_usage_hourly();
+DROP FUNCTION IF EXISTS rollup_task_usage_hourly_window(timestamptz, timestamptz);
+DROP FUNCTION IF EXISTS task_usage_hour_bucket(timestamptz)
+"""
+GO_101_DOWN = """
+DROP TABLE IF EXISTS task_usage_hourly_rollup_state;
+DROP TABLE IF EXISTS task_usage_hourly_dirty;
+DROP TABLE IF EXISTS task_usage_hourly
+"""
 # What 213, 243, 251 and 272 do, as far as it changes something this chain has a name for.
 GO_LATER = """
 ALTER TABLE task_usage ADD COLUMN cost_usd_ticks bigint;

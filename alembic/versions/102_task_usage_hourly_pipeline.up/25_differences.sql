@@ -130,9 +130,13 @@ COMMENT ON FUNCTION public.task_usage_hourly_undated() IS
     'Usage rows that belong to no hour of the rollup, to be mended by hand.';
 
 -- Totals by day that only the legacy rollups hold, because their raw rows are gone. Compared by
--- workspace and model, not by agent, runtime or project, whose moves the legacy rollups follow late. A
--- day of the daily rollup is the runtime's, or UTC's in rows older than migration 082: whichever raw
--- total is the larger counts.
+-- workspace and model, not by agent, runtime or project, whose moves the legacy rollups follow late.
+--
+-- A day of the dashboard rollup is UTC's. A day of the daily one is the runtime's, or UTC's in rows older
+-- than migration 082, which rebuilt nothing: the ledger tells when it came. Where a total is made of both,
+-- each runtime's usage counts as its own row does, or, without such a row, as the smaller of the two. A
+-- runtime whose zone has changed since makes totals exceed although nothing is lost: rather that, which
+-- keeps the tables, than a loss that the larger of two days hides.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_legacy_excess()
 RETURNS TABLE (
     rollup text, bucket_date date, workspace_id uuid, model text,
@@ -140,35 +144,49 @@ RETURNS TABLE (
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
+DECLARE
+    -- Without a ledger that tells, the baseline is this chain's own, whose days are the runtime's.
+    v_by_runtime timestamptz := '-infinity';
 BEGIN
     IF to_regclass('public.task_usage_daily') IS NULL
         OR to_regclass('public.task_usage_dashboard_daily') IS NULL
     THEN
         RETURN;
     END IF;
+    IF has_table_privilege(to_regclass('public.schema_migrations'), 'SELECT') AND EXISTS (
+        SELECT FROM pg_attribute a
+        WHERE a.attrelid = to_regclass('public.schema_migrations') AND a.attname = 'applied_at'
+            AND a.atttypid = 'timestamptz'::regtype AND NOT a.attisdropped)
+    THEN
+        SELECT COALESCE(MAX(m.applied_at), v_by_runtime) INTO v_by_runtime
+        FROM public.schema_migrations m WHERE starts_with(m.version, '082_');
+    END IF;
     RETURN QUERY
-    WITH legacy (rollup, day, workspace_id, model, tokens, events) AS (
-        SELECT
-            'task_usage_daily', d.bucket_date, d.workspace_id, d.model,
-            SUM(d.input_tokens::numeric + d.output_tokens + d.cache_read_tokens + d.cache_write_tokens),
-            SUM(d.event_count)
-        FROM public.task_usage_daily d GROUP BY 2, 3, 4
+    WITH daily AS MATERIALIZED (
+        SELECT d.bucket_date AS day, d.workspace_id, d.model, d.runtime_id, d.provider,
+            d.updated_at >= v_by_runtime AS by_runtime, d.event_count AS events,
+            d.input_tokens::numeric + d.output_tokens + d.cache_read_tokens + d.cache_write_tokens AS tokens
+        FROM public.task_usage_daily d
+    ), legacy (rollup, day, workspace_id, model, tokens, events, by_runtime) AS (
+        -- NULL where both kinds of days are in it.
+        SELECT 'task_usage_daily', d.day, d.workspace_id, d.model, SUM(d.tokens), SUM(d.events),
+            CASE WHEN bool_and(d.by_runtime) = bool_or(d.by_runtime) THEN bool_or(d.by_runtime) END
+        FROM daily d GROUP BY 2, 3, 4
         UNION ALL
         SELECT
             'task_usage_dashboard_daily', d.bucket_date, d.workspace_id, d.model,
             SUM(d.input_tokens::numeric + d.output_tokens + d.cache_read_tokens + d.cache_write_tokens),
-            SUM(d.event_count)
+            SUM(d.event_count), false
         FROM public.task_usage_dashboard_daily d GROUP BY 2, 3, 4
     ), zones AS MATERIALIZED (
         -- A zone that PostgreSQL does not know must not stop the comparison.
         SELECT z.name FROM pg_timezone_names z
-        WHERE EXISTS (SELECT FROM legacy l WHERE l.rollup = 'task_usage_daily')
-            AND z.name IN (SELECT r.timezone FROM public.agent_runtime r)
+        WHERE EXISTS (SELECT FROM daily) AND z.name IN (SELECT r.timezone FROM public.agent_runtime r)
     ), raw AS (
         SELECT
             (tu.created_at AT TIME ZONE 'UTC')::date AS utc_day,
             (tu.created_at AT TIME ZONE COALESCE(z.name, 'UTC'))::date AS runtime_day,
-            a.workspace_id, tu.model,
+            a.workspace_id, tu.model, q.runtime_id, tu.provider,
             tu.input_tokens::numeric + tu.output_tokens + tu.cache_read_tokens + tu.cache_write_tokens AS tokens
         FROM public.task_usage tu
         JOIN public.agent_task_queue q ON q.id = tu.task_id
@@ -176,22 +194,30 @@ BEGIN
         LEFT JOIN public.agent_runtime r ON r.id = q.runtime_id
         LEFT JOIN zones z ON z.name = r.timezone
         WHERE public.task_usage_hourly_dated(tu.created_at) AND EXISTS (SELECT FROM legacy)
-    ), days AS (
+    ), keys AS MATERIALIZED (
         SELECT
-            COALESCE(u.day, t.day) AS day, COALESCE(u.workspace_id, t.workspace_id) AS workspace_id,
-            COALESCE(u.model, t.model) AS model, u.tokens AS utc_tokens, u.events AS utc_events,
-            t.tokens AS runtime_tokens, t.events AS runtime_events
-        FROM (SELECT r.utc_day AS day, r.workspace_id, r.model, SUM(r.tokens) AS tokens, COUNT(*) AS events
-              FROM raw r GROUP BY 1, 2, 3) u
-        FULL JOIN (SELECT r.runtime_day AS day, r.workspace_id, r.model, SUM(r.tokens) AS tokens, COUNT(*) AS events
-              FROM raw r GROUP BY 1, 2, 3) t USING (day, workspace_id, model)
+            k.day, k.workspace_id, k.model, k.runtime_id, k.provider,
+            SUM(k.utc_tokens) AS utc_tokens, SUM(k.utc_events) AS utc_events,
+            SUM(k.runtime_tokens) AS runtime_tokens, SUM(k.runtime_events) AS runtime_events
+        FROM (
+            SELECT r.utc_day AS day, r.workspace_id, r.model, r.runtime_id, r.provider,
+                SUM(r.tokens) AS utc_tokens, COUNT(*) AS utc_events, 0 AS runtime_tokens, 0 AS runtime_events
+            FROM raw r GROUP BY 1, 2, 3, 4, 5
+            UNION ALL
+            SELECT r.runtime_day, r.workspace_id, r.model, r.runtime_id, r.provider, 0, 0, SUM(r.tokens), COUNT(*)
+            FROM raw r GROUP BY 1, 2, 3, 4, 5
+        ) AS k GROUP BY 1, 2, 3, 4, 5
     ), compared AS (
-        SELECT l.*,
-            COALESCE(CASE WHEN l.rollup = 'task_usage_daily' THEN GREATEST(d.utc_tokens, d.runtime_tokens)
-                          ELSE d.utc_tokens END, 0) AS raw_tokens,
-            COALESCE(CASE WHEN l.rollup = 'task_usage_daily' THEN GREATEST(d.utc_events, d.runtime_events)
-                          ELSE d.utc_events END, 0)::numeric AS raw_events
-        FROM legacy l LEFT JOIN days d USING (day, workspace_id, model)
+        SELECT
+            l.rollup, l.day, l.workspace_id, l.model, l.tokens, l.events,
+            COALESCE(SUM(CASE COALESCE(l.by_runtime, d.by_runtime) WHEN true THEN k.runtime_tokens
+                WHEN false THEN k.utc_tokens ELSE LEAST(k.runtime_tokens, k.utc_tokens) END), 0) AS raw_tokens,
+            COALESCE(SUM(CASE COALESCE(l.by_runtime, d.by_runtime) WHEN true THEN k.runtime_events
+                WHEN false THEN k.utc_events ELSE LEAST(k.runtime_events, k.utc_events) END), 0) AS raw_events
+        FROM legacy l
+        LEFT JOIN keys k USING (day, workspace_id, model)
+        LEFT JOIN daily d USING (day, workspace_id, model, runtime_id, provider)
+        GROUP BY 1, 2, 3, 4, 5, 6
     )
     SELECT c.rollup, c.day, c.workspace_id, c.model, c.tokens, c.raw_tokens, c.events, c.raw_events
     FROM compared c WHERE c.tokens > c.raw_tokens OR c.events > c.raw_events

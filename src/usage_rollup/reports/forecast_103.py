@@ -56,18 +56,21 @@ class Legacy:
     refusals: list[Refusal]
 
 
-def guard(session: sa.Connection, reading: Reading, *, drops: bool, has_schema: bool) -> Guard:
+def guard(
+    session: sa.Connection, reading: Reading, *, drops: bool, has_schema: bool, has_pipeline: bool
+) -> Guard:
     """Decide as the hook and the guard of 103 do, up to the comparison of every hour.
 
-    `drops`: 103 is pending; `has_schema`: 101 is not. A few look-ups by index, and a wait of two seconds
-    at most for transactions whose start this role may not see.
+    `drops`: 103 is pending; `has_schema`: 101 is not; `has_pipeline`: 102 is not, which would distrust the
+    watermark. A few look-ups by index, and a wait of two seconds at most for transactions whose start this
+    role may not see.
     """
     names = {"hourly": sorted(HOURLY.columns), "legacy": sorted(LEGACY.columns)}
     has = session.execute(sa.text(_SQL["tables"]), names).mappings().one()
     asked = filled(
         _SQL["state"],
-        watermark=_WATERMARK if has["hourly"] else "NULL::timestamptz",
-        planned=_PLANNED if has["plan"] else "NULL::timestamptz",
+        watermark=_WATERMARK if has["hourly"] and has_pipeline else "NULL::timestamptz",
+        planned=_PLANNED if has["plan"] and has_pipeline else "NULL::timestamptz",
     )
     state: Any = session.execute(reading.sql(asked), {"lag": LAG_THRESHOLD}).mappings().one()
     walks = state["used"] and not state["future"] and (state["behind"] or state["unfinished"])

@@ -194,10 +194,13 @@ class _Look:
     def usage(self, reading: Reading) -> None:
         """Ask about usage: what the guard would say, what would be rolled up, what would be lost."""
         found, session = self.found, self.session
-        drops, has_schema = found.is_pending("103"), not found.is_pending("101")
+        drops = found.is_pending("103")
+        has_schema, has_pipeline = not found.is_pending("101"), not found.is_pending("102")
         found.guard = guard = self.ask(
             "the guard of 103",
-            lambda: forecast_103.guard(session, reading, drops=drops, has_schema=has_schema),
+            lambda: forecast_103.guard(
+                session, reading, drops=drops, has_schema=has_schema, has_pipeline=has_pipeline
+            ),
             None,
         )
         found.oddities = self.ask("oddities in raw usage", lambda: odd_usage.find(session), [])

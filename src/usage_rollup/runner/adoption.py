@@ -18,6 +18,7 @@ from alembic.runtime.migration import MigrationContext, MigrationStep
 
 from ..contract import (
     BASELINE,
+    BUILT_BY_THE_WALK,
     HEAD,
     HOURLY,
     LAST_SHARED,
@@ -170,6 +171,7 @@ def decision() -> str:
         baseline=array(sorted(BASELINE.names())),
         baseline_tables=array(sorted(BASELINE.tables())),
         hourly=array(sorted(HOURLY.names())),
+        built_by_the_walk=array(f"index {name}" for name in BUILT_BY_THE_WALK.split()),
         legacy=array(sorted(LEGACY.names())),
         legacy_tables=array(sorted(LEGACY.tables())),
         pipeline=literal(PIPELINE),

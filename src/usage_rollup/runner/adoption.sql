@@ -96,7 +96,8 @@ WITH seen AS (
         CASE left(stem, 3)
             WHEN '097' THEN true
             WHEN '100' THEN :user_timezone = ANY (f.objects)
-            WHEN '101' THEN f.objects @> f.hourly
+            WHEN '101' THEN f.hourly <@ (f.objects
+                || CASE WHEN 'table task_usage_hourly_backfill' = ANY (f.objects) THEN :built_by_the_walk END)
             WHEN '102' THEN f.piped
             WHEN '103' THEN f.dropped
             WHEN '104' THEN f.dropped AND :runtime_timezone <> ALL (f.objects) END AS done
@@ -186,6 +187,12 @@ WITH seen AS (
     UNION ALL
     -- With a revision of ours there is nothing to skip: the steps and the guard say what is wrong.
     SELECT 'upgrade', 2 + p.n, p.message, p.hint FROM problems p WHERE v_ledger IS NOT NULL AND v_version IS NULL
+    UNION ALL
+    -- The Go release's own way back takes the contract's functions, and leaves alembic_version and ours.
+    SELECT 'upgrade', 9, format('alembic_version says %s, but somebody else has undone %s: missing %s',
+        v_version, :pipeline_stem, :pipeline), 'put it back: `alembic downgrade 100`, then `alembic upgrade head`'
+    FROM facts f WHERE v_version IN ('102', '103') AND 'table task_usage_hourly' = ANY (f.objects)
+        AND :pipeline <> ALL (f.objects)
     UNION ALL
     SELECT 'downgrade', 2, format('refusing to downgrade: the product''s own runner has gone on to %s, and its later'
         ' steps stand on this schema', f.newest),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 METADATA = sa.MetaData()
 
@@ -167,4 +168,21 @@ sa.Table(
     _column("error", TEXT, "PostgreSQL's message."),
     _column("set_aside_at", TIME, "When the bucket was refused.", server_default=NOW),
     _unique_bucket("uq_task_usage_hourly_set_aside_key", "label_digest"),
+)
+
+sa.Table(
+    "task_usage_hourly_legacy_settings",
+    METADATA,
+    _column("step", TEXT, "The revision that alters or drops it.", primary_key=True),
+    _column("kind", TEXT, "A table, column, index, constraint, function or trigger.", primary_key=True),
+    _column("relation", TEXT, "Its table; empty for a function.", primary_key=True),
+    _column("name", TEXT, "Its name in the table, empty for the table; or a signature.", primary_key=True),
+    _column("owner", TEXT, "The role that owned it.", null=True),
+    _column("acl", postgresql.JSONB(), "Who may do what, by role; a role of null is PUBLIC.", null=True),
+    _column("comment", TEXT, "Its comment; NULL for none.", null=True),
+    _column("replica_identity", TEXT, "DEFAULT, FULL, NOTHING or INDEX.", null=True),
+    _column("replica_index", TEXT, "The index, where that is the identity.", null=True),
+    _column("options", sa.ARRAY(TEXT), "Storage parameters, as name=value.", null=True),
+    _column("enabled", TEXT, "Whether, and when, a trigger fires.", null=True),
+    _column("security_definer", sa.Boolean(), "Whether a function runs as its owner.", null=True),
 )
