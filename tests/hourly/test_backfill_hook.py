@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.database import Database
-from tests.support.horizon import HORIZON, rewrite_function, without_margin
+from tests.support.horizon import HORIZON, named_at_once, rewrite_function, without_margin
 from tests.support.product import event, small_world, task, upsert_usage, usage, utc, wait_until
 from tests.support.rollup import row_versions, run_hook
 from tests.support.sessions import is_idle
@@ -503,6 +503,7 @@ def test_session_that_waits_for_4246_gets_its_turn_between_slices(used: Database
 
 def test_old_transaction_is_named_and_the_walk_before_it_kept(used: Database) -> None:
     with_older_transactions(used)
+    named_at_once(used)
     event(used.url, small_world(used.url))
     session = used.connect(application_name="a forgotten psql")
     session.execute("UPDATE task_usage SET provider = provider WHERE false")

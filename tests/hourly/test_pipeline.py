@@ -128,7 +128,7 @@ def test_part_that_cannot_be_lent_is_refused_and_leaves_nothing(
 
 def test_part_that_writes_is_caught_when_it_is_named_for_lending(make_database: MakeDatabase) -> None:
     # It alters the contract's tables.
-    parts = [part_of_102(name) for name in ("10_tables", "12_legacy_settings", "15_contract_tables")]
+    parts = [part_of_102(part) for part in ("10_tables", "12_legacy_settings", "15_contract_tables")]
     with (
         make_database("101").migration_connection() as connection,
         pytest.raises(AssertionError, match="task_usage_hourly is not temporary"),
