@@ -111,6 +111,8 @@ def test_database_that_go_took_back_is_taken_on_by_its_ledger(undone: Database) 
 
 @pytest.mark.parametrize("undone", ["101", "100"], indirect=True)
 def test_alembic_version_that_go_has_undone_is_named_with_what_puts_it_right(undone: Database) -> None:
+    status = undone.usage_rollup("status")
+    assert status.returncode == 0, status.stderr
     preflight = undone.usage_rollup("preflight")
     printed = undone.refused("upgrade", "head")
     assert preflight.returncode != 0

@@ -134,14 +134,16 @@ WHERE xmin = pg_current_xact_id()::xid AND pronamespace <> pg_my_temp_schema()
 """
 
 
-# Only our window drains a queue of its own.
+# Only our window drains a queue of its own. The product's own 102.down takes the contract's functions away and
+# leaves ours.
 _FIND = f"""
 SELECT
     num_nulls(to_regclass('public.task_usage_hourly'), to_regclass('public.task_usage_hourly_dirty'),
         to_regclass('public.task_usage_hourly_rollup_state')) = 0 AS tables,
     num_nulls(w.oid, to_regprocedure('public.rollup_task_usage_hourly()')) = 0 AS installed,
     {OUR_FUNCTIONS} AND COALESCE(p.prosrc LIKE '%rollup_task_usage_hourly_settle%', false) AS ours,
-    {OUR_FUNCTIONS} AS readable
+    {OUR_FUNCTIONS} AND num_nulls(to_regprocedure('public.task_usage_hour_bucket(timestamptz)'),
+        to_regprocedure('public.task_usage_hourly_rollup_lag_seconds()')) = 0 AS readable
 FROM (SELECT to_regprocedure('public.rollup_task_usage_hourly_window(timestamptz,timestamptz)') AS oid) AS w
 LEFT JOIN pg_catalog.pg_proc AS p ON p.oid = w.oid
 """
