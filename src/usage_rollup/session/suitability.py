@@ -62,7 +62,7 @@ def _require_session_pooling(raw: psycopg.Connection[Any], backend_pid: int) -> 
     conninfo = make_conninfo(raw.info.dsn, password=raw.info.password)
     for _ in range(3):
         with psycopg.connect(conninfo, prepare_threshold=None) as other:
-            seen = other.execute("SELECT pg_backend_pid()").fetchone()
+            seen = other.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
         if seen == (backend_pid,):
             raise UnsuitableDatabase(
                 "this connection goes through a pooler in transaction mode, which shares sessions and"
