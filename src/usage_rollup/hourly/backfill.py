@@ -169,7 +169,11 @@ def repair(session: sa.Connection, options: Options) -> int:
     Entered and left outside a transaction, holding 4246. Leaves the proof for 103 in the session's
     settings. Raises BackfillRefused when hours still differ.
     """
-    session.execute(sa.text("SELECT public.rollup_task_usage_hourly_window(timestamptz '-infinity', timestamptz '-infinity')"))
+    session.execute(
+        sa.text(
+            "SELECT public.rollup_task_usage_hourly_window(timestamptz '-infinity', timestamptz '-infinity')"
+        )
+    )
     repaired = 0
     for _ in range(_REPAIRS):
         differing = slices.plan_repair(session)

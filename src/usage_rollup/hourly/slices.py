@@ -105,7 +105,8 @@ def plan_repair(session: sa.Connection) -> int:
     """Compare rollup and raw usage in one snapshot, plan the hours that differ and return their number."""
     return int(
         session.scalar(
-            sa.text("SELECT public.rollup_task_usage_hourly_plan_repair(CAST(:rows AS bigint))"), {"rows": SLICE_ROWS}
+            sa.text("SELECT public.rollup_task_usage_hourly_plan_repair(CAST(:rows AS bigint))"),
+            {"rows": SLICE_ROWS},
         )
         or 0
     )

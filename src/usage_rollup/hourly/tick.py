@@ -80,7 +80,9 @@ def _lag(session: sa.Connection) -> float | None:
 
 def _run(connection: sa.Connection, installed: Pipeline) -> Tick:
     # The tick tries the same lock, and would answer 0 both for nothing to do and for busy.
-    if not connection.scalar(sa.text("SELECT pg_try_advisory_xact_lock(CAST(:key AS bigint))"), {"key": HOURLY_ROLLUP}):
+    if not connection.scalar(
+        sa.text("SELECT pg_try_advisory_xact_lock(CAST(:key AS bigint))"), {"key": HOURLY_ROLLUP}
+    ):
         holders = advisory_lock.describe_holders(connection, HOURLY_ROLLUP)
         raise LockBusy(
             "the hourly rollup is being written by another session"

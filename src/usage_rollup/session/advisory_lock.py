@@ -66,7 +66,9 @@ def _take(sessions: Sequence[sa.Connection], key: int, patience_s: float, *, sha
 
 def release(session: sa.Connection, key: int, *, shared: bool = False) -> None:
     """Give the session lock `key` back once."""
-    session.execute(sa.text(f"SELECT pg_advisory_unlock{_SHARED[shared]}(CAST(:key AS bigint))"), {"key": key})
+    session.execute(
+        sa.text(f"SELECT pg_advisory_unlock{_SHARED[shared]}(CAST(:key AS bigint))"), {"key": key}
+    )
 
 
 def is_waited_for(connection: sa.Connection, key: int) -> bool:

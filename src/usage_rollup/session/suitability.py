@@ -17,7 +17,7 @@ _SQL = beside(__file__)
 def require_suitable(connection: sa.Connection) -> None:
     """Refuse a server or session the upgrade cannot run on, in one sentence, before any change.
 
-    One round trip that only reads; a few more behind a pooler. Raises UnsuitableDatabase.
+    Two round trips that only read; a few more behind a pooler. Raises UnsuitableDatabase.
     """
     raw = connection.connection.dbapi_connection
     assert isinstance(raw, psycopg.Connection)
@@ -45,6 +45,13 @@ def require_suitable(connection: sa.Connection) -> None:
             hint=f"connect as their owner, or: GRANT {row['quoted_owner']} TO {row['quoted_role']};"
             f" ALTER ROLE {row['quoted_role']} INHERIT"
             " (from PostgreSQL 16: GRANT ... WITH INHERIT TRUE, SET TRUE)",
+        )
+    if bound := connection.execute(sa.text(_SQL["row_security"])).mappings().one_or_none():
+        # Not even a superuser gets past it, because a step runs as the owner of task_usage.
+        raise UnsuitableDatabase(
+            f"row security would hide rows from role {bound['roles']}: {bound['tables']}"
+            f" (policies: {bound['policies'] or 'none, so all of them'})",
+            hint=bound["mend"],
         )
     if not row["may_create"]:
         raise UnsuitableDatabase(
