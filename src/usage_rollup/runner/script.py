@@ -18,8 +18,8 @@ from alembic.runtime.migration import MigrationContext, MigrationInfo, Migration
 from ..contract import HEAD, HOURLY_ROLLUP, MIGRATION_RUN
 from ..errors import ConfigurationError, UsageRollupError
 from ..queries import beside, filled, literal
-from ..session import advisory_lock
-from ..session.connection import MINIMUM_VERSION, SESSION_SETTINGS
+from ..session import advisory_lock, pinned
+from ..session.connection import MINIMUM_VERSION
 from ..session.options import Options
 from . import adoption, ledger
 from .hooks import Hook, Work, before_upgrade
@@ -101,7 +101,7 @@ def _session(options: Options) -> str:
 
     To be run outside a transaction.
     """
-    settings = {**SESSION_SETTINGS, **_QUIET, **options.settings()}
+    settings = {**pinned.SETTINGS, **_QUIET, **options.settings()}
     text = filled(
         _SQL["session"],
         minimum0000=f"{MINIMUM_VERSION}0000",
