@@ -71,7 +71,7 @@ SELECT 'index ' || i.relname FROM relations r
 JOIN pg_index x ON x.indrelid = r.oid JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indisvalid
 UNION ALL
 SELECT DISTINCT 'function ' || p.proname FROM pg_proc p
-WHERE p.pronamespace = 'public'::regnamespace;
+WHERE p.pronamespace = 'public'::regnamespace AND p.prokind = 'f';
 
 -- name: decision
 -- `start` is the revision an upgrade goes on from, NULL for nothing; `reason` says why that is another than
@@ -93,7 +93,8 @@ WITH seen AS (
     FROM seen s
     CROSS JOIN LATERAL (SELECT COALESCE(s.newest >= :head_stem COLLATE "C", false) AS told) AS l
     CROSS JOIN LATERAL (
-        SELECT :pipeline_stem = ANY (s.ledger) OR :pipeline = ANY (s.objects) AS piped) AS p
+        -- A function of that name without any table of 101 is somebody else's.
+        SELECT :pipeline_stem = ANY (s.ledger) OR :pipeline = ANY (s.objects) AND s.hourly && s.objects AS piped) AS p
 ), steps AS (
     SELECT left(stem, 3) AS revision, stem, stem = ANY (f.ledger) AS recorded,
         CASE left(stem, 3)

@@ -72,9 +72,11 @@ def find(session: sa.Connection, command: str, plan: Plan, options: Options) -> 
     `plan` tells the steps from where the database stands; it is asked once that is known, and not for a
     stamp, which changes nothing but the version. Only reads.
     """
-    server = _ask(session, Course(command), "server")
-    if ground := _ask(session, Course(command), "schema") or _ask(session, Course(command), "ledgers"):
-        return Found((*server, *ground, *_ask(session, Course(command), "acting")), None)
+    before = Course(command)
+    server = _ask(session, before, "server")
+    if ground := _ask(session, before, "schema") or _ask(session, before, "ledgers", "unreadable"):
+        acting = [reason for reason in _ask(session, before, "acting") if reason not in ground]
+        return Found((*server, *ground, *acting), None)
     standing = adoption.look(session)
     refusals = standing.refused(command)
     start = standing.version if command == "downgrade" else standing.start
@@ -119,7 +121,7 @@ def require(
 
 
 # What is asked before the ledgers are: without rights nothing more can be, and strangers would answer for them.
-GROUND = ("server", "schema", "ledgers")
+GROUND = ("server", "schema", "ledgers", "unreadable")
 
 # What is asked about steps, in the order in which it is told.
 CONCERNS = (
@@ -160,6 +162,7 @@ def _gaps(course: Course) -> dict[str, str]:
     return {
         "version_table": literal("alembic_version"),
         "another_table": "",
+        "acting": suitability.SQL["acting"],
         "writes": _boolean(course.writes),
         "up": _boolean(up),
         "creates": _boolean(bool(_CREATING[up] & {*steps})),

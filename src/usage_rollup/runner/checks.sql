@@ -71,12 +71,25 @@ SELECT format('row security of %s hides its rows from role %s', r.relname, w.rol
 FROM relations AS r, who AS w
 WHERE r.relname IN (:version_table, 'schema_migrations') AND r.relkind IN ('r', 'p') AND row_security_active(r.oid)
 UNION ALL
--- What the owner may do is missing with the owner.
-SELECT format('role %s may not read %s', w.role, r.relname), format('GRANT SELECT ON %s TO %I', r.whole, w.role)
-FROM relations AS r, who AS w
+-- Who cannot act for the owner lacks what the owner may do, and is told that.
+SELECT format('role %s may not read %s', w.role, r.relname),
+    format('GRANT %s ON %s TO %I', string_agg(p.privilege, ', ' ORDER BY p.n), r.whole, w.role)
+FROM who AS w, relations AS r
+CROSS JOIN unnest(CASE WHEN r.relname = :version_table THEN ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']
+    WHEN :up THEN ARRAY['SELECT', 'INSERT'] ELSE ARRAY['SELECT', 'DELETE'] END) WITH ORDINALITY AS p (privilege, n)
 WHERE r.relname IN (:version_table, 'schema_migrations') AND r.kind IN ('table', 'view')
-    AND NOT has_table_privilege(r.oid, 'SELECT')
-    AND (pg_has_role(w.me, w.owner, 'USAGE') OR NOT has_table_privilege(w.owner, r.oid, 'SELECT') OR NOT :writes)
+    AND NOT has_table_privilege(r.oid, 'SELECT') AND NOT has_table_privilege(r.oid, p.privilege)
+    AND (pg_has_role(w.me, w.owner, 'USAGE') OR NOT has_table_privilege(w.owner, r.oid, 'SELECT'))
+GROUP BY w.role, r.relname, r.whole
+
+-- name: unreadable
+SELECT q.message, q.hint FROM (
+    :acting
+) AS q
+WHERE EXISTS (
+    SELECT FROM relations AS r
+    WHERE r.relname IN (:version_table, 'schema_migrations') AND r.kind = 'table'
+        AND NOT has_table_privilege(r.oid, 'SELECT'))
 
 -- name: writing
 -- The version table and the ledger, once something is to be recorded in them.
@@ -103,7 +116,7 @@ WHERE NOT has_schema_privilege(r.name, 'public', 'CREATE')
 -- name: owners
 -- The steps run as the owner of task_usage, who must be able to alter what they alter; and what belongs to
 -- nobody we trust could be replaced under a function that runs with our rights.
-SELECT format('the owner of task_usage, %s, may not alter what belongs to others: %s', w.owner_name,
+SELECT format('not all that the steps alter or call belongs to the owner of task_usage, %s: %s', w.owner_name,
         string_agg(format('%s %s (%s)', o.kind, replace(o.whole, 'public.', ''), pg_get_userbyid(o.owner)), ', '
             ORDER BY o.kind <> 'table', o.whole)) AS message,
     string_agg(format('ALTER %s %s OWNER TO %I', upper(o.kind), o.whole, w.owner_name), '; '

@@ -77,14 +77,12 @@ roots AS (
 )
 
 -- name: dependents
-SELECT format('%s: %s', CASE WHEN g.by_tables_only THEN 'on what is about to be dropped stand objects of others'
-        ELSE 'on what is about to be dropped or replaced stand objects of others' END,
-        string_agg(g.what, ', ' ORDER BY g.depth DESC, g.what)) AS message,
+SELECT 'others stand on what is about to be dropped: ' || string_agg(g.what, ', ' ORDER BY g.depth DESC, g.what) AS message,
     string_agg(g.mend, '; ' ORDER BY g.depth DESC, g.what)
-        || CASE WHEN g.by_tables_only AND :may_keep
+        || CASE WHEN g.by_tables_only
             THEN '; or keep them and the legacy tables: alembic -x keep-legacy=true upgrade head' ELSE '' END AS hint
 FROM (
-    SELECT d.by_tables_only, d.depth, pg_describe_object(d.classid, d.objid, d.objsubid) AS what,
+    SELECT d.by_tables_only AND :may_keep AS by_tables_only, d.depth, pg_describe_object(d.classid, d.objid, d.objsubid) AS what,
         CASE
             WHEN k.conrelid <> 0 THEN format('ALTER TABLE %s DROP CONSTRAINT %I', k.conrelid::regclass, k.conname)
             WHEN k.contypid <> 0 THEN format('ALTER DOMAIN %s DROP CONSTRAINT %I', k.contypid::regtype, k.conname)

@@ -35,8 +35,10 @@ WHERE c.relname = 'task_usage' AND c.relkind = 'r' AND NOT pg_is_other_temp_sche
         WHERE t.relname = 'task_usage' AND p.nspname = 'public')
 HAVING COUNT(*) > 0
 UNION ALL
-SELECT format('role %s may not use schema public', r.name), format('GRANT USAGE ON SCHEMA public TO %I', r.name)
-FROM (SELECT role FROM who UNION SELECT owner_name FROM who) AS r (name)
+SELECT format('role %s may not use schema public', r.name), format('GRANT USAGE%s ON SCHEMA public TO %I',
+        CASE WHEN r.name = w.owner_name AND NOT has_schema_privilege(r.name, 'public', 'CREATE') THEN ', CREATE' ELSE '' END,
+        r.name)
+FROM who AS w CROSS JOIN LATERAL (SELECT w.role UNION SELECT w.owner_name) AS r (name)
 WHERE NOT EXISTS (
     SELECT FROM pg_namespace AS n WHERE n.nspname = 'public' AND has_schema_privilege(r.name, n.oid, 'USAGE'))
 UNION ALL
