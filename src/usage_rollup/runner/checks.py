@@ -31,9 +31,6 @@ STAMP = "stamp"
 # Which steps make new objects, by direction: their owner must be able to.
 _CREATING = {True: {"097", "101", "102"}, False: {"103"}}
 
-# What is read and written on the way, where policies could hide rows.
-_READ = ["agent", "agent_task_queue", "issue", "task_usage", *LEGACY.columns]
-
 # From where an upgrade or downgrade begins to the steps it takes, oldest or newest first.
 Plan = Callable[[str | None], Sequence[str]]
 
@@ -163,6 +160,7 @@ def _gaps(course: Course) -> dict[str, str]:
         "version_table": literal("alembic_version"),
         "another_table": "",
         "acting": suitability.SQL["acting"],
+        "row_security": suitability.SQL["row_security"],
         "writes": _boolean(course.writes),
         "up": _boolean(up),
         "creates": _boolean(bool(_CREATING[up] & {*steps})),
@@ -171,7 +169,6 @@ def _gaps(course: Course) -> dict[str, str]:
         "altered_tables": array(altered),
         "hourly_tables": array(hourly),
         "legacy_tables": array(LEGACY.columns),
-        "read_tables": array([*_READ, *hourly] if {"102", "103"} & {*steps} else []),
         "functions": _records(
             {
                 "name": f.name,

@@ -66,10 +66,12 @@ JOIN (
 WHERE r.relname = :version_table
     OR r.relname = 'schema_migrations' AND x.owner NOT IN (SELECT t.oid FROM trusted AS t)
 UNION ALL
-SELECT format('row security of %s hides its rows from role %s', r.relname, w.role),
-    format('ALTER TABLE %s NO FORCE ROW LEVEL SECURITY, DISABLE ROW LEVEL SECURITY', r.whole)
-FROM relations AS r, who AS w
-WHERE r.relname IN (:version_table, 'schema_migrations') AND r.relkind IN ('r', 'p') AND row_security_active(r.oid)
+SELECT q.message, q.hint FROM (
+    :row_security
+) AS q
+WHERE EXISTS (
+    SELECT FROM relations AS r
+    WHERE r.relname IN (:version_table, 'schema_migrations') AND r.relkind IN ('r', 'p') AND row_security_active(r.oid))
 UNION ALL
 -- Who cannot act for the owner lacks what the owner may do, and is told that.
 SELECT format('role %s may not read %s', w.role, r.relname),
@@ -189,18 +191,6 @@ SELECT format('rule %s on %s changes what is written there', w.rulename, r.relna
     format('DROP RULE %I ON %s', w.rulename, r.whole)
 FROM relations AS r JOIN pg_rewrite AS w ON w.ev_class = r.oid
 WHERE r.relname = ANY (:hourly_tables) AND w.rulename <> '_RETURN'
-
--- name: row_security
--- A policy that binds whoever reads or writes hides rows, and makes the session fail rather than believe it.
-SELECT format('row security of %s hides rows from role %s', r.relname, b.name) AS message,
-    CASE WHEN r.relforcerowsecurity AND pg_has_role(b.oid, r.relowner, 'USAGE')
-        THEN format('ALTER TABLE %s NO FORCE ROW LEVEL SECURITY', r.whole)
-        ELSE format('ALTER ROLE %I BYPASSRLS', b.name) END AS hint
-FROM relations AS r
-CROSS JOIN (SELECT me, role FROM who UNION SELECT owner, owner_name FROM who) AS b (oid, name)
-JOIN pg_roles AS o ON o.oid = b.oid
-WHERE r.relname = ANY (:read_tables) AND r.relrowsecurity AND NOT o.rolsuper AND NOT o.rolbypassrls
-    AND (r.relforcerowsecurity OR NOT pg_has_role(b.oid, r.relowner, 'USAGE'))
 
 -- name: keeping
 -- Only the owner of the database, or who is granted it, may make the schema to keep the legacy tables in.

@@ -22,7 +22,7 @@ def require_suitable(connection: sa.Connection) -> None:
     One round trip that only reads; a few more behind a pooler. Raises UnsuitableDatabase.
     """
     require_session_pooling(connection)
-    if refusals := ask(connection, query(SQL["server"], SQL["schema"], SQL["acting"])):
+    if refusals := ask(connection, query(SQL["server"], SQL["schema"], SQL["acting"], SQL["row_security"])):
         raise UnsuitableDatabase(Refusal.of(refusals))
 
 
