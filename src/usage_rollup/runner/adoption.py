@@ -39,6 +39,12 @@ log = logging.getLogger(__name__)
 
 _SQL = beside(__file__)
 
+# What to do where the table belongs to somebody else.
+ANOTHER_TABLE = (
+    "keep the revision in a table of its own name: VERSION_TABLE=usage_rollup_version in the environment,"
+    " or alembic -x version-table=usage_rollup_version"
+)
+
 # The catalog, one name a row, in the words of contract.py.
 OBJECTS = _SQL["objects"]
 
@@ -166,6 +172,7 @@ def decision() -> str:
         user_timezone=literal(USER_TIMEZONE),
         runtime_timezone=literal(RUNTIME_TIMEZONE),
         our_functions=literal(OURS),
+        another_table=ANOTHER_TABLE,
     )
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext, RevisionStep
 
-from ..contract import LEGACY, STEMS
+from ..contract import LEGACY
 from ..errors import AdoptionRefused, DowngradeRefused, Refusal, UnsuitableDatabase
 from ..queries import array, beside, filled, literal
 from ..session import suitability
-from ..session.options import Options
+from ..session.options import VERSION_TABLE, Options
 from . import adoption, dependents, footprint
 from .hooks import Work
 
@@ -51,6 +51,7 @@ class Course:
     steps: tuple[str, ...] = ()
     keep_legacy: bool | None = None
     records: bool = False
+    version_table: str = VERSION_TABLE
 
     @property
     def up(self) -> bool:
@@ -69,7 +70,7 @@ def find(session: sa.Connection, command: str, plan: Plan, options: Options) -> 
     `plan` tells the steps from where the database stands; it is asked once that is known, and not for a
     stamp, which changes nothing but the version. Only reads.
     """
-    before = Course(command)
+    before = Course(command, version_table=options.version_table)
     server = _ask(session, before, "server")
     if ground := _ask(session, before, "schema") or _ask(session, before, "ledgers", "unreadable"):
         acting = [reason for reason in _ask(session, before, "acting") if reason not in ground]
@@ -77,16 +78,16 @@ def find(session: sa.Connection, command: str, plan: Plan, options: Options) -> 
     standing = adoption.look(session)
     refusals = standing.refused(command)
     start = standing.version if command == "downgrade" else standing.start
-    if refusals and command == "upgrade":
-        # What else is against it is told from where ledger and catalog show the database.
-        start = standing.shown
     steps: tuple[str, ...] = ()
-    if command != STAMP and (start is None or start in STEMS):
+    if refusals and command == "upgrade" and standing.shown == "097":
+        # Half of a v0.3.4, or one that was only stamped: what else is against it is told as well.
+        steps = tuple(plan("097"))
+    elif not refusals and command != STAMP:
         steps = tuple(plan(start))
     if command == "downgrade" and "097" in steps and not refusals:
         refusals = adoption.look(session, to_nothing=True).refused("base")
     records = command == STAMP or (command == "upgrade" and standing.reason is not None)
-    course = Course(command, steps, options.keep_legacy, records)
+    course = Course(command, steps, options.keep_legacy, records, options.version_table)
     asked = _ask(session, course, *CONCERNS) if course.writes else []
     return Found((*server, *refusals, *asked), standing)
 
@@ -157,8 +158,8 @@ def _gaps(course: Course) -> dict[str, str]:
     made = {*footprint.functions("102")} if up and "102" in steps else set()
     drops = dependents.drops(steps, up=up, keep_legacy=keep is True)
     return {
-        "version_table": literal("alembic_version"),
-        "another_table": "",
+        "version_table": literal(course.version_table),
+        "another_table": adoption.ANOTHER_TABLE,
         "acting": suitability.SQL["acting"],
         "row_security": suitability.SQL["row_security"],
         "writes": _boolean(course.writes),

@@ -41,8 +41,9 @@ relations AS (
 -- name: ledgers
 -- Written by the session's own role, and read before anything else is known.
 SELECT format('%s %s is not what a version table is', r.kind, r.relname) AS message,
-    format('DROP %s %s, if nobody needs it; or :another_table', upper(r.kind), r.whole) AS hint
-FROM relations AS r WHERE r.relname = :version_table AND r.kind <> 'table'
+    format('DROP %s %s; or, where somebody needs it, :another_table', upper(r.kind), r.whole) AS hint
+FROM relations AS r WHERE r.relname = :version_table AND (r.kind <> 'table' OR NOT EXISTS (
+        SELECT FROM pg_attribute AS a WHERE a.attrelid = r.oid AND a.attname = 'version_num'))
 UNION ALL
 SELECT format('%s %s belongs to %s, who is neither the owner of task_usage nor a superuser', r.kind, r.relname,
         pg_get_userbyid(r.relowner)),
