@@ -1,6 +1,7 @@
 """What else may have been done to a database before it meets the upgrade: the catalogue of hostile changes.
 
-hostile.sql holds those that are SQL of their own; here are the families: one table, one setting after the other.
+hostile.sql holds those that are SQL of their own; here are the families: one table after the other, one
+setting after the other.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from usage_rollup.queries import beside
 
 @dataclass(frozen=True)
 class Change:
-    """One hostile change: the SQL a superuser runs, what must be `on` a start for it, the client's environment."""
+    """One hostile change: a superuser's SQL, what must be `on` a start for it, the client's environment."""
 
     name: str
     sql: str = ""
@@ -26,7 +27,16 @@ class Change:
         return repr(self.name)
 
 
-PRODUCT_TABLES = ("user", "workspace", "agent_runtime", "agent", "project", "issue", "agent_task_queue", "task_usage")
+PRODUCT_TABLES = (
+    "user",
+    "workspace",
+    "agent_runtime",
+    "agent",
+    "project",
+    "issue",
+    "agent_task_queue",
+    "task_usage",
+)
 
 # From a table to what must be on a start that has it.
 TABLES: dict[str, str] = {
@@ -56,14 +66,28 @@ FUNCTIONS = {
 
 # Read by the upgrade, or written.
 POLICED = (
-    *("task_usage", "agent", "issue", "agent_task_queue", "agent_runtime", "schema_migrations", "alembic_version"),
-    *("task_usage_daily", "task_usage_dashboard_daily", "task_usage_hourly", "task_usage_hourly_rollup_state"),
+    *(
+        "task_usage",
+        "agent",
+        "issue",
+        "agent_task_queue",
+        "agent_runtime",
+        "schema_migrations",
+        "alembic_version",
+    ),
+    *(
+        "task_usage_daily",
+        "task_usage_dashboard_daily",
+        "task_usage_hourly",
+        "task_usage_hourly_rollup_state",
+    ),
     "task_usage_hourly_invalidation",
 )
 
 POLICIES = {
     "enabled": "ALTER TABLE {0} ENABLE ROW LEVEL SECURITY",
-    "enabled_with_a_policy": "CREATE POLICY half ON {0} USING (random() < 0.5); ALTER TABLE {0} ENABLE ROW LEVEL SECURITY",
+    "enabled_with_a_policy": "CREATE POLICY half ON {0} USING (random() < 0.5);"
+    " ALTER TABLE {0} ENABLE ROW LEVEL SECURITY",
     "forced": "ALTER TABLE {0} ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
     "forced_with_a_policy": "CREATE POLICY whole ON {0} USING (true) WITH CHECK (true);"
     " ALTER TABLE {0} ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,8 @@ SNAPSHOT = beside(__file__.replace("promise", "catalog_snapshot"))["snapshot"]
 # Whatever the database sets; a superuser's, so that no policy and no limit binds it.
 PINNED = (
     "-c search_path=public -c row_security=off -c TimeZone=UTC -c DateStyle=ISO -c statement_timeout=0"
-    " -c lock_timeout=10s -c default_transaction_read_only=off -c default_transaction_isolation=read\\ committed"
+    " -c lock_timeout=10s -c default_transaction_read_only=off"
+    " -c default_transaction_isolation=read\\ committed"
     " -c session_replication_role=replica -c default_tablespace="
     " -c standard_conforming_strings=on -c local_preload_libraries= -c xmlbinary=base64"
     " -c idle_session_timeout=0 -c idle_in_transaction_session_timeout=0 -c client_min_messages=warning"
@@ -99,7 +101,7 @@ class Broken(AssertionError):
 
 @dataclass
 class Outcome:
-    """What the commands said; `applied` are the changes that could be made, the others met one before them."""
+    """What the commands said; `applied` are the changes that could be made where others had been made."""
 
     goes_through: bool
     reasons: list[str]
@@ -122,13 +124,17 @@ def _with_usage(database: Database) -> Database:
 
 
 def _with_losses(database: Database) -> Database:
-    lose_raw_rows(_with_usage(database), "created_at < (SELECT min(created_at) + interval '9 days' FROM task_usage)")
+    lose_raw_rows(
+        _with_usage(database), "created_at < (SELECT min(created_at) + interval '9 days' FROM task_usage)"
+    )
     return database
 
 
 def _half_way(database: Database) -> Database:
     with _with_usage(database).connect() as connection:
-        connection.execute("SELECT rollup_task_usage_hourly_plan(task_usage_hourly_horizon(), 30, '-infinity')")
+        connection.execute(
+            "SELECT rollup_task_usage_hourly_plan(task_usage_hourly_horizon(), 30, '-infinity')"
+        )
         connection.execute("SELECT rollup_task_usage_hourly_slice()")
     assert database.value("SELECT count(*) FROM task_usage_hourly_backfill WHERE walked_at IS NULL") > 0
     return database
@@ -147,7 +153,9 @@ def _in_encoding(make: MakeDatabase, encoding: str) -> Database:
     world = small_world(database.url)
     for day in range(1, 9):
         event(database.url, world, f"2026-0{day}-05 10:15+00")
-    bytes_of_no_utf8 = r"convert_from('\x636166e9'::bytea, 'LATIN1')" if encoding == "LATIN1" else r"E'caf\xe9'"
+    bytes_of_no_utf8 = (
+        r"convert_from('\x636166e9'::bytea, 'LATIN1')" if encoding == "LATIN1" else r"E'caf\xe9'"
+    )
     database.execute(
         "INSERT INTO task_usage (task_id, provider, model, created_at)"
         f" SELECT task_id, provider, {bytes_of_no_utf8}, created_at FROM task_usage"
@@ -180,7 +188,7 @@ def fits(change: Change, start: str) -> bool:
 
 
 class Stage:
-    """Templates of all starts on one server, and draws played on clones of them, which leave nothing behind."""
+    """Templates of all starts on one server, and draws played on clones of them: nothing is left behind."""
 
     def __init__(self, server: Server, templates: Callable[[str], str]) -> None:
         self.server = server
@@ -205,9 +213,7 @@ class Stage:
         name = f"start_{uuid.uuid4().hex[:12]}"
         if point.startswith("encoding "):
             encoding = point.split()[1]
-            self.admin.execute(
-                f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'"
-            )
+            self.admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'")
         else:
             self.server.create_database(name, template=self.templates(point))
         return Database(self.server, name)
@@ -246,15 +252,18 @@ class Stage:
                 applied,
             )
             outcome.wrong += _judge(outcome, said.returncode)
-            outcome.wrong += [f"preflight changed {line}" for line in difference(before, after_preflight)]
+            if changed := difference(before, after_preflight):
+                outcome.wrong.append(f"preflight changed: {'; '.join(changed)}")
             if not outcome.upgraded:
-                left = difference(after_preflight, snapshot(database))
-                outcome.wrong += [f"the refused upgrade changed {line}" for line in left]
+                if changed := difference(after_preflight, snapshot(database)):
+                    outcome.wrong.append(f"the refused upgrade changed: {'; '.join(changed)}")
             else:
                 version = _read(database, "SELECT version_num FROM public.alembic_version")
                 outcome.wrong += [f"the upgrade ended at {version}"] if version != [("104",)] else []
                 hours = differing_hours(database.url)
-                outcome.wrong += [f"the oracle finds {len(hours)} wrong hours after the upgrade"] if hours else []
+                outcome.wrong += (
+                    [f"the oracle finds {len(hours)} wrong hours after the upgrade"] if hours else []
+                )
             return outcome
 
     @contextlib.contextmanager
@@ -297,10 +306,8 @@ def _session(database: Database) -> psycopg.Connection[tuple[Any, ...]]:
     return psycopg.connect(database.url, autocommit=True, options=PINNED, client_encoding="SQL_ASCII")
 
 
-
-
 def _apply(database: Database, changes: Sequence[str], gaps: dict[str, str]) -> list[str]:
-    """Make the changes in one session, which none of their settings reaches; return those that could be made."""
+    """Make the changes in one session, which no setting of theirs reaches; return those that were made."""
     applied = []
     with contextlib.closing(_session(database)) as session:
         for name in changes:
@@ -324,16 +331,25 @@ def _read(database: Database, query: str) -> list[tuple[str, ...]]:
 
 
 def difference(before: list[tuple[str, ...]], after: list[tuple[str, ...]]) -> list[str]:
-    """Say which lines came and went, the first few of them."""
-    lines = [
-        *(f"- {what} {line[:300]}" for what, line in sorted(set(before) - set(after))),
-        *(f"+ {what} {line[:300]}" for what, line in sorted(set(after) - set(before))),
-    ]
-    return [*lines[:6], *([f"and {len(lines) - 6} more"] if len(lines) > 6 else [])]
+    """Say what came and what went, by catalog: the names of a few, and how many more."""
+    lines = []
+    for sign, some in (("-", set(before) - set(after)), ("+", set(after) - set(before))):
+        named: dict[str, list[str]] = {}
+        for what, line in sorted(some):
+            found = _NAME.search(line)
+            named.setdefault(what, []).append(found[1] if found else line[:80])
+        for what, names in named.items():
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            lines.append(f"{sign} {what}: {', '.join(names[:3])}{more}")
+    return lines
+
+
+# What a row of a catalog, or a digest of a table, goes by.
+_NAME = re.compile(r'"(?:\w+name|table)": "((?:[^"\\]|\\.)*)"')
 
 
 def _wait_until_alone(database: Database) -> None:
-    """Wait until the command's sessions are over in the server, too: they count against limits, and hold locks."""
+    """Wait until a command's sessions are over in the server: they hold locks and count against limits."""
     with psycopg.connect(database.server.url("postgres"), autocommit=True) as session:
         pids = session.execute(
             "SELECT pid FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()", [database.name]
@@ -343,7 +359,7 @@ def _wait_until_alone(database: Database) -> None:
 
 
 def _verdict(printed: str) -> tuple[bool, list[str], list[str]]:
-    """Return what preflight says: whether it goes through, each reason in all its parts, what it has not seen."""
+    """Return what preflight says: whether it goes through, each part of each reason, what it has not seen."""
     try:
         found = json.loads(printed)
     except ValueError:
