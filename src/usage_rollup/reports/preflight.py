@@ -22,7 +22,7 @@ from ..errors import Refusal, UsageRollupError, explain
 from ..hourly import pipeline, slices
 from ..hourly.pipeline import Reading
 from ..queries import beside
-from ..runner import adoption, ledger, table_locks
+from ..runner import adoption, checks, ledger, table_locks
 from ..session import advisory_lock, blockers, suitability
 from ..session.connection import snapshot
 from ..session.options import Options
@@ -97,7 +97,7 @@ def preflight(session: sa.Connection, options: Options) -> Preflight:
     advisory lock and waits at most half a second for a table.
     """
     look = _Look(session, options)
-    look.ask("the server", lambda: suitability.require_suitable(session), None)
+    look.ask("the server", lambda: suitability.require_session_pooling(session), None)
     look.reading = look.ask("usage", lambda: pipeline.reading(session), None)
     with snapshot(session):
         session.exec_driver_sql("SET LOCAL lock_timeout = '500ms'")
@@ -120,7 +120,10 @@ class _Look:
         found = self.found
         self.in_snapshot = True
         found.server = self.ask("the server", self.server, None)
-        found.place = self.ask("ledger and catalog", self.place, None)
+        checked = self.ask("the catalog", self.checks, None)
+        if checked:
+            found.refusals.extend(checked.refusals)
+            found.place = _place(checked)
         found.in_the_way = self.ask("locks", self.in_the_way, [])
         found.trigger_rights = self.ask("trigger rights", lambda: trigger_rights.find(self.session), [])
         if found.server and not found.server.owner and found.is_pending("103"):
@@ -153,14 +156,9 @@ class _Look:
     def server(self) -> Server:
         return Server(**self.session.execute(sa.text(_SQL["server"])).mappings().one())
 
-    def place(self) -> Place:
-        """Read ledger and catalog as the upgrade does."""
-        standing = adoption.look(self.session)
-        adopted = standing.adoption()
-        start = standing.start
-        scripts = [revisions.scripts().get_revision(r) for r in STEMS if start is None or r > start]
-        pending = [Step(ledger.stem_of(script), dict(script.module.LOCK)) for script in scripts]
-        return Place(_shape(standing, adopted), standing.version, standing.reason, pending)
+    def checks(self) -> checks.Found:
+        """Ask what the upgrade itself asks before its first write."""
+        return checks.find(self.session, "upgrade", _revisions_after, self.options)
 
     def in_the_way(self) -> list[str]:
         """Name who holds what a pending step needs; refuse for what would outlast the step's patience."""
@@ -219,6 +217,20 @@ class _Look:
             )
         for asked in (guard, found.legacy):
             found.refusals.extend(asked.refusals if asked else [])
+
+
+def _revisions_after(start: str | None) -> list[str]:
+    return [revision for revision in STEMS if start is None or revision > start]
+
+
+def _place(checked: checks.Found) -> Place | None:
+    """Say where a database stands that the upgrade would go on from, None where its ledgers contradict it."""
+    standing = checked.standing
+    if standing is None or standing.refused("upgrade"):
+        return None
+    scripts = [revisions.scripts().get_revision(revision) for revision in _revisions_after(standing.start)]
+    pending = [Step(ledger.stem_of(script), dict(script.module.LOCK)) for script in scripts]
+    return Place(_shape(standing, standing.adoption()), standing.version, standing.reason, pending)
 
 
 def _shape(standing: adoption.Standing, adopted: adoption.Adoption | None) -> str:
