@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.support.hostile import CHANGES
-from tests.support.promise import ROLES, START_TRAITS, Stage, fits
+from tests.support.promise import ROLES, Stage
 from tests.support.server import Server
+from tests.support.starts import START_TRAITS, fits
 
 pytestmark = pytest.mark.long
 

@@ -533,7 +533,7 @@ DROP FUNCTION rollup_task_usage_hourly();
 
 -- name: private_queue_is_missing
 -- on: ours
-DROP TABLE task_usage_hourly_invalidation;
+DROP TABLE task_usage_hourly_invalidation CASCADE;
 
 -- name: private_function_is_missing
 -- on: ours
