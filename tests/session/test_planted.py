@@ -217,7 +217,10 @@ def hostile(request: pytest.FixtureRequest, make_role: MakeRole) -> Iterator[Cal
         plant(database, stranger)
         planted.append((database, stranger))
         return Hostile(
-            database.server, database.name, role={"the owner": owner}.get(request.param, "postgres")
+            database.server,
+            database.name,
+            role=owner if request.param == "the owner" else "postgres",
+            stranger=stranger,
         )
 
     yield make
@@ -313,7 +316,7 @@ def test_functions_of_the_product_are_not_called_where_somebody_has_planted(
         done = reached.usage_rollup(command)
         assert done.returncode == 1
         assert f" of role {reached.stranger}" in done.stderr
-        assert " and 100 more" in done.stderr
+        assert "Traceback" not in done.stderr
         assert "REVOKE CREATE ON SCHEMA public FROM PUBLIC" in done.stderr
     assert seen(head) == []
     uproot(head, reached.stranger)

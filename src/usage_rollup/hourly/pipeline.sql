@@ -16,6 +16,6 @@ WITH named (name, owner) AS (
     JOIN pg_class u ON u.oid = to_regclass('public.task_usage')
     WHERE NOT r.rolsuper AND NOT pg_has_role(n.owner, u.relowner, 'MEMBER')
 )
-SELECT concat(array_to_string(names[:3], ', '),
+SELECT concat(array_to_string(names[1:3], ', '),
     CASE WHEN cardinality(names) > 3 THEN format(' and %s more', cardinality(names) - 3) END)
 FROM planted WHERE names IS NOT NULL;
