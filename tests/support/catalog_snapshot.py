@@ -31,7 +31,7 @@ def snapshot(database: Database) -> list[tuple[str, ...]]:
 
 def read(database: Database, query: str) -> list[tuple[str, ...]]:
     """Return rows of text, whatever their encoding."""
-    with contextlib.closing(_session(database)) as session:
+    with contextlib.closing(pinned_session(database)) as session:
         rows = session.execute(query.encode()).fetchall()
     return [tuple(bytes(value).decode("utf-8", "replace") for value in row) for row in rows]
 
