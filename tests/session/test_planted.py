@@ -295,8 +295,8 @@ def test_no_command_tick_or_trigger_runs_what_is_planted(
         done = reached.usage_rollup(*command)
         assert "Traceback" not in done.stderr, done.stderr
         assert done.returncode == (3 if command == ("check",) else 0), (command, done.stdout, done.stderr)
-    for command in ("current", "check", "history"):
-        assert reached.alembic(command).returncode in (0, 255)
+    for asked in ("current", "check", "history"):
+        assert reached.alembic(asked).returncode in (0, 255)
     with psycopg.connect(reached.url, autocommit=True) as server:
         server.execute("DELETE FROM task_usage")
         server.execute("TRUNCATE task_usage CASCADE")

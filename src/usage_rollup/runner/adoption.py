@@ -39,6 +39,12 @@ log = logging.getLogger(__name__)
 
 _SQL = beside(__file__)
 
+# What to do where the table belongs to somebody else.
+ANOTHER_TABLE = (
+    "keep the revision in a table of its own name: VERSION_TABLE=usage_rollup_version in the environment,"
+    " or alembic -x version-table=usage_rollup_version"
+)
+
 # The catalog, one name a row, in the words of contract.py.
 OBJECTS = _SQL["objects"]
 
@@ -57,7 +63,7 @@ class Standing:
     """Where a database stands: what alembic_version says, and where an upgrade goes on from (None: nothing).
 
     `reason` is the line that tells why those two differ, when they do; `shown` the revision that ledger and
-    catalog show; `has_pipeline` whether the hourly tick is there. What was refused is raised by those who ask.
+    catalog show; `has_pipeline` whether the hourly tick is there. What was refused is raised by who asks.
     """
 
     version: str | None
@@ -166,6 +172,7 @@ def decision() -> str:
         user_timezone=literal(USER_TIMEZONE),
         runtime_timezone=literal(RUNTIME_TIMEZONE),
         our_functions=literal(OURS),
+        another_table=ANOTHER_TABLE,
     )
 
 

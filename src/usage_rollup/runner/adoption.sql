@@ -11,6 +11,8 @@
 -- name: standing
 DO $standing$
 DECLARE
+    c_version_table CONSTANT text := COALESCE(
+        NULLIF(current_setting('usage_rollup.version_table', true), ''), 'alembic_version');
     v_version text;
     v_ledger text[];
     v_foreign_ledger boolean := false;
@@ -20,8 +22,8 @@ DECLARE
     v_is_filled boolean;
     v_standing jsonb;
 BEGIN
-    IF to_regclass('public.alembic_version') IS NOT NULL THEN
-        SELECT MAX(version_num) INTO v_version FROM public.alembic_version;
+    IF to_regclass(format('public.%I', c_version_table)) IS NOT NULL THEN
+        EXECUTE format('SELECT MAX(version_num) FROM public.%I', c_version_table) INTO v_version;
     END IF;
     IF to_regclass('public.schema_migrations') IS NOT NULL THEN
         v_foreign_ledger := NOT EXISTS (
@@ -56,7 +58,8 @@ $standing$;
 WITH relations AS (
     SELECT c.oid, c.relname FROM pg_class c
     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
-        AND c.relname <> 'alembic_version'
+        AND c.relname NOT IN (
+            'alembic_version', COALESCE(current_setting('usage_rollup.version_table', true), ''))
         AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
 )
 SELECT 'table ' || relname FROM relations
@@ -183,7 +186,8 @@ WITH seen AS (
     WHERE v_foreign_ledger
     UNION ALL
     SELECT a.about, 1, format('alembic_version holds %s, which is no revision of this chain', v_version),
-        'point DATABASE_URL at the product''s database, or use the release of this package that wrote it'
+        'point DATABASE_URL at the product''s database, or use the release of this package that wrote it; where'
+            ' the table is another application''s, :another_table'
     FROM (VALUES ('upgrade'), ('downgrade')) AS a (about)
     WHERE v_version NOT IN (SELECT s.revision FROM steps s)
     UNION ALL

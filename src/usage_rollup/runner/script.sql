@@ -27,8 +27,8 @@ DO $lock$
 $lock$;
 
 -- name: version_table
-CREATE TABLE IF NOT EXISTS public.alembic_version (
-    version_num varchar(32) NOT NULL CONSTRAINT alembic_version_pkc PRIMARY KEY
+CREATE TABLE IF NOT EXISTS public.:version_table (
+    version_num varchar(32) NOT NULL CONSTRAINT :constraint PRIMARY KEY
 );
 
 -- name: ground
@@ -68,9 +68,7 @@ BEGIN
                 THEN 'nothing is left to ' || c_command
                 ELSE format('make the script by `alembic %s %s:%s --sql`', c_command, c_here, c_target) END;
     END IF;
-    IF c_start = COALESCE(CASE WHEN v_reasons <> '[]' AND c_command = 'upgrade'
-        THEN c_standing ->> 'shown' ELSE c_here END, 'base')
-    THEN
+    IF v_reasons = '[]' OR c_command = 'upgrade' AND (c_start, c_standing ->> 'shown') = ('097', '097') THEN
         v_reasons := v_reasons || (SELECT COALESCE(jsonb_agg(q), '[]') FROM (
             :checks
         ) AS q);
@@ -80,8 +78,8 @@ BEGIN
         RAISE INFO '%', c_standing ->> 'reason';
         INSERT INTO public.schema_migrations (version)
         SELECT jsonb_array_elements_text(c_standing -> 'missing_stems') ON CONFLICT (version) DO NOTHING;
-        DELETE FROM public.alembic_version;
-        INSERT INTO public.alembic_version (version_num) VALUES (c_start);
+        DELETE FROM public.:version_table;
+        INSERT INTO public.:version_table (version_num) VALUES (c_start);
     END IF;
 END
 $begin$;
@@ -98,7 +96,7 @@ ELSIF v_reasons <> '[]' THEN
 END IF;
 
 -- name: step_done
-DO $$ BEGIN IF (SELECT MAX(version_num) FROM public.alembic_version) IS DISTINCT FROM :version THEN
+DO $$ BEGIN IF (SELECT MAX(version_num) FROM public.:version_table) IS DISTINCT FROM :version THEN
     RAISE EXCEPTION 'the step before this one was not done; nothing of this one is kept'; END IF; END $$;
 
 -- name: end

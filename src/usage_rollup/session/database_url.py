@@ -43,6 +43,28 @@ GO_PARAMETERS = frozenset(
 # What libpq knows; every other name is to the product's driver a setting of the session.
 LIBPQ_PARAMETERS = frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults())
 
+# Settings that may stand in a key=value string. Of a password with a blank in it, or one that stands there
+# alone and ends with =, a piece looks like a name as well.
+SETTINGS = frozenset(
+    {
+        "search_path",
+        "timezone",
+        "datestyle",
+        "intervalstyle",
+        "statement_timeout",
+        "lock_timeout",
+        "idle_in_transaction_session_timeout",
+        "idle_session_timeout",
+        "transaction_timeout",
+        "default_transaction_isolation",
+        "default_transaction_read_only",
+        "row_security",
+        "role",
+        "work_mem",
+        "jit",
+    }
+)
+
 SCHEMES = ("postgres", "postgresql", "postgresql+psycopg")
 
 # What may be shown of a URL that is none of ours: what else stands before a colon may be a password.
@@ -158,6 +180,9 @@ def _from_pairs(variable: str, value: str) -> str:
     pairs = list(_PAIR.finditer(value))
     if "".join(pair[0] for pair in pairs) != value:
         raise _unreadable(variable)
+    names = {pair["name"].lower() for pair in pairs}
+    if names - LIBPQ_PARAMETERS - GO_PARAMETERS - SETTINGS - {"database"}:
+        raise _unreadable(variable, "a name in it is neither libpq's nor a setting's")
     found = ((pair["name"], re.sub(r"\\(.)", r"\1", pair["value"].strip("'")), pair[0]) for pair in pairs)
     kept = _kept(variable, found)
     # As it is, where there is nothing to leave out.
