@@ -82,8 +82,8 @@ def test_usage_of_a_task_without_a_runtime_belongs_to_no_bucket(used: tuple[Data
     usage(
         database.url,
         database.value(
-            "INSERT INTO agent_task_queue (agent_id, runtime_id, status)"
-            " VALUES (%s, NULL, 'completed') RETURNING id",
+            "INSERT INTO agent_task_queue (agent_id, runtime_id, status, completed_at)"
+            " VALUES (%s, NULL, 'completed', now()) RETURNING id",
             used[1].agents[0],
         ),
         "2025-03-05 10:15+00",
