@@ -136,8 +136,7 @@ def test_overtaken_walk_is_finished_where_our_window_is_installed(
         "SELECT watermark_at > now() - interval '1 min' FROM task_usage_hourly_rollup_state"
     )
     said = half_walked.upgrade(JOBS=jobs)
-    # With indexes of 101 missing and nothing past 104, alembic_version stands, and our own 103 goes on.
-    assert ("finishing the backfill that another runner has overtaken" in said) == (to == "104")
+    assert "finishing the backfill that another runner has overtaken" in said
     assert (half_walked.value(INDEXES), half_walked.value(PLANNED)) == (4, 0)
     assert wrong_hours(half_walked) == []
     assert "none unfinished" in half_walked.usage_rollup("status").stdout
