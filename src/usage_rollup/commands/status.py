@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..contract import LAG_THRESHOLD
+from ..hourly import slices
 from ..hourly.backfill import future_watermark
 from ..reports import covered_days
 from ..reports import status as reporting
@@ -90,7 +91,7 @@ def _lag(s: reporting.Status) -> tuple[str, str]:
     if s.lag_seconds == 0:
         return "none", "green"
     advice = _NO_BACKFILL if s.held_back and s.held_back.stuck else _CATCH_UP
-    if s.watermark.startswith(("1970-01-01 00:00:00", "-infinity", reporting.NO_ROW)):
+    if s.watermark.startswith(slices.NEVER_MOVED):
         return f"all usage there is, the watermark has never moved; {advice}", "bold red"
     lag = f"{duration(s.lag_seconds)} behind the newest usage"
     behind = s.lag_seconds > LAG_THRESHOLD.total_seconds()

@@ -25,9 +25,6 @@ PRODUCTS = "the product's"
 
 _RUN = ("started_at", "finished_at", "rows", "error")
 
-# In place of a watermark whose row was deleted by hand.
-NO_ROW = "missing"
-
 
 @dataclass(frozen=True)
 class Queue:
@@ -123,7 +120,7 @@ def status(session: sa.Connection) -> Status:
             newest_stem=max(stems or (), default=None),
             pipeline=_owner(installed),
             ticked_by=schedule.who_ticks(session),
-            watermark=state.get("watermark", NO_ROW if has_rollup else None),
+            watermark=state.get("watermark", slices.NO_ROW if has_rollup else None),
             watermark_in_future=state.get("in_future", False),
             lag_seconds=value(has_rollup, "SELECT public.task_usage_hourly_rollup_lag_seconds()"),
             held_back=slices.held_back(session, reading) if installed.ours else None,
