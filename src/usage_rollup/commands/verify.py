@@ -114,8 +114,8 @@ def _show_days(out: Console, differences: Iterable[verification.Difference]) -> 
 
 def _sums(differences: Sequence[verification.Difference]) -> Iterator[str]:
     """Yield events and tokens, expected and found, over some hours."""
-    for count in ("expected_events", "found_events", "expected_tokens", "found_tokens"):
-        yield f"{sum(getattr(d, count) for d in differences):,}"
+    for column in ("expected_events", "found_events", "expected_tokens", "found_tokens"):
+        yield f"{sum(getattr(d, column) for d in differences):,}"
 
 
 def _show_differences(out: Console, differences: list[verification.Difference]) -> None:
