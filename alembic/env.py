@@ -11,6 +11,8 @@ from usage_rollup.session import advisory_lock, connection, options
 from usage_rollup.session.suitability import require_suitable
 
 # What an Alembic command does is known only by the name of its work function; all others read.
+# Not looked up by search_path, on which public is not.
+versions = {"version_table_schema": "public"}
 context.configure(dialect_name="postgresql", process_revision_directives=new_revision.number)
 work = context.get_context().opts["fn"]
 mutating = work.__name__ in {"upgrade", "downgrade", "do_stamp", "do_ensure_version"}
@@ -27,6 +29,7 @@ elif context.is_offline_mode():
     context.configure(
         dialect_name="postgresql",
         fn=work,
+        **versions,
         transaction_per_migration=True,
         on_version_apply=script.record_step,
     )
@@ -56,6 +59,7 @@ else:
                 on_version_apply=ledger.record_step,
                 process_revision_directives=new_revision.number,
                 dont_mutate=not mutating,
+                **versions,
                 **comparison,
             )
             with context.begin_transaction():

@@ -7,9 +7,11 @@
 DO $$
 DECLARE
     v_role CONSTANT text := current_user;
+    v_row_security CONSTANT text := current_setting('row_security');
 BEGIN
-    -- As the session's own role: it may see more of cron.job than the owner of task_usage.
-    PERFORM set_config('role', 'none', true);
+    -- As the session's own role: it may see more of cron.job than the owner of task_usage. pg_cron's own policy
+    -- is meant to hide the jobs of others.
+    PERFORM set_config('role', 'none', true), set_config('row_security', 'on', true);
     IF EXISTS (
         SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = 'cron' AND c.relname = 'job' AND has_schema_privilege(n.oid, 'USAGE')
@@ -19,7 +21,7 @@ BEGIN
             WHERE database = current_database() AND jobname IN ('rollup_task_usage_hourly')
         $cron$;
     END IF;
-    PERFORM set_config('role', v_role, true);
+    PERFORM set_config('role', v_role, true), set_config('row_security', v_row_security, true);
 END
 $$;
 
@@ -49,7 +51,7 @@ ALTER TABLE IF EXISTS public.task_usage_hourly_dirty REPLICA IDENTITY DEFAULT;
 DO $$
 BEGIN
     IF to_regprocedure('public.rollup_task_usage_hourly_restore_legacy(text)') IS NOT NULL THEN
-        PERFORM public.rollup_task_usage_hourly_restore_legacy('102');
+        PERFORM public.rollup_task_usage_hourly_restore_legacy(text '102');
     END IF;
 END
 $$;

@@ -89,7 +89,7 @@ BEGIN
     -- was written since is queued or above the watermark. Anyone else pays for the whole comparison.
     IF current_setting('usage_rollup.proof', true) IS DISTINCT FROM v_watermark::text THEN
         SELECT COUNT(*), MIN(d), MAX(d) INTO v_hours, v_first, v_last
-        FROM public.task_usage_hourly_differences() AS d;
+        FROM public.task_usage_hourly_differences(timestamptz '-infinity', timestamptz 'infinity', false) AS d;
         IF v_hours > 0 THEN
             RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
                 MESSAGE = v_refusal || 'the hourly rollup does not match raw usage',
@@ -104,9 +104,11 @@ $guard$;
 DO $$
 DECLARE
     v_role CONSTANT text := current_user;
+    v_row_security CONSTANT text := current_setting('row_security');
 BEGIN
-    -- As the session's own role: it may see more of cron.job than the owner of task_usage.
-    PERFORM set_config('role', 'none', true);
+    -- As the session's own role: it may see more of cron.job than the owner of task_usage. pg_cron's own policy
+    -- is meant to hide the jobs of others.
+    PERFORM set_config('role', 'none', true), set_config('row_security', 'on', true);
     IF EXISTS (
         SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = 'cron' AND c.relname = 'job' AND has_schema_privilege(n.oid, 'USAGE')
@@ -116,7 +118,7 @@ BEGIN
             WHERE database = current_database() AND jobname IN ('rollup_task_usage_daily', 'rollup_task_usage_dashboard_daily')
         $cron$;
     END IF;
-    PERFORM set_config('role', v_role, true);
+    PERFORM set_config('role', v_role, true), set_config('row_security', v_row_security, true);
 END
 $$;
 
@@ -124,7 +126,7 @@ $$;
 DO $$
 BEGIN
     IF to_regprocedure('public.rollup_task_usage_hourly_remember_legacy(text)') IS NOT NULL THEN
-        PERFORM public.rollup_task_usage_hourly_remember_legacy('103');
+        PERFORM public.rollup_task_usage_hourly_remember_legacy(text '103');
     END IF;
 EXCEPTION WHEN insufficient_privilege OR undefined_table THEN
     RAISE WARNING 'owners and grants of the legacy rollups are not remembered for the way back: %', SQLERRM;

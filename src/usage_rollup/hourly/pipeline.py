@@ -8,7 +8,8 @@ so that there is one definition of what the rollup should hold; they end with th
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,7 +18,10 @@ import sqlalchemy as sa
 from .. import revisions
 from ..contract import OUR_FUNCTIONS
 from ..errors import UnsuitableDatabase
-from ..session.connection import transaction
+from ..queries import beside
+from ..session.connection import SESSION_SETTINGS, transaction
+
+_SQL = beside(__file__)
 
 # The parts of 102 that only read, and the private tables that these read: empty where the pipeline is not
 # ours. All else that they read is the product's, or one of 101's tables.
@@ -96,6 +100,25 @@ def lend(session: sa.Connection, parts: Sequence[str]) -> None:
         session.exec_driver_sql(text, execution_options={"no_parameters": True})
     if wrong := session.scalars(sa.text(_WRONGLY_LENT), {"names": sorted(names)}).all():
         raise AssertionError(f"the reading half of 102 cannot be lent: {', '.join(wrong)}")
+
+
+@contextmanager
+def in_reach_of_public(session: sa.Connection) -> Iterator[None]:
+    """Let the block, a part of the caller's transaction, call functions of the product.
+
+    Those look names up in search_path, so public is on it, behind pg_catalog; when the block raises, the
+    end of the transaction takes it off again. Raises UnsuitableDatabase where somebody whom the product
+    need not trust has put a function or operator into public that might be called in another's place.
+    """
+    if planted := session.scalar(sa.text(_SQL["planted"])):
+        raise UnsuitableDatabase(
+            f"the product's functions look names up in schema public, where others have put: {planted}",
+            hint="have a look at these and drop them, or give them to a superuser;"
+            " REVOKE CREATE ON SCHEMA public FROM PUBLIC keeps new ones out",
+        )
+    session.execute(sa.text("SELECT set_config('search_path', 'pg_catalog, public, pg_temp', true)"))
+    yield
+    session.execute(sa.text(f"SELECT set_config('search_path', '{SESSION_SETTINGS['search_path']}', true)"))
 
 
 @cache

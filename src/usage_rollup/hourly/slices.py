@@ -101,7 +101,7 @@ def plan(session: sa.Connection, *, empty: bool = False, since: datetime | None 
     session.execute(
         sa.text(
             "SELECT public.rollup_task_usage_hourly_plan("
-            "CAST(:upto AS timestamptz), :rows, COALESCE(CAST(:since AS timestamptz), '-infinity'))"
+            "CAST(:upto AS timestamptz), CAST(:rows AS bigint), COALESCE(CAST(:since AS timestamptz), '-infinity'))"
         ),
         {"upto": upto, "rows": SLICE_ROWS, "since": since},
     )
@@ -111,7 +111,8 @@ def plan_repair(session: sa.Connection) -> int:
     """Compare rollup and raw usage in one snapshot, plan the hours that differ and return their number."""
     return int(
         session.scalar(
-            sa.text("SELECT public.rollup_task_usage_hourly_plan_repair(:rows)"), {"rows": SLICE_ROWS}
+            sa.text("SELECT public.rollup_task_usage_hourly_plan_repair(CAST(:rows AS bigint))"),
+            {"rows": SLICE_ROWS},
         )
         or 0
     )

@@ -32,8 +32,8 @@ SELECT d.hour, e.events AS expected_events, h.events AS found_events, e.tokens A
           WHERE tu.created_at >= d.hour AND tu.created_at < d.hour + interval '1 hour'
           ORDER BY tu.created_at LIMIT 3) AS usage_ids
 FROM public.task_usage_hourly_differences(
-    GREATEST(public.task_usage_hour_bucket(CAST(:since AS timestamptz)), '0001-01-01 00:00:00+00'),
-    '9999-01-01 00:00:00+00') AS d (hour)
+    GREATEST(public.task_usage_hour_bucket(CAST(:since AS timestamptz)), timestamptz '0001-01-01 00:00:00+00'),
+    timestamptz '9999-01-01 00:00:00+00', false) AS d (hour)
 CROSS JOIN LATERAL (
     SELECT COALESCE(SUM(event_count), 0)::bigint AS events, COALESCE(SUM(
         input_tokens::numeric + output_tokens + cache_read_tokens + cache_write_tokens), 0) AS tokens

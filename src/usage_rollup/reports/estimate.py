@@ -42,7 +42,7 @@ def estimate(session: sa.Connection, reading: Reading, *, has_state: bool, unfin
     source = "public.task_usage_hourly_backfill WHERE walked_at IS NULL"
     if not unfinished:
         ranges = "public.task_usage_hourly_unwalked()" if has_state else f"({_SQL['history']})"
-        source = f"public.task_usage_hourly_slices({ranges}, {slices.SLICE_ROWS})"
+        source = f"public.task_usage_hourly_slices({ranges}, bigint '{slices.SLICE_ROWS}')"
     by_month = reading.sql(filled(_SQL["months"], source=source))
     months = {found.month: found.rows for found in session.execute(by_month)}
     since = session.scalar(reading.sql(_SQL["sample_start"]), {"rows": SAMPLE_ROWS})

@@ -21,4 +21,4 @@ FROM (
 
 -- name: sample
 SELECT COUNT(*) AS buckets, COALESCE(SUM(event_count), 0)::bigint AS rows
-FROM public.rollup_task_usage_hourly_aggregate(CAST(:since AS timestamptz), 'infinity');
+FROM public.rollup_task_usage_hourly_aggregate(CAST(:since AS timestamptz), timestamptz 'infinity');

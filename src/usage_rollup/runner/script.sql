@@ -3,6 +3,10 @@
 -- name: session
 -- Run it with: psql -X -v ON_ERROR_STOP=1 -f FILE; not with -1, since it commits each step.
 
+-- First, and by themselves: what follows means the same whatever there is in any other schema.
+SET statement_timeout = 0;
+SET search_path = pg_catalog, pg_temp;
+
 DO $session$
 BEGIN
     IF current_setting('server_version_num')::int < :minimum0000 THEN
@@ -14,7 +18,7 @@ BEGIN
     FROM (VALUES
         :settings
     ) AS p (name, value)
-    WHERE p.name LIKE '%.%' OR p.name IN (SELECT name FROM pg_settings);
+    WHERE p.name LIKE '%.%' OR current_setting(p.name, true) IS NOT NULL;
 END
 $session$;
 

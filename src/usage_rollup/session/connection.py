@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -17,8 +17,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
+from .. import queries
 from ..errors import DatabaseUnavailable, StatementFailed, UnsuitableDatabase
-from . import options, signals
+from . import options, signals, undecodable
 from .database_url import conninfo_from_environment
 from .options import Options
 
@@ -36,21 +37,25 @@ CONNECT_TIMEOUT_S = 10
 MINIMUM_VERSION = 15
 
 # Whatever the role, the database or the service file set: statements here mean the same everywhere.
-# Deadlines are set by the phases that need one.
+# Deadlines are set by the phases that need one. In the order in which they are pinned: the first keep the
+# session, and its statements from meaning something else, until the others are.
 SESSION_SETTINGS = {
+    "statement_timeout": "0",
+    "idle_session_timeout": "0",
+    "transaction_timeout": "0",
+    # Not public: who may create there could put a better-matching function or operator in our way.
+    "search_path": "pg_catalog, pg_temp",
+    # A policy is an error, and never hides rows.
+    "row_security": "off",
     "application_name": APPLICATION_NAME,
-    "search_path": "public, pg_temp",
     "TimeZone": "UTC",
     "DateStyle": "ISO, MDY",
     "IntervalStyle": "postgres",
     "standard_conforming_strings": "on",
     # What `alembic check` reads back would differ in every quoted name.
     "quote_all_identifiers": "off",
-    "statement_timeout": "0",
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
-    "idle_session_timeout": "0",
-    "transaction_timeout": "0",
     "default_transaction_isolation": "read committed",
     "default_transaction_deferrable": "off",
     "jit": "off",
@@ -59,6 +64,9 @@ SESSION_SETTINGS = {
     # A slice's hash tables fit; a server of 1 GB can spare it for one session.
     "work_mem": "64MB",
 }
+
+# Each by a statement of its own: all the others are one message, which a short timeout would cut short.
+_PINNED_FIRST = 5
 
 
 @contextmanager
@@ -133,6 +141,22 @@ def in_transactions(session: sa.Connection) -> Iterator[sa.Connection]:
     """Lend the session to somebody who begins and commits by himself, as Alembic does."""
     with _isolated(session, "READ COMMITTED"):
         yield session
+
+
+@contextmanager
+def policies_filter(session: sa.Connection) -> Iterator[None]:
+    """Let policies hide rows from the block, as those of pg_cron are meant to; elsewhere they are an error.
+
+    In the caller's transaction, or outside one.
+    """
+    session.execute(sa.text(pin("row_security", "on")))
+    try:
+        yield
+    finally:
+        # A session that was lost has nothing to set back, and a failed transaction does it by itself.
+        if not session.invalidated:
+            with suppress(DBAPIError):
+                session.execute(sa.text(pin("row_security", "off")))
 
 
 @contextmanager
@@ -211,20 +235,31 @@ def connect(
             f"PostgreSQL {MINIMUM_VERSION} or newer is required, this server is {version}",
             hint="upgrade the server with pg_upgrade or dump and restore, then try again",
         )
-    pinned = SESSION_SETTINGS | dict(settings or {})
-    # Not every server knows every one (transaction_timeout is new in 17).
-    connection.execute(
-        "SELECT set_config(p.name, p.value, false) FROM unnest(%s::text[], %s::text[]) AS p (name, value)"
-        " WHERE p.name LIKE '%%.%%' OR p.name IN (SELECT s.name FROM pg_settings s)",
-        (list(pinned), list(pinned.values())),
-    )
+    pins = [pin(name, value) for name, value in (SESSION_SETTINGS | dict(settings or {})).items()]
+    for first in pins[:_PINNED_FIRST]:
+        connection.execute(first)
+    connection.execute("; ".join(pins[_PINNED_FIRST:]))
+    undecodable.keep(connection)
     connection.add_notice_handler(_log_notice)
     return connection
+
+
+def pin(name: str, value: str) -> str:
+    """Return a statement that sets `name`, where the server knows it, whatever there is in any schema.
+
+    Nothing in it is looked up by search_path.
+    """
+    name, value = queries.literal(name), queries.literal(value)
+    # A custom name, with a dot in it, no server knows before.
+    known = "true" if "." in name else f"pg_catalog.current_setting({name}, true) IS NOT NULL"
+    return f"SELECT pg_catalog.set_config({name}, {value}, false) WHERE {known}"
 
 
 def _connect_once(conninfo: str) -> psycopg.Connection[Any]:
     if "connect_timeout" not in conninfo_to_dict(conninfo):
         conninfo = make_conninfo(conninfo, connect_timeout=CONNECT_TIMEOUT_S)
+    # With the start-up packet, so that the first messages can be read, too; nothing set elsewhere beats it.
+    conninfo = make_conninfo(conninfo, client_encoding="UTF8")
     # A prepared statement lives on a server session that a pooler may hand to somebody else.
     # Autocommit, until a timeout for idle transactions that the role may carry is off.
     return psycopg.connect(conninfo, prepare_threshold=None, autocommit=True)

@@ -17,7 +17,7 @@ _SQL = beside(__file__)
 def require_suitable(connection: sa.Connection) -> None:
     """Refuse a server or session the upgrade cannot run on, in one sentence, before any change.
 
-    One round trip that only reads; a few more behind a pooler. Raises UnsuitableDatabase.
+    Two round trips that only read; a few more behind a pooler. Raises UnsuitableDatabase.
     """
     raw = connection.connection.dbapi_connection
     assert isinstance(raw, psycopg.Connection)
@@ -46,6 +46,13 @@ def require_suitable(connection: sa.Connection) -> None:
             f" ALTER ROLE {row['quoted_role']} INHERIT"
             " (from PostgreSQL 16: GRANT ... WITH INHERIT TRUE, SET TRUE)",
         )
+    if bound := connection.execute(sa.text(_SQL["row_security"])).mappings().one_or_none():
+        # Not even a superuser gets past it, because a step runs as the owner of task_usage.
+        raise UnsuitableDatabase(
+            f"row security would hide rows from role {bound['roles']}: {bound['tables']}"
+            f" (policies: {bound['policies'] or 'none, so all of them'})",
+            hint=bound["mend"],
+        )
     if not row["may_create"]:
         raise UnsuitableDatabase(
             f"role {row['owner']} may not create objects in schema public",
@@ -62,7 +69,7 @@ def _require_session_pooling(raw: psycopg.Connection[Any], backend_pid: int) -> 
     conninfo = make_conninfo(raw.info.dsn, password=raw.info.password)
     for _ in range(3):
         with psycopg.connect(conninfo, prepare_threshold=None) as other:
-            seen = other.execute("SELECT pg_backend_pid()").fetchone()
+            seen = other.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
         if seen == (backend_pid,):
             raise UnsuitableDatabase(
                 "this connection goes through a pooler in transaction mode, which shares sessions and"
