@@ -113,6 +113,8 @@ def _losses(found: flight.Preflight) -> Iterator[Fact]:
             yield Fact("only there", f"and {more:,} more")
     for rights in found.trigger_rights:
         yield Fact("triggers", f"{rights.meaning}; {rights.mend}", "yellow")
+    for unseen in found.unseen:
+        yield Fact("not queued", str(unseen), "yellow")
     for odd in found.oddities:
         rows = count(odd.rows, "row")
         yield Fact("odd usage", f"{rows}: {odd.meaning}; id {odd.example}", "yellow")

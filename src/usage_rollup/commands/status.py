@@ -74,6 +74,8 @@ def _facts(s: reporting.Status) -> Iterator[Fact]:
     for rights in s.trigger_rights:
         style = "bold red" if rights.missing else "bold yellow"
         yield Fact("triggers", f"{rights.meaning}; {rights.mend}", style)
+    for unseen in s.unseen:
+        yield Fact("not queued", str(unseen), "bold yellow")
     if s.left_out:
         by = f" by {s.left_out.acknowledged_by}" if s.left_out.acknowledged_by else ""
         yield Fact(

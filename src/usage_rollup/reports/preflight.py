@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from .. import revisions
 from ..contract import HEAD, HOURLY_ROLLUP, MIGRATION_RUN, STEMS
 from ..errors import Refusal, UsageRollupError, explain
-from ..hourly import pipeline, slices
+from ..hourly import pipeline, slices, unseen
 from ..hourly.pipeline import Reading
 from ..queries import beside
 from ..runner import adoption, ledger, table_locks
@@ -79,6 +79,7 @@ class Preflight:
     legacy: forecast_103.Legacy | None = None
     oddities: list[odd_usage.Oddity] = field(default_factory=list)
     trigger_rights: list[trigger_rights.TriggerRights] = field(default_factory=list)
+    unseen: list[unseen.Unseen] = field(default_factory=list)
 
     @property
     def goes_through(self) -> bool:
@@ -123,6 +124,7 @@ class _Look:
         found.place = self.ask("ledger and catalog", self.place, None)
         found.in_the_way = self.ask("locks", self.in_the_way, [])
         found.trigger_rights = self.ask("trigger rights", lambda: trigger_rights.find(self.session), [])
+        found.unseen = self.ask("subscriptions and triggers", lambda: unseen.find(self.session), [])
         if found.server and not found.server.owner and found.is_pending("103"):
             found.guard = forecast_103.Guard(forecast_103.NO_USAGE, None, None, False, False, False, [])
         elif found.server and found.server.owner and found.place and self.reading:

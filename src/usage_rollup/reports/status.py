@@ -8,9 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..contract import HOURLY_ROLLUP
-from ..hourly import pipeline, schedule, slices
+from ..hourly import pipeline, schedule, slices, unseen
 from ..hourly.pipeline import Pipeline, Reading
 from ..hourly.slices import HeldBack
+from ..hourly.unseen import Unseen
 from ..queries import beside, filled
 from ..runner import adoption
 from ..session import advisory_lock
@@ -84,6 +85,7 @@ class Status:
     undated: int | None
     left_out: LeftOut | None
     trigger_rights: list[TriggerRights]
+    unseen: list[Unseen]
     coverage: list[covered_days.Day] | None
 
 
@@ -139,6 +141,7 @@ def status(session: sa.Connection) -> Status:
             undated=value(has_usage, "SELECT count(*) FROM public.task_usage_hourly_undated()"),
             left_out=LeftOut(**left_out) if left_out else None,
             trigger_rights=trigger_rights.find(session),
+            unseen=unseen.find(session),
             coverage=covered_days.read(session, reading, left_out.get("before_hour")) if has_rollup else None,
         )
 
