@@ -76,6 +76,9 @@ def _facts(s: reporting.Status) -> Iterator[Fact]:
         yield Fact("triggers", f"{rights.meaning}; {rights.mend}", style)
     for unseen in s.unseen:
         yield Fact("not queued", str(unseen), "bold yellow")
+    if s.not_asked:
+        what = "data lag, undated usage, coverage"
+        yield Fact("not asked", f"{what}: {s.not_asked.message}; {s.not_asked.hint}", "bold yellow")
     if s.left_out:
         by = f" by {s.left_out.acknowledged_by}" if s.left_out.acknowledged_by else ""
         yield Fact(
