@@ -14,7 +14,8 @@ DECLARE
 BEGIN
     -- As the session's own role: it may see more of cron.job than the owner of task_usage. pg_cron's own policy
     -- is meant to hide the jobs of others.
-    PERFORM set_config('role', 'none', true), set_config('row_security', 'on', true);
+    PERFORM set_config('role', COALESCE(NULLIF(current_setting('usage_rollup.began_as', true), ''), 'none'), true),
+        set_config('row_security', 'on', true);
     IF EXISTS (
         SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = 'cron' AND c.relname = 'job' AND has_schema_privilege(n.oid, 'USAGE')

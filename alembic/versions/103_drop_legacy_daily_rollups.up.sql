@@ -112,7 +112,8 @@ DECLARE
 BEGIN
     -- As the session's own role: it may see more of cron.job than the owner of task_usage. pg_cron's own policy
     -- is meant to hide the jobs of others.
-    PERFORM set_config('role', 'none', true), set_config('row_security', 'on', true);
+    PERFORM set_config('role', COALESCE(NULLIF(current_setting('usage_rollup.began_as', true), ''), 'none'), true),
+        set_config('row_security', 'on', true);
     IF EXISTS (
         SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = 'cron' AND c.relname = 'job' AND has_schema_privilege(n.oid, 'USAGE')
@@ -272,8 +273,8 @@ BEGIN
             v_schema := 'legacy_usage_' || v_copies;
         END LOOP;
         IF to_regnamespace(v_schema) IS NULL THEN
-            -- As the session's own role: only the owner of the database may make a schema.
-            PERFORM set_config('role', 'none', true);
+            -- As the role that began: only the owner of the database may make a schema.
+            PERFORM set_config('role', COALESCE(NULLIF(current_setting('usage_rollup.began_as', true), ''), 'none'), true);
             IF NOT has_database_privilege(current_database(), 'CREATE') THEN
                 RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
                     MESSAGE = format('role %s may not create schema %s to keep the legacy rollups in',

@@ -92,7 +92,7 @@ def test_snapshot_reads_back_what_it_wrote() -> None:
         (
             "DROP TRIGGER trg_agent_dirty_hourly ON agent",
             "missing: trigger agent.trg_agent_dirty_hourly",
-            ["  -CREATE TRIGGER trg_agent_dirty_hourly AFTER UPDATE ON"],
+            ["  -CREATE TRIGGER trg_agent_dirty_hourly AFTER UPDATE ON public.agent"],
         ),
         (
             "COMMENT ON TABLE task_usage_hourly IS 'mine'",

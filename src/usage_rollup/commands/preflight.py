@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..reports import preflight as flight
+from ..reports.place import Step
 from ..session import connection
 from ..session.options import read as read_options
 from .output import REFUSED, Fact, JsonOption, console, count, duration, show_facts, size, write_json
@@ -72,7 +73,7 @@ def _place(found: flight.Preflight) -> Iterator[Fact]:
         yield Fact("in the way", f"{holder}; the upgrade waits for it", "yellow")
 
 
-def _step(step: flight.Step) -> str:
+def _step(step: Step) -> str:
     locks = [f"locks {', '.join(tables)} in {mode} mode" for mode, tables in step.locks.items()]
     return "\n".join([step.name, *(f"  {lock}" for lock in locks or ["locks no table"])])
 

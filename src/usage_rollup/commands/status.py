@@ -14,6 +14,7 @@ from ..hourly.backfill import future_watermark
 from ..reports import covered_days
 from ..reports import status as reporting
 from ..session import connection
+from ..session.options import read as read_options
 from . import strip
 from .output import Fact, JsonOption, console, duration, show_facts, write_json
 
@@ -30,7 +31,7 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show where the database stands and how the hourly rollup does; reads only."""
-    with connection.migration_session() as session:
+    with connection.migration_session(read_options()) as session:
         found = reporting.status(session)
     if as_json:
         write_json(found)

@@ -19,7 +19,8 @@ from .. import revisions
 from ..contract import OUR_FUNCTIONS
 from ..errors import Refusal, UnsuitableDatabase
 from ..queries import beside
-from ..session.connection import SESSION_SETTINGS, transaction
+from ..session import pinned
+from ..session.connection import transaction
 
 _SQL = beside(__file__)
 
@@ -135,7 +136,7 @@ def in_reach_of_public(session: sa.Connection) -> Iterator[None]:
         )
     session.execute(sa.text("SELECT set_config('search_path', 'pg_catalog, public, pg_temp', true)"))
     yield
-    session.execute(sa.text(f"SELECT set_config('search_path', '{SESSION_SETTINGS['search_path']}', true)"))
+    session.execute(sa.text(f"SELECT set_config('search_path', '{pinned.SETTINGS['search_path']}', true)"))
 
 
 @cache

@@ -10,8 +10,12 @@ WITH named (name, owner) AS (
     UNION ALL
     SELECT 'operator ' || o.oid::regoperator, o.oprowner FROM pg_operator o
     WHERE o.oprnamespace = 'public'::regnamespace
+), planted AS (
+    SELECT array_agg(format('%s of role %s', n.name, r.rolname) ORDER BY n.name) AS names
+    FROM named n JOIN pg_roles r ON r.oid = n.owner
+    JOIN pg_class u ON u.oid = to_regclass('public.task_usage')
+    WHERE NOT r.rolsuper AND NOT pg_has_role(n.owner, u.relowner, 'MEMBER')
 )
-SELECT string_agg(format('%s of role %s', n.name, r.rolname), ', ' ORDER BY n.name)
-FROM named n JOIN pg_roles r ON r.oid = n.owner
-JOIN pg_class u ON u.oid = to_regclass('public.task_usage')
-WHERE NOT r.rolsuper AND NOT pg_has_role(n.owner, u.relowner, 'MEMBER');
+SELECT concat(array_to_string(names[1:3], ', '),
+    CASE WHEN cardinality(names) > 3 THEN format(' and %s more', cardinality(names) - 3) END)
+FROM planted WHERE names IS NOT NULL;

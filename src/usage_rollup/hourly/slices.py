@@ -101,7 +101,8 @@ def plan(session: sa.Connection, *, empty: bool = False, since: datetime | None 
     session.execute(
         sa.text(
             "SELECT public.rollup_task_usage_hourly_plan("
-            "CAST(:upto AS timestamptz), CAST(:rows AS bigint), COALESCE(CAST(:since AS timestamptz), '-infinity'))"
+            "CAST(:upto AS timestamptz), CAST(:rows AS bigint),"
+            " COALESCE(CAST(:since AS timestamptz), '-infinity'))"
         ),
         {"upto": upto, "rows": SLICE_ROWS, "since": since},
     )

@@ -17,15 +17,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
-from .. import queries
 from ..errors import DatabaseUnavailable, StatementFailed, UnsuitableDatabase
-from . import options, signals, undecodable
+from . import options, pinned, signals, undecodable
 from .database_url import conninfo_from_environment
 from .options import Options
 
 log = logging.getLogger(__name__)
-
-APPLICATION_NAME = "usage-rollup"
 
 # A database container may need minutes for crash recovery before it accepts connections.
 DEFAULT_STARTUP_TIMEOUT_S = 180.0
@@ -35,38 +32,6 @@ CONNECT_TIMEOUT_S = 10
 
 # UNIQUE NULLS NOT DISTINCT is new in 15.
 MINIMUM_VERSION = 15
-
-# Whatever the role, the database or the service file set: statements here mean the same everywhere.
-# Deadlines are set by the phases that need one. In the order in which they are pinned: the first keep the
-# session, and its statements from meaning something else, until the others are.
-SESSION_SETTINGS = {
-    "statement_timeout": "0",
-    "idle_session_timeout": "0",
-    "transaction_timeout": "0",
-    # Not public: who may create there could put a better-matching function or operator in our way.
-    "search_path": "pg_catalog, pg_temp",
-    # A policy is an error, and never hides rows.
-    "row_security": "off",
-    "application_name": APPLICATION_NAME,
-    "TimeZone": "UTC",
-    "DateStyle": "ISO, MDY",
-    "IntervalStyle": "postgres",
-    "standard_conforming_strings": "on",
-    # What `alembic check` reads back would differ in every quoted name.
-    "quote_all_identifiers": "off",
-    "lock_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-    "default_transaction_isolation": "read committed",
-    "default_transaction_deferrable": "off",
-    "jit": "off",
-    # Its hash tables live in /dev/shm, of which a container has 64 MB.
-    "enable_parallel_hash": "off",
-    # A slice's hash tables fit; a server of 1 GB can spare it for one session.
-    "work_mem": "64MB",
-}
-
-# Each by a statement of its own: all the others are one message, which a short timeout would cut short.
-_PINNED_FIRST = 5
 
 
 @contextmanager
@@ -149,14 +114,14 @@ def policies_filter(session: sa.Connection) -> Iterator[None]:
 
     In the caller's transaction, or outside one.
     """
-    session.execute(sa.text(pin("row_security", "on")))
+    session.execute(sa.text(pinned.statement("row_security", "on")))
     try:
         yield
     finally:
         # A session that was lost has nothing to set back, and a failed transaction does it by itself.
         if not session.invalidated:
             with suppress(DBAPIError):
-                session.execute(sa.text(pin("row_security", "off")))
+                session.execute(sa.text(pinned.statement("row_security", "off")))
 
 
 @contextmanager
@@ -186,7 +151,7 @@ def connect(
 ) -> psycopg.Connection[Any]:
     """Open a session, waiting up to `timeout_s` seconds for the server, and pin its settings.
 
-    `settings` are custom ones, with a dot in their names, besides SESSION_SETTINGS. Waits only while the
+    `settings` are custom ones, with a dot in their names, besides pinned.SETTINGS. Waits only while the
     server does not answer or says it is starting up (libpq's PQping, which needs no login); a refused login
     or an unknown database is final at once. Raises DatabaseUnavailable, and UnsuitableDatabase for a server
     that is too old. Returns outside a transaction.
@@ -235,24 +200,11 @@ def connect(
             f"PostgreSQL {MINIMUM_VERSION} or newer is required, this server is {version}",
             hint="upgrade the server with pg_upgrade or dump and restore, then try again",
         )
-    pins = [pin(name, value) for name, value in (SESSION_SETTINGS | dict(settings or {})).items()]
-    for first in pins[:_PINNED_FIRST]:
-        connection.execute(first)
-    connection.execute("; ".join(pins[_PINNED_FIRST:]))
+    for statement in pinned.statements(settings or {}):
+        connection.execute(statement)
     undecodable.keep(connection)
     connection.add_notice_handler(_log_notice)
     return connection
-
-
-def pin(name: str, value: str) -> str:
-    """Return a statement that sets `name`, where the server knows it, whatever there is in any schema.
-
-    Nothing in it is looked up by search_path.
-    """
-    name, value = queries.literal(name), queries.literal(value)
-    # A custom name, with a dot in it, no server knows before.
-    known = "true" if "." in name else f"pg_catalog.current_setting({name}, true) IS NOT NULL"
-    return f"SELECT pg_catalog.set_config({name}, {value}, false) WHERE {known}"
 
 
 def _connect_once(conninfo: str) -> psycopg.Connection[Any]:

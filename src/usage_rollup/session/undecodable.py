@@ -6,16 +6,13 @@ to a person or a log it is `\\xff`.
 
 from __future__ import annotations
 
-import codecs
-import io
-import sys
 from typing import Any
 
 import psycopg
 from psycopg.adapt import Buffer, Loader
 from psycopg.types.string import StrDumperUnknown
 
-_TEXT_TYPES = ("text", "varchar", "bpchar", "name", '"char"', "unknown")
+_TEXT_TYPES = ("text", "varchar", "bpchar", "name", '"char"')
 
 
 class _Loader(Loader):
@@ -39,23 +36,6 @@ def keep(connection: psycopg.Connection[Any]) -> None:
     connection.execute("SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false)")
     for name in _TEXT_TYPES:
         connection.adapters.register_loader(name, _Loader)
+    # Every other type, as it is written.
     connection.adapters.register_loader(0, _Loader)
     connection.adapters.register_dumper(str, _Dumper)
-
-
-def show_escaped() -> None:
-    """Let standard output and error show what their encoding has no character for, instead of failing."""
-    codecs.register_error("escape", _escape)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="escape")
-
-
-def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    text = error.object[error.start : error.end]
-    escaped = (
-        rf"\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else ascii(c).strip("'") for c in text
-    )
-    return "".join(escaped), error.end
