@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ..contract import HOURLY_ROLLUP, MIGRATION_RUN
 from ..errors import Refusal, UsageRollupError, explain
-from ..hourly import pipeline, slices
+from ..hourly import pipeline, slices, unseen
 from ..hourly.pipeline import Reading
 from ..queries import beside
 from ..runner import checks, table_locks
@@ -61,6 +61,7 @@ class Preflight:
     legacy: forecast_103.Legacy | None = None
     oddities: list[odd_usage.Oddity] = field(default_factory=list)
     trigger_rights: list[trigger_rights.TriggerRights] = field(default_factory=list)
+    unseen: list[unseen.Unseen] = field(default_factory=list)
 
     @property
     def goes_through(self) -> bool:
@@ -80,7 +81,11 @@ def preflight(session: sa.Connection, options: Options) -> Preflight:
     """
     look = _Look(session, options)
     look.ask("the server", lambda: suitability.require_session_pooling(session), None)
-    look.reading = look.ask("usage", lambda: pipeline.reading(session), None)
+    if unasked := pipeline.cannot_lend(session):
+        # No reason for the upgrade to stop: it makes them in public.
+        look.found.not_seen.append(f"usage: {unasked}")
+    else:
+        look.reading = look.ask("usage", lambda: pipeline.reading(session), None)
     with snapshot(session):
         session.exec_driver_sql("SET LOCAL lock_timeout = '500ms'")
         look.around()
@@ -109,6 +114,7 @@ class _Look:
             found.place = place.find(checked)
         found.in_the_way = self.ask("locks", self.in_the_way, [])
         found.trigger_rights = self.ask("trigger rights", lambda: trigger_rights.find(self.session), [])
+        found.unseen = self.ask("subscriptions and triggers", lambda: unseen.find(self.session), [])
         if found.server and not found.server.owner and found.is_pending("103"):
             found.guard = forecast_103.Guard(forecast_103.NO_USAGE, None, None, False, False, False, [])
         elif found.server and found.server.owner and found.place and self.reading:
@@ -187,10 +193,10 @@ class _Look:
         found.oddities = self.ask("oddities in raw usage", lambda: odd_usage.find(session), [])
         if guard and guard.walks:
             has_state, resumes = guard.watermark is not None, guard.resumes
+            # Until 103 the window is ours, or will be.
+            walks = estimate.Walk(has_state=has_state, unfinished=resumes, ours=drops)
             found.backfill = self.ask(
-                "the history to roll up",
-                lambda: estimate.estimate(session, reading, has_state=has_state, unfinished=resumes),
-                None,
+                "the history to roll up", lambda: estimate.estimate(session, reading, walks), None
             )
         if drops:
             found.legacy = self.ask(
