@@ -90,9 +90,6 @@ ALTER DEFAULT PRIVILEGES FOR ROLE :owner REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC
 -- name: new_tables_are_for_everybody
 ALTER DEFAULT PRIVILEGES FOR ROLE :owner IN SCHEMA public GRANT ALL ON TABLES TO PUBLIC;
 
--- name: advisory_locks_may_be_taken_by_nobody
-REVOKE EXECUTE ON FUNCTION pg_catalog.pg_try_advisory_lock(bigint) FROM PUBLIC;
-
 -- name: a_stranger_may_read_everything
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO :stranger WITH GRANT OPTION;
 
