@@ -80,7 +80,7 @@ def test_everything_that_belongs_to_others_is_named_at_once_and_what_mends_it_wo
     found = both_refuse(v034, url=v034.url_of(app))
     assert messages(found) == (
         f"not all that the steps alter or call belongs to the owner of task_usage, {app}:"
-        f' table agent ({other}), table task_usage_daily ({other}), table "user" ({other}),'
+        f' table "user" ({other}), table agent ({other}), table task_usage_daily ({other}),'
         f" function rollup_task_usage_dashboard_daily() ({other})"
     )
     script_refuses_alike(v034, "097", found[0].message, found[0].hint or "")

@@ -12,8 +12,11 @@ from usage_rollup.session.options import Options
 
 def refusals(database: Database, url: str | None = None, options: Options | None = None) -> list[Refusal]:
     """Return why preflight says that the upgrade would be refused."""
+    options = options or Options()
     with database.migration_connection(url) as session:
-        return preflight(session, options or Options()).refusals
+        for name, value in options.settings().items():
+            session.exec_driver_sql("SELECT set_config(%s, %s, false)", (name, value))
+        return preflight(session, options).refusals
 
 
 def both_refuse(

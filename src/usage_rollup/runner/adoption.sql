@@ -205,7 +205,7 @@ WITH seen AS (
     FROM lists l, start t WHERE l.list = 'used' AND v_version IS NOT NULL AND t.revision < :head
     UNION ALL
     -- Stamped, or restored beside: no step makes up for what is only said.
-    SELECT a.about, 7, concat(format('alembic_version says %s, but ', v.stem),
+    SELECT a.about, CASE a.about WHEN 'upgrade' THEN 7 ELSE 1 END, concat(format('alembic_version says %s, but ', v.stem),
             CASE WHEN v_ledger IS NOT NULL THEN 'ledger and ' END, format('schema show %s', p.stem),
             CASE WHEN v.revision = '101' THEN ': missing ' || (SELECT names FROM lists WHERE list = 'hourly') END),
         format('put it right, then run this again: alembic stamp --purge %s', p.shown)

@@ -41,14 +41,14 @@ relations AS (
 -- name: ledgers
 -- Written by the session's own role, and read before anything else is known.
 SELECT format('%s %s is not what a version table is', r.kind, r.relname) AS message,
-    format('DROP %s %s; or, where somebody needs it, :another_table', upper(r.kind), r.whole) AS hint
+    format('DROP %s %s; or where somebody needs it, :another_table', upper(r.kind), r.whole) AS hint
 FROM relations AS r WHERE r.relname = :version_table AND (r.kind <> 'table' OR NOT EXISTS (
         SELECT FROM pg_attribute AS a WHERE a.attrelid = r.oid AND a.attname = 'version_num'))
 UNION ALL
 SELECT format('%s %s belongs to %s, who is neither the owner of task_usage nor a superuser', r.kind, r.relname,
         pg_get_userbyid(r.relowner)),
     format('ALTER TABLE %s OWNER TO %I%s', r.whole, w.owner_name,
-        CASE WHEN r.relname = :version_table THEN '; or, where it is another application''s, :another_table' ELSE '' END)
+        CASE WHEN r.relname = :version_table THEN '; or where it is another application''s, :another_table' ELSE '' END)
 FROM relations AS r, who AS w
 WHERE r.relname IN (:version_table, 'schema_migrations') AND r.kind = 'table'
     AND r.relowner NOT IN (SELECT t.oid FROM trusted AS t)
