@@ -16,12 +16,16 @@ from usage_rollup.queries import beside
 
 @dataclass(frozen=True)
 class Change:
-    """One hostile change: a superuser's SQL, what must be `on` a start for it, the client's environment."""
+    """One hostile change: a superuser's SQL, what must be `on` a start for it, the client's environment.
+
+    It `raises` a text where nobody can foresee whether its code will stop the upgrade.
+    """
 
     name: str
     sql: str = ""
     on: frozenset[str] = frozenset()
     environment: Mapping[str, str] = field(default_factory=dict)
+    raises: str = ""
 
     def __repr__(self) -> str:
         return repr(self.name)
@@ -187,7 +191,8 @@ def _change(name: str, sql: str, on: str = "") -> Change:
 def _of_their_own() -> Iterator[Change]:
     for name, text in beside(__file__).items():
         on = re.match(r"-- on: (.+)\n", text)
-        yield _change(name, text, on[1] if on else "")
+        raises = re.match(r"-- raises: (.+)\n", text)
+        yield Change(name, text, frozenset(on[1].split() if on else ()), raises=raises[1] if raises else "")
 
 
 CHANGES = {

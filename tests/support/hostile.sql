@@ -1,8 +1,8 @@
 -- What else may have been done to a database before it meets the upgrade, one change a name.
 --
--- `on` says what must be there, or must not: see START_TRAITS in promise.py. Whoever applies a change is a
--- superuser. Gaps: :database, :login (whoever migrates), :owner (of the product's objects), :stranger,
--- :tablespace.
+-- `on` says what must be there, or must not: see START_TRAITS in starts.py; `raises` with what words code may stop
+-- the upgrade that nobody can foresee. Whoever applies a change is a superuser.
+-- Gaps: :database, :login (whoever migrates), :owner (of the product's objects), :stranger, :tablespace.
 
 -- Owners and grants
 
@@ -333,18 +333,22 @@ CREATE EVENT TRIGGER vetoes_all ON ddl_command_start EXECUTE FUNCTION veto_all()
 ALTER EVENT TRIGGER vetoes_all DISABLE;
 
 -- name: event_trigger_that_vetoes_everything
+-- raises: no changes here
 CREATE FUNCTION veto() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no changes here: %', tg_tag; END $$;
 CREATE EVENT TRIGGER vetoes ON ddl_command_start EXECUTE FUNCTION veto();
 
 -- name: event_trigger_that_vetoes_dropping_tables
+-- raises: no tables are dropped here
 CREATE FUNCTION veto_drops() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no tables are dropped here'; END $$;
 CREATE EVENT TRIGGER vetoes_drops ON ddl_command_start WHEN TAG IN ('DROP TABLE') EXECUTE FUNCTION veto_drops();
 
 -- name: event_trigger_that_vetoes_what_is_dropped
+-- raises: nothing is dropped here
 CREATE FUNCTION veto_dropped() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'nothing is dropped here'; END $$;
 CREATE EVENT TRIGGER vetoes_dropped ON sql_drop WHEN TAG IN ('DROP FUNCTION', 'DROP TRIGGER', 'ALTER TABLE') EXECUTE FUNCTION veto_dropped();
 
 -- name: event_trigger_that_vetoes_new_functions
+-- raises: no functions are made here
 CREATE FUNCTION veto_functions() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no functions are made here'; END $$;
 CREATE EVENT TRIGGER vetoes_functions ON ddl_command_end WHEN TAG IN ('CREATE FUNCTION') EXECUTE FUNCTION veto_functions();
 
@@ -745,6 +749,7 @@ ALTER TABLE schema_migrations ALTER COLUMN applied_at DROP DEFAULT;
 ALTER TABLE schema_migrations ADD CONSTRAINT ck_closed CHECK (version < '100') NOT VALID;
 
 -- name: ledger_has_a_trigger_that_raises
+-- raises: this ledger is closed
 CREATE FUNCTION closed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'this ledger is closed'; END $$;
 CREATE TRIGGER trg_closed BEFORE INSERT ON schema_migrations FOR EACH ROW EXECUTE FUNCTION closed();
 
