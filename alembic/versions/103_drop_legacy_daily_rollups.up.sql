@@ -100,11 +100,15 @@ BEGIN
 END
 $guard$;
 
--- A job whose function is gone fails every few minutes for ever. cron.job shows a role its own jobs only.
+-- A job whose function is gone fails every few minutes for ever: the two of the product's names, and whatever
+-- a job is called whose command calls these functions and does nothing else. A job that does is named instead,
+-- and so is one that is not this role's to end. cron.job shows a role its own jobs only.
 DO $$
 DECLARE
     v_role CONSTANT text := current_user;
     v_row_security CONSTANT text := current_setting('row_security');
+    v_job record;
+    v_left text[] := '{}';
 BEGIN
     -- As the session's own role: it may see more of cron.job than the owner of task_usage. pg_cron's own policy
     -- is meant to hide the jobs of others.
@@ -114,12 +118,81 @@ BEGIN
         SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = 'cron' AND c.relname = 'job' AND has_schema_privilege(n.oid, 'USAGE')
     ) THEN
-        EXECUTE $cron$
-            SELECT cron.unschedule(jobid) FROM cron.job
-            WHERE database = current_database() AND jobname IN ('rollup_task_usage_daily', 'rollup_task_usage_dashboard_daily')
-        $cron$;
+        -- Jobs have names since pg_cron 1.3.
+        FOR v_job IN EXECUTE $cron$
+            SELECT j.jobid, COALESCE(n.name, 'number ' || j.jobid) AS name,
+                n.name IN ('rollup_task_usage_daily', 'rollup_task_usage_dashboard_daily')
+                    AND j.command !~* 'rollup_task_usage_hourly'
+                    OR regexp_replace(j.command, $1 || '[^()]*\)|select|from|[\s,;*]', '', 'gi') = '' AS ends
+            FROM cron.job AS j CROSS JOIN LATERAL (SELECT to_jsonb(j) ->> 'jobname') AS n (name)
+            WHERE j.database = current_database() AND (
+                n.name IN ('rollup_task_usage_daily', 'rollup_task_usage_dashboard_daily') OR j.command ~* $1)
+            ORDER BY j.jobid
+        $cron$ USING '(public\s*\.\s*)?rollup_task_usage_(dashboard_)?daily(_window)?\s*\('
+        LOOP
+            BEGIN
+                IF v_job.ends IS NOT TRUE THEN
+                    v_left := v_left || format('%s, which does something else besides', v_job.name);
+                    CONTINUE;
+                END IF;
+                EXECUTE 'SELECT cron.unschedule($1)' USING v_job.jobid;
+            EXCEPTION WHEN OTHERS THEN
+                v_left := v_left || format('%s (%s)', v_job.name, SQLERRM);
+            END;
+        END LOOP;
     END IF;
     PERFORM set_config('role', v_role, true), set_config('row_security', v_row_security, true);
+    IF v_left <> '{}' THEN
+        RAISE WARNING 'pg_cron jobs that call the legacy rollups will fail from now on: %; change or unschedule them',
+            array_to_string(v_left, '; ');
+    END IF;
+END
+$$;
+
+-- Who could read a legacy rollup reads the hourly one from now on: reports go there.
+DO $$
+DECLARE
+    v_reader record;
+    v_left text[] := '{}';
+BEGIN
+    IF to_regclass('public.task_usage_hourly') IS NULL THEN
+        RETURN;
+    END IF;
+    FOR v_reader IN
+        SELECT CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(r.rolname) END AS name,
+            bool_or(g.is_grantable) AS may_grant, bool_and(g.of_columns) AS of_columns
+        FROM (
+            SELECT a.grantee, a.is_grantable, false AS of_columns
+            FROM pg_class c CROSS JOIN LATERAL aclexplode(COALESCE(c.relacl, acldefault('r', c.relowner))) AS a
+            WHERE c.oid IN (to_regclass('public.task_usage_daily'), to_regclass('public.task_usage_dashboard_daily'))
+                AND a.privilege_type = 'SELECT'
+            UNION ALL
+            SELECT a.grantee, a.is_grantable, true
+            FROM pg_attribute c CROSS JOIN LATERAL aclexplode(c.attacl) AS a
+            WHERE c.attrelid IN (to_regclass('public.task_usage_daily'), to_regclass('public.task_usage_dashboard_daily'))
+                AND a.privilege_type = 'SELECT'
+        ) AS g
+        LEFT JOIN pg_roles r ON r.oid = g.grantee
+        WHERE (g.grantee = 0 OR r.oid IS NOT NULL) AND g.grantee <> (
+            SELECT h.relowner FROM pg_class h WHERE h.oid = to_regclass('public.task_usage_hourly'))
+        GROUP BY g.grantee, r.rolname ORDER BY 1
+    LOOP
+        BEGIN
+            IF v_reader.of_columns THEN
+                -- Of columns that the hourly rollup has not got.
+                v_left := v_left || v_reader.name;
+                CONTINUE;
+            END IF;
+            EXECUTE format('GRANT SELECT ON public.task_usage_hourly TO %s%s', v_reader.name,
+                CASE WHEN v_reader.may_grant THEN ' WITH GRANT OPTION' ELSE '' END);
+        EXCEPTION WHEN insufficient_privilege THEN
+            v_left := v_left || v_reader.name;
+        END;
+    END LOOP;
+    IF v_left <> '{}' THEN
+        RAISE WARNING 'roles that read the legacy rollups may not read the hourly one: GRANT SELECT ON public.task_usage_hourly TO %',
+            array_to_string(v_left, ', ');
+    END IF;
 END
 $$;
 

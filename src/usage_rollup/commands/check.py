@@ -38,6 +38,8 @@ def _show(found: checking.Check) -> None:
         out.print(f"known variant: {variant}")
     for what in found.not_compared:
         out.print(f"not compared: {what}")
+    for unseen in found.unseen:
+        out.print(f"not queued: {unseen}", style="yellow")
     if found.equal:
         out.print(f"the schema equals revision {found.revision}: {found.objects} objects compared")
     else:

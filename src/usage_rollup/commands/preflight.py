@@ -13,7 +13,7 @@ from ..reports import preflight as flight
 from ..reports.place import Step
 from ..session import connection
 from ..session.options import read as read_options
-from .output import REFUSED, Fact, JsonOption, console, duration, show_facts, size, write_json
+from .output import REFUSED, Fact, JsonOption, console, count, duration, show_facts, size, write_json
 
 
 def preflight(as_json: JsonOption = False) -> None:
@@ -91,7 +91,7 @@ def _work(found: flight.Preflight) -> Iterator[Fact]:
     if work := found.backfill:
         who = "" if found.is_pending("103") else "; not by the upgrade, but by `usage-rollup backfill`"
         how = "what an unfinished backfill left of " if found.guard and found.guard.resumes else ""
-        rows, months = _count(work.rows, "usage row"), _count(len(work.months), "month")
+        rows, months = count(work.rows, "usage row"), count(len(work.months), "month")
         yield Fact("to roll up", f"{how}{rows} in {months}{who}")
         yield Fact("duration", f"about {duration(work.seconds)}, measured on a sample")
         yield Fact("disk", f"about {size(work.rollup_bytes)} for the hourly rollup")
@@ -116,10 +116,8 @@ def _losses(found: flight.Preflight) -> Iterator[Fact]:
             yield Fact("only there", f"and {more:,} more")
     for rights in found.trigger_rights:
         yield Fact("triggers", f"{rights.meaning}; {rights.mend}", "yellow")
+    for unseen in found.unseen:
+        yield Fact("not queued", str(unseen), "yellow")
     for odd in found.oddities:
-        rows = _count(odd.rows, "row")
+        rows = count(odd.rows, "row")
         yield Fact("odd usage", f"{rows}: {odd.meaning}; id {odd.example}", "yellow")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

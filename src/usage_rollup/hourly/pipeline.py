@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from .. import revisions
 from ..contract import OUR_FUNCTIONS
-from ..errors import UnsuitableDatabase
+from ..errors import Refusal, UnsuitableDatabase
 from ..queries import beside
 from ..session import pinned
 from ..session.connection import transaction
@@ -72,14 +72,31 @@ class Reading:
         return sa.text(_in_temp(text, _lent_names()) if self.lent else text)
 
 
+def cannot_lend(session: sa.Connection) -> Refusal | None:
+    """Say why the reading half of 102 cannot be lent to this session; None where it can, or is in public."""
+    if find(session).readable:
+        return None
+    asked = session.execute(sa.text(_MAY_LEND)).one()
+    if asked.may_lend and not asked.standby:
+        return None
+    what = "the functions that compare and count usage are not in this database"
+    if asked.standby:
+        return Refusal(f"{what}, and a standby takes none", hint="ask the primary")
+    return Refusal(
+        f"{what}, and role {asked.role} may not make temporary ones",
+        hint=f"GRANT TEMPORARY ON DATABASE {asked.quoted_database} TO {asked.quoted_role}",
+    )
+
+
 def reading(session: sa.Connection) -> Reading:
     """Return where the reading half of 102 is, after lending it to this session where it is missing.
 
-    Entered and left outside a transaction. Lending needs the right to make temporary objects, and a server
-    that is no standby.
+    Entered and left outside a transaction. Raises UnsuitableDatabase for what cannot_lend() says.
     """
     if find(session).readable:
         return Reading(lent=False)
+    if refusal := cannot_lend(session):
+        raise UnsuitableDatabase(refusal)
     with transaction(session):
         lend(session, _lent_parts())
     return Reading(lent=True)
@@ -144,6 +161,12 @@ def _in_temp(text: str, names: Collection[str]) -> str:
         r"\bpublic\.(\w+)", lambda found: f"pg_temp.{found[1]}" if found[1] in names else found[0], text
     )
 
+
+_MAY_LEND = """
+SELECT pg_is_in_recovery() AS standby, has_database_privilege(current_database(), 'TEMPORARY') AS may_lend,
+    current_user AS role, quote_ident(current_user) AS quoted_role,
+    quote_ident(current_database()) AS quoted_database
+"""
 
 # Of what this transaction has made or altered, all must be temporary.
 _WRONGLY_LENT = """

@@ -124,9 +124,9 @@ def who_ticks(session: sa.Connection) -> str | None:
     """
     if session.scalar(sa.text(_SQL["cron_readable"])):
         with policies_filter(session):
-            schedule = session.scalar(sa.text(_SQL["its_schedule"]), {"job": TICK_JOB})
-        if schedule is not None:
-            return f"pg_cron job {TICK_JOB} ({schedule})"
+            job = session.execute(sa.text(_SQL["its_schedule"]), {"job": TICK_JOB}).one_or_none()
+        if job is not None:
+            return f"pg_cron job {job.name} ({job.schedule})"
     if session.scalar(sa.text(_SQL["state_readable"])):
         minutes = session.scalar(sa.text(_SQL["recent_run"]), {"recent": RECENT})
         if minutes is not None:

@@ -24,6 +24,12 @@ SLICE_ROWS = 200_000
 # How long to wait for transactions whose start this role cannot see.
 HORIZON_WAIT = "10 seconds"
 
+# In place of a watermark whose row was deleted by hand.
+NO_ROW = "missing"
+
+# How a watermark begins that nothing was ever rolled up to.
+NEVER_MOVED = ("1970-01-01 00:00:00", "-infinity", NO_ROW)
+
 _SQL = beside(__file__)
 
 # For a refusal, online and in a script: one row always, because who it was may have ended meanwhile.

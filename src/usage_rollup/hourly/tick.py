@@ -69,13 +69,10 @@ def tick(session: sa.Connection) -> Tick:
 
 def _lag(session: sa.Connection) -> float | None:
     """Return by how many seconds the data lags; the product's function measures the last run."""
-    try:
-        lag_s: float = session.scalar(pipeline.reading(session).sql(_LAG))
-        return lag_s
-    except DBAPIError as error:
-        if isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
-            return None
-        raise
+    if pipeline.cannot_lend(session):
+        return None
+    lag_s: float = session.scalar(pipeline.reading(session).sql(_LAG))
+    return lag_s
 
 
 def _run(connection: sa.Connection, installed: Pipeline) -> Tick:

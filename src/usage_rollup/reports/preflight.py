@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ..contract import HOURLY_ROLLUP, MIGRATION_RUN
 from ..errors import Refusal, UsageRollupError, explain
-from ..hourly import pipeline, slices
+from ..hourly import pipeline, slices, unseen
 from ..hourly.pipeline import Reading
 from ..queries import beside
 from ..runner import checks, table_locks
@@ -61,6 +61,7 @@ class Preflight:
     legacy: forecast_103.Legacy | None = None
     oddities: list[odd_usage.Oddity] = field(default_factory=list)
     trigger_rights: list[trigger_rights.TriggerRights] = field(default_factory=list)
+    unseen: list[unseen.Unseen] = field(default_factory=list)
 
     @property
     def goes_through(self) -> bool:
@@ -80,7 +81,11 @@ def preflight(session: sa.Connection, options: Options) -> Preflight:
     """
     look = _Look(session, options)
     look.ask("the server", lambda: suitability.require_session_pooling(session), None)
-    look.reading = look.ask("usage", lambda: pipeline.reading(session), None)
+    if unasked := pipeline.cannot_lend(session):
+        # No reason for the upgrade to stop, unless it has to look ahead: it makes them in public.
+        look.found.doubts.append(unasked)
+    else:
+        look.reading = look.ask("usage", lambda: pipeline.reading(session), None)
     with snapshot(session):
         session.exec_driver_sql("SET LOCAL lock_timeout = '500ms'")
         look.around()
@@ -96,6 +101,8 @@ class _Look:
         self.found = Preflight()
         self.reading: Reading | None = None
         self.in_snapshot = False
+        # As the upgrade does: reasons that only the data tells count where the catalog is against nothing.
+        self.reads_data = True
 
     def around(self) -> None:
         """Ask everything: what is quick first, because it is about this moment."""
@@ -105,14 +112,21 @@ class _Look:
         checked = self.ask("the catalog", self.checks, None)
         if checked:
             found.refusals.extend(checked.refusals)
-            found.doubts = [*checked.doubts]
+            found.doubts.extend(checked.doubts)
             found.place = place.find(checked)
+        self.reads_data = not found.refusals
         found.in_the_way = self.ask("locks", self.in_the_way, [])
         found.trigger_rights = self.ask("trigger rights", lambda: trigger_rights.find(self.session), [])
+        found.unseen = self.ask("subscriptions and triggers", lambda: unseen.find(self.session), [])
         if found.server and not found.server.owner and found.is_pending("103"):
             found.guard = forecast_103.Guard(forecast_103.NO_USAGE, None, None, False, False, False, [])
         elif found.server and found.server.owner and found.place and self.reading:
             self.usage(self.reading)
+        elif found.place and self.reads_data:
+            steps = [step.name[:3] for step in found.place.pending]
+            found.refusals += self.ask(
+                "the legacy rollups", lambda: forecast_103.refusals(self.session, steps, self.options), []
+            )
         if found.guard and found.guard.held_back and self.reading:
             who, hint = self.session.execute(self.reading.sql(slices.HELD_BACK_BY)).one()
             found.refusals.append(
@@ -131,7 +145,9 @@ class _Look:
         except UsageRollupError as error:
             self.found.refusals.append(error.refusal)
         except DBAPIError as error:
-            if not isinstance(error.orig, psycopg.Error) or error.orig.sqlstate not in _UNSEEN:
+            if not isinstance(error.orig, psycopg.Error) or error.connection_invalidated:
+                raise
+            if self.reads_data and error.orig.sqlstate not in _UNSEEN:
                 raise
             self.found.not_seen.append(f"{what}: {explain(error.orig).message}")
         return otherwise
@@ -187,10 +203,10 @@ class _Look:
         found.oddities = self.ask("oddities in raw usage", lambda: odd_usage.find(session), [])
         if guard and guard.walks:
             has_state, resumes = guard.watermark is not None, guard.resumes
+            # Until 103 the window is ours, or will be.
+            walks = estimate.Walk(has_state=has_state, unfinished=resumes, ours=drops)
             found.backfill = self.ask(
-                "the history to roll up",
-                lambda: estimate.estimate(session, reading, has_state=has_state, unfinished=resumes),
-                None,
+                "the history to roll up", lambda: estimate.estimate(session, reading, walks), None
             )
         if drops:
             found.legacy = self.ask(
@@ -199,4 +215,4 @@ class _Look:
                 None,
             )
         for asked in (guard, found.legacy):
-            found.refusals.extend(asked.refusals if asked else [])
+            found.refusals.extend(asked.refusals if asked and self.reads_data else [])

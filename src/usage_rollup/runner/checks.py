@@ -21,7 +21,7 @@ from ..errors import AdoptionRefused, DowngradeRefused, Refusal, UnsuitableDatab
 from ..queries import array, beside, filled, literal
 from ..session import suitability
 from ..session.options import VERSION_TABLE, Options
-from . import adoption, dependents, footprint
+from . import adoption, as_made, dependents, footprint
 from .hooks import Work
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def find(
     # Data is read only where nothing else is in the way of reading it.
     if forecast and not (server or refusals or asked):
         asked += forecast(session, steps, options)
-    doubts = _ask(session, course, "event_triggers") if steps else []
+    doubts = _ask(session, course, "doubts") if steps else []
     return Found((*server, *refusals, *asked), standing, tuple(doubts))
 
 
@@ -143,6 +143,10 @@ CONCERNS = (
     "acting",
     "writing",
     "owners",
+    "rights",
+    "types",
+    "additions",
+    "parts",
     "in_the_way",
     "planted_code",
     "row_security",
@@ -163,7 +167,7 @@ def keeping(session: sa.Connection) -> list[Refusal]:
 
 def query(course: Course, *concerns: str) -> str:
     """Return one query of (message, hint) for `concerns` about `course`, in their order."""
-    texts = suitability.SQL | _SQL | dependents.SQL
+    texts = suitability.SQL | _SQL | dependents.SQL | as_made.SQL
     shared = [_SQL["trusted"], _SQL["public_objects"]]
     if "dependents" in concerns:
         shared.append(dependents.SQL["roots"])
@@ -193,6 +197,12 @@ def _gaps(course: Course) -> dict[str, str]:
         "unschedules": _boolean((up and "103" in steps) or (not up and "102" in steps)),
         "takes_back": _boolean(not up and "103" in steps),
         "may_keep": _boolean(up and keep is None),
+        "calls": _boolean(up and bool({"102", "103"} & {*steps})),
+        "stands_on_102": _boolean(up and "103" in steps and "102" not in steps),
+        "needs": _records(as_made.needs(steps) if up else ()),
+        "columns": _records(as_made.columns(steps) if up else ()),
+        "written": _records(as_made.written(steps, writes=course.writes) if up else ()),
+        "constraints": array(sorted(footprint.constraints())),
         "altered_tables": array(altered),
         "hourly_tables": array(hourly),
         "legacy_tables": array(LEGACY.columns),

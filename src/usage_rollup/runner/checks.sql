@@ -131,6 +131,12 @@ JOIN (
     UNION ALL
     SELECT f.kind, f.whole, f.proowner, f.altered, f.used FROM functions AS f
     UNION ALL
+    -- A column of a table is one of its children's, too.
+    SELECT 'table', format('%I.%I', n.nspname, c.relname), c.relowner, true, false
+    FROM relations AS r JOIN pg_inherits AS i ON i.inhparent = r.oid
+    JOIN pg_class AS c ON c.oid = i.inhrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE r.altered AND r.relname IN ('user', 'agent_runtime')
+    UNION ALL
     -- What 103 has kept and its way back takes.
     SELECT 'table', format('%I.%I', n.nspname, c.relname), c.relowner, true, true
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -190,7 +196,7 @@ SELECT format('trigger %s on %s would run code of %s with the rights of whoever 
 FROM relations AS r
 JOIN pg_trigger AS t ON t.tgrelid = r.oid AND NOT t.tgisinternal
 JOIN pg_proc AS p ON p.oid = t.tgfoid
-WHERE r.relname = ANY (:hourly_tables) AND p.proowner NOT IN (SELECT x.oid FROM trusted AS x)
+WHERE r.relname = ANY (:hourly_tables)
 UNION ALL
 SELECT format('rule %s on %s changes what is written there', w.rulename, r.relname),
     format('DROP RULE %I ON %s', w.rulename, r.whole)
@@ -220,8 +226,8 @@ FROM who AS w, pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE :unschedules AND n.nspname = 'cron' AND c.relname = 'job' AND has_schema_privilege(n.oid, 'USAGE')
     AND NOT has_table_privilege(c.oid, 'SELECT')
 
--- name: event_triggers
--- Nobody can tell what they will do. Those of extensions are there for the extension.
+-- name: doubts
+-- Nobody can tell what they will do. Event triggers of extensions are there for the extension.
 SELECT format('event trigger %s calls %s() whenever a step makes, alters or drops something, and may refuse it',
         e.evtname, p.proname) AS message,
     format('if it does: ALTER EVENT TRIGGER %I DISABLE', e.evtname) AS hint
@@ -229,3 +235,9 @@ FROM pg_event_trigger AS e JOIN pg_proc AS p ON p.oid = e.evtfoid
 WHERE e.evtenabled <> 'D' AND e.evtevent <> 'login' AND NOT EXISTS (
     SELECT FROM pg_depend AS d
     WHERE d.classid = 'pg_event_trigger'::regclass AND d.objid = e.oid AND d.deptype = 'e')
+UNION ALL
+SELECT format('trigger %s on schema_migrations calls %s() for each step that is recorded, and may refuse it', t.tgname,
+        p.proname), format('if it does: ALTER TABLE schema_migrations DISABLE TRIGGER %I', t.tgname)
+FROM relations AS r JOIN pg_trigger AS t ON t.tgrelid = r.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'
+JOIN pg_proc AS p ON p.oid = t.tgfoid
+WHERE r.relname = 'schema_migrations'

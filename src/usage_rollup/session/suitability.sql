@@ -35,6 +35,28 @@ WHERE c.relname = 'task_usage' AND c.relkind = 'r' AND NOT pg_is_other_temp_sche
         WHERE t.relname = 'task_usage' AND p.nspname = 'public')
 HAVING COUNT(*) > 0
 UNION ALL
+-- What this login would find is what its server works on: the copy in public may be an old one. By the path of role
+-- and database, because the session's own is pinned.
+SELECT format('task_usage is in schema %s for role %s, by its search_path, and another one is in public', l.found, l.role),
+    format('the product keeps its tables in schema public; nothing else is supported: where those of public are in use,'
+        ' ALTER ROLE %I IN DATABASE %I SET search_path = public', l.role, current_database())
+FROM (
+    SELECT w.role, (
+        SELECT n.nspname FROM pg_settings AS s
+        CROSS JOIN LATERAL regexp_matches(s.reset_val, '"((?:[^"]|"")+)"|([^",[:space:]]+)', 'g')
+            WITH ORDINALITY AS p (name, place)
+        JOIN pg_namespace AS n ON n.nspname = CASE
+            WHEN COALESCE(p.name[1], p.name[2]) = '$user' THEN w.role
+            ELSE COALESCE(replace(p.name[1], '""', '"'), lower(p.name[2])) END
+        JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = 'task_usage' AND c.relkind IN ('r', 'p', 'v')
+        WHERE s.name = 'search_path' AND has_schema_privilege(w.me, n.oid, 'USAGE')
+        ORDER BY p.place LIMIT 1) AS found
+    FROM who AS w
+) AS l
+WHERE l.found <> 'public' AND EXISTS (
+    SELECT FROM pg_class AS t JOIN pg_namespace AS p ON p.oid = t.relnamespace
+    WHERE t.relname = 'task_usage' AND p.nspname = 'public')
+UNION ALL
 SELECT format('role %s may not use schema public', r.name), format('GRANT USAGE%s ON SCHEMA public TO %I',
         CASE WHEN r.name = w.owner_name AND NOT has_schema_privilege(r.name, 'public', 'CREATE') THEN ', CREATE' ELSE '' END,
         r.name)
