@@ -4,11 +4,11 @@ from alembic import context
 from usage_rollup import logs
 from usage_rollup.contract import MIGRATION_RUN
 from usage_rollup.hourly.schedule import warn_if_nothing_ticks
-from usage_rollup.runner import adoption, ledger, new_revision, script
-from usage_rollup.runner.downgrade import with_refusals
+from usage_rollup.reports import forecast_103
+from usage_rollup.runner import adoption, checks, ledger, new_revision, script
 from usage_rollup.runner.hooks import with_hooks
 from usage_rollup.session import advisory_lock, connection, options
-from usage_rollup.session.suitability import require_suitable
+from usage_rollup.session.suitability import require_session_pooling
 
 # What an Alembic command does is known only by the name of its work function; all others read.
 context.configure(dialect_name="postgresql", process_revision_directives=new_revision.number)
@@ -17,7 +17,10 @@ mutating = work.__name__ in {"upgrade", "downgrade", "do_stamp", "do_ensure_vers
 upgrade = work.__name__ == "upgrade"
 
 logs.configure_alembic(context.config)
-run = options.read(context.get_x_argument(as_dictionary=True)) if mutating else options.Options()
+typed = context.get_x_argument(as_dictionary=True)
+if not mutating:
+    typed = {name: value for name, value in typed.items() if name == "version-table"}
+run = options.read(typed)
 
 if new_revision.needs_no_database(context.get_context()):
     work((), context.get_context())
@@ -27,6 +30,8 @@ elif context.is_offline_mode():
     context.configure(
         dialect_name="postgresql",
         fn=work,
+        version_table=run.version_table,
+        version_table_schema="public",
         transaction_per_migration=True,
         on_version_apply=script.record_step,
     )
@@ -36,13 +41,11 @@ else:
     comparison = {}
     with connection.migration_session(run) as session:
         if mutating:
-            require_suitable(session)
+            require_session_pooling(session)
             advisory_lock.acquire(session, MIGRATION_RUN, run.patience_s(advisory_lock.PATIENCE_S))
+            standing = checks.require(session, work, context.get_context(), run, forecast_103.refusals)
         if upgrade:
-            adopted = adoption.find(session)
-            work = with_hooks(adoption.with_adoption(work, adopted, session, run), session, run)
-        elif work.__name__ == "downgrade":
-            work = with_refusals(work, session)
+            work = with_hooks(adoption.with_adoption(work, standing.adoption(), session, run), session, run)
         elif work.__name__ == "retrieve_migrations":
             # check and revision --autogenerate; no other command has to wait for the metadata.
             from usage_rollup.schema import autogenerate
@@ -56,6 +59,9 @@ else:
                 on_version_apply=ledger.record_step,
                 process_revision_directives=new_revision.number,
                 dont_mutate=not mutating,
+                version_table=run.version_table,
+                # Or it would be looked up by search_path, on which public is not.
+                version_table_schema="public",
                 **comparison,
             )
             with context.begin_transaction():

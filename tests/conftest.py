@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.support import releases
 from tests.support.database import Database, MakeDatabase
 from tests.support.oracle import differing_hours
 from tests.support.roles import MakeRole
 from tests.support.server import Server, open_server
 from tests.support.v034 import build_v034
+
+# The real v0.3.4 after our own upgrade.
+OURS_AT_HEAD = "ours at head"
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +29,8 @@ def templates(server: Server) -> Callable[[str], str]:
     """Return a function from a point to a template database that stands there.
 
     Points: `empty`; `v034`, as the Go runner leaves it; a revision, reached by our own upgrade from
-    v034 without usage.
+    v034 without usage; a release, as its catalog says; `ours at head`, from
+    such a v0.3.4; and `ours at <release>`, which the product's runner has taken on from there.
     """
     built: dict[str, str] = {}
     prefix = f"template_{uuid.uuid4().hex[:8]}"
@@ -33,18 +38,39 @@ def templates(server: Server) -> Callable[[str], str]:
     def template(point: str) -> str:
         if point not in built:
             name = f"{prefix}_{point}"
-            source = None if point in {"empty", "v034"} else template("v034")
-            server.create_database(name, template=source)
-            database = Database(server, name)
-            if point == "v034":
-                with database.connect() as connection:
-                    build_v034(connection)
-            elif point != "empty":
-                database.upgrade(point)
+            source = _below(point)
+            server.create_database(name, template=template(source) if source else None)
+            _take_to(Database(server, name), point)
             built[point] = name
         return built[point]
 
     return template
+
+
+def _below(point: str) -> str | None:
+    """Return the point whose template a point begins with."""
+    if point in {"empty", "v034", *releases.RELEASES}:
+        return None
+    if point == OURS_AT_HEAD:
+        return "v0.3.4"
+    return OURS_AT_HEAD if point.startswith("ours at ") else "v034"
+
+
+def _take_to(database: Database, point: str) -> None:
+    """Take a copy of the template below a point to that point."""
+    release = point.removeprefix("ours at ")
+    if point == OURS_AT_HEAD:
+        database.upgrade()
+    elif point == "v034" or release in releases.RELEASES:
+        with database.connect() as connection:
+            if point == "v034":
+                build_v034(connection)
+            elif point == release:
+                releases.build(connection, release)
+            else:
+                releases.take_on(connection, release)
+    elif point != "empty":
+        database.upgrade(point)
 
 
 @pytest.fixture

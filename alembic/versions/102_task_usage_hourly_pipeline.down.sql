@@ -3,23 +3,49 @@
 -- Locks: ACCESS EXCLUSIVE on agent, agent_task_queue, issue and task_usage for DROP TRIGGER, and on the
 --   hourly tables.
 
--- A scheduled tick would fail every minute once its function is gone. cron.job shows a role its own jobs only.
+-- A scheduled tick would fail every minute once its function is gone, whatever its job is called. A job that does
+-- something else besides is named instead. cron.job shows a role its own jobs only.
 DO $$
 DECLARE
     v_role CONSTANT text := current_user;
+    v_row_security CONSTANT text := current_setting('row_security');
+    v_job record;
+    v_left text[] := '{}';
 BEGIN
-    -- As the session's own role: it may see more of cron.job than the owner of task_usage.
-    PERFORM set_config('role', 'none', true);
+    -- As the session's own role: it may see more of cron.job than the owner of task_usage. pg_cron's own policy
+    -- is meant to hide the jobs of others.
+    PERFORM set_config('role', COALESCE(NULLIF(current_setting('usage_rollup.began_as', true), ''), 'none'), true),
+        set_config('row_security', 'on', true);
     IF EXISTS (
         SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = 'cron' AND c.relname = 'job' AND has_schema_privilege(n.oid, 'USAGE')
     ) THEN
-        EXECUTE $cron$
-            SELECT cron.unschedule(jobid) FROM cron.job
-            WHERE database = current_database() AND jobname IN ('rollup_task_usage_hourly')
-        $cron$;
+        -- Jobs have names since pg_cron 1.3.
+        FOR v_job IN EXECUTE $cron$
+            SELECT j.jobid, COALESCE(n.name, 'number ' || j.jobid) AS name,
+                n.name = 'rollup_task_usage_hourly'
+                    OR regexp_replace(j.command, $1 || '[^()]*\)|select|from|[\s,;*]', '', 'gi') = '' AS ends
+            FROM cron.job AS j CROSS JOIN LATERAL (SELECT to_jsonb(j) ->> 'jobname') AS n (name)
+            WHERE j.database = current_database() AND (n.name = 'rollup_task_usage_hourly' OR j.command ~* $1)
+            ORDER BY j.jobid
+        $cron$ USING '(public\s*\.\s*)?rollup_task_usage_hourly(_window)?\s*\('
+        LOOP
+            BEGIN
+                IF v_job.ends IS NOT TRUE THEN
+                    v_left := v_left || format('%s, which does something else besides', v_job.name);
+                    CONTINUE;
+                END IF;
+                EXECUTE 'SELECT cron.unschedule($1)' USING v_job.jobid;
+            EXCEPTION WHEN OTHERS THEN
+                v_left := v_left || format('%s (%s)', v_job.name, SQLERRM);
+            END;
+        END LOOP;
     END IF;
-    PERFORM set_config('role', v_role, true);
+    PERFORM set_config('role', v_role, true), set_config('row_security', v_row_security, true);
+    IF v_left <> '{}' THEN
+        RAISE WARNING 'pg_cron jobs that call the hourly rollup will fail from now on: %; change or unschedule them',
+            array_to_string(v_left, '; ');
+    END IF;
 END
 $$;
 
@@ -49,7 +75,7 @@ ALTER TABLE IF EXISTS public.task_usage_hourly_dirty REPLICA IDENTITY DEFAULT;
 DO $$
 BEGIN
     IF to_regprocedure('public.rollup_task_usage_hourly_restore_legacy(text)') IS NOT NULL THEN
-        PERFORM public.rollup_task_usage_hourly_restore_legacy('102');
+        PERFORM public.rollup_task_usage_hourly_restore_legacy(text '102');
     END IF;
 END
 $$;

@@ -44,7 +44,7 @@ BEGIN
     -- transaction may do so yet, dated with its start, and no trigger queues that for the legacy rollups. Where a
     -- session hides its start, a day (one tick) before the hourly watermark: v0.3.4 itself waits five minutes.
     PERFORM pg_stat_clear_snapshot();
-    v_watermark := public.task_usage_hourly_horizon();
+    v_watermark := public.task_usage_hourly_horizon(interval '2 seconds');
     SELECT CASE WHEN bool_or(s.xact_start IS NULL) THEN '-infinity' ELSE LEAST(v_watermark, MIN(s.xact_start)) END
     INTO v_watermark
     FROM pg_stat_activity AS s
@@ -87,7 +87,7 @@ BEGIN
         FOREACH v_name IN ARRAY ARRAY['', '_dashboard'] LOOP
             BEGIN
                 EXECUTE format(
-                    'SELECT public.rollup_task_usage%1$s_daily_window(s.watermark_at, ''infinity'')'
+                    'SELECT public.rollup_task_usage%1$s_daily_window(s.watermark_at, timestamptz ''infinity'')'
                     ' FROM public.task_usage%1$s_rollup_state AS s', v_name);
                 EXECUTE format(
                     'UPDATE public.task_usage%s_rollup_state SET watermark_at = GREATEST(watermark_at, $1)', v_name)
@@ -172,7 +172,7 @@ DO $settings$
 DECLARE
     v_table record;
 BEGIN
-    PERFORM public.rollup_task_usage_hourly_restore_legacy('103');
+    PERFORM public.rollup_task_usage_hourly_restore_legacy(text '103');
 
     -- Published and without a key that tells its rows apart, a queue would refuse what the server's own UPDATE of
     -- a task puts into it, and the server's transaction would fail.

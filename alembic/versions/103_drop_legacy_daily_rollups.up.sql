@@ -89,7 +89,7 @@ BEGIN
     -- was written since is queued or above the watermark. Anyone else pays for the whole comparison.
     IF current_setting('usage_rollup.proof', true) IS DISTINCT FROM v_watermark::text THEN
         SELECT COUNT(*), MIN(d), MAX(d) INTO v_hours, v_first, v_last
-        FROM public.task_usage_hourly_differences() AS d;
+        FROM public.task_usage_hourly_differences(timestamptz '-infinity', timestamptz 'infinity', false) AS d;
         IF v_hours > 0 THEN
             RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
                 MESSAGE = v_refusal || 'the hourly rollup does not match raw usage',
@@ -100,23 +100,99 @@ BEGIN
 END
 $guard$;
 
--- A job whose function is gone fails every few minutes for ever. cron.job shows a role its own jobs only.
+-- A job whose function is gone fails every few minutes for ever: the two of the product's names, and whatever
+-- a job is called whose command calls these functions and does nothing else. A job that does is named instead,
+-- and so is one that is not this role's to end. cron.job shows a role its own jobs only.
 DO $$
 DECLARE
     v_role CONSTANT text := current_user;
+    v_row_security CONSTANT text := current_setting('row_security');
+    v_job record;
+    v_left text[] := '{}';
 BEGIN
-    -- As the session's own role: it may see more of cron.job than the owner of task_usage.
-    PERFORM set_config('role', 'none', true);
+    -- As the session's own role: it may see more of cron.job than the owner of task_usage. pg_cron's own policy
+    -- is meant to hide the jobs of others.
+    PERFORM set_config('role', COALESCE(NULLIF(current_setting('usage_rollup.began_as', true), ''), 'none'), true),
+        set_config('row_security', 'on', true);
     IF EXISTS (
         SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = 'cron' AND c.relname = 'job' AND has_schema_privilege(n.oid, 'USAGE')
     ) THEN
-        EXECUTE $cron$
-            SELECT cron.unschedule(jobid) FROM cron.job
-            WHERE database = current_database() AND jobname IN ('rollup_task_usage_daily', 'rollup_task_usage_dashboard_daily')
-        $cron$;
+        -- Jobs have names since pg_cron 1.3.
+        FOR v_job IN EXECUTE $cron$
+            SELECT j.jobid, COALESCE(n.name, 'number ' || j.jobid) AS name,
+                n.name IN ('rollup_task_usage_daily', 'rollup_task_usage_dashboard_daily')
+                    AND j.command !~* 'rollup_task_usage_hourly'
+                    OR regexp_replace(j.command, $1 || '[^()]*\)|select|from|[\s,;*]', '', 'gi') = '' AS ends
+            FROM cron.job AS j CROSS JOIN LATERAL (SELECT to_jsonb(j) ->> 'jobname') AS n (name)
+            WHERE j.database = current_database() AND (
+                n.name IN ('rollup_task_usage_daily', 'rollup_task_usage_dashboard_daily') OR j.command ~* $1)
+            ORDER BY j.jobid
+        $cron$ USING '(public\s*\.\s*)?rollup_task_usage_(dashboard_)?daily(_window)?\s*\('
+        LOOP
+            BEGIN
+                IF v_job.ends IS NOT TRUE THEN
+                    v_left := v_left || format('%s, which does something else besides', v_job.name);
+                    CONTINUE;
+                END IF;
+                EXECUTE 'SELECT cron.unschedule($1)' USING v_job.jobid;
+            EXCEPTION WHEN OTHERS THEN
+                v_left := v_left || format('%s (%s)', v_job.name, SQLERRM);
+            END;
+        END LOOP;
     END IF;
-    PERFORM set_config('role', v_role, true);
+    PERFORM set_config('role', v_role, true), set_config('row_security', v_row_security, true);
+    IF v_left <> '{}' THEN
+        RAISE WARNING 'pg_cron jobs that call the legacy rollups will fail from now on: %; change or unschedule them',
+            array_to_string(v_left, '; ');
+    END IF;
+END
+$$;
+
+-- Who could read a legacy rollup reads the hourly one from now on: reports go there.
+DO $$
+DECLARE
+    v_reader record;
+    v_left text[] := '{}';
+BEGIN
+    IF to_regclass('public.task_usage_hourly') IS NULL THEN
+        RETURN;
+    END IF;
+    FOR v_reader IN
+        SELECT CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(r.rolname) END AS name,
+            bool_or(g.is_grantable) AS may_grant, bool_and(g.of_columns) AS of_columns
+        FROM (
+            SELECT a.grantee, a.is_grantable, false AS of_columns
+            FROM pg_class c CROSS JOIN LATERAL aclexplode(COALESCE(c.relacl, acldefault('r', c.relowner))) AS a
+            WHERE c.oid IN (to_regclass('public.task_usage_daily'), to_regclass('public.task_usage_dashboard_daily'))
+                AND a.privilege_type = 'SELECT'
+            UNION ALL
+            SELECT a.grantee, a.is_grantable, true
+            FROM pg_attribute c CROSS JOIN LATERAL aclexplode(c.attacl) AS a
+            WHERE c.attrelid IN (to_regclass('public.task_usage_daily'), to_regclass('public.task_usage_dashboard_daily'))
+                AND a.privilege_type = 'SELECT'
+        ) AS g
+        LEFT JOIN pg_roles r ON r.oid = g.grantee
+        WHERE (g.grantee = 0 OR r.oid IS NOT NULL) AND g.grantee <> (
+            SELECT h.relowner FROM pg_class h WHERE h.oid = to_regclass('public.task_usage_hourly'))
+        GROUP BY g.grantee, r.rolname ORDER BY 1
+    LOOP
+        BEGIN
+            IF v_reader.of_columns THEN
+                -- Of columns that the hourly rollup has not got.
+                v_left := v_left || v_reader.name;
+                CONTINUE;
+            END IF;
+            EXECUTE format('GRANT SELECT ON public.task_usage_hourly TO %s%s', v_reader.name,
+                CASE WHEN v_reader.may_grant THEN ' WITH GRANT OPTION' ELSE '' END);
+        EXCEPTION WHEN insufficient_privilege THEN
+            v_left := v_left || v_reader.name;
+        END;
+    END LOOP;
+    IF v_left <> '{}' THEN
+        RAISE WARNING 'roles that read the legacy rollups may not read the hourly one: GRANT SELECT ON public.task_usage_hourly TO %',
+            array_to_string(v_left, ', ');
+    END IF;
 END
 $$;
 
@@ -124,7 +200,7 @@ $$;
 DO $$
 BEGIN
     IF to_regprocedure('public.rollup_task_usage_hourly_remember_legacy(text)') IS NOT NULL THEN
-        PERFORM public.rollup_task_usage_hourly_remember_legacy('103');
+        PERFORM public.rollup_task_usage_hourly_remember_legacy(text '103');
     END IF;
 EXCEPTION WHEN insufficient_privilege OR undefined_table THEN
     RAISE WARNING 'owners and grants of the legacy rollups are not remembered for the way back: %', SQLERRM;
@@ -189,16 +265,25 @@ BEGIN
             EXECUTE format('DROP TABLE public.%I', v_table);
         END LOOP;
     ELSIF cardinality(v_tables) > 0 THEN
-        -- Kept before, and rebuilt by a downgrade since: the older copy may hold what this one does not.
+        -- Kept before, and rebuilt by a downgrade since: the older copy may hold what this one does not. Nor is a
+        -- schema of that name any use that is somebody else's.
         WHILE EXISTS (
-            SELECT FROM unnest(v_tables) AS t WHERE to_regclass(format('%I.%I', v_schema, t)) IS NOT NULL
+            SELECT FROM pg_namespace AS n JOIN pg_roles AS o ON o.oid = n.nspowner
+            WHERE n.nspname = v_schema AND NOT ((o.rolsuper OR o.rolname = v_role)
+                AND has_schema_privilege(v_role, n.oid, 'CREATE') AND has_schema_privilege(v_role, n.oid, 'USAGE')
+                AND NOT EXISTS (
+                    SELECT FROM pg_class AS c
+                    WHERE c.relnamespace = n.oid AND (c.relname = ANY (v_tables) OR c.relname IN (
+                        SELECT i.relname FROM unnest(v_tables) AS t
+                        JOIN pg_index AS x ON x.indrelid = to_regclass('public.' || t)
+                        JOIN pg_class AS i ON i.oid = x.indexrelid))))
         ) LOOP
             v_copies := v_copies + 1;
             v_schema := 'legacy_usage_' || v_copies;
         END LOOP;
         IF to_regnamespace(v_schema) IS NULL THEN
-            -- As the session's own role: only the owner of the database may make a schema.
-            PERFORM set_config('role', 'none', true);
+            -- As the role that began: only the owner of the database may make a schema.
+            PERFORM set_config('role', COALESCE(NULLIF(current_setting('usage_rollup.began_as', true), ''), 'none'), true);
             IF NOT has_database_privilege(current_database(), 'CREATE') THEN
                 RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
                     MESSAGE = format('role %s may not create schema %s to keep the legacy rollups in',

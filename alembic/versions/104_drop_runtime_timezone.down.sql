@@ -21,7 +21,7 @@ COMMENT ON COLUMN public.agent_runtime.timezone IS
 DO $$
 BEGIN
     IF to_regprocedure('public.rollup_task_usage_hourly_restore_legacy(text)') IS NOT NULL THEN
-        PERFORM public.rollup_task_usage_hourly_restore_legacy('104');
+        PERFORM public.rollup_task_usage_hourly_restore_legacy(text '104');
     END IF;
 END
 $$;

@@ -9,7 +9,7 @@
 DO $$
 BEGIN
     IF to_regprocedure('public.rollup_task_usage_hourly_remember_legacy(text)') IS NOT NULL THEN
-        PERFORM public.rollup_task_usage_hourly_remember_legacy('104');
+        PERFORM public.rollup_task_usage_hourly_remember_legacy(text '104');
     END IF;
 EXCEPTION WHEN insufficient_privilege OR undefined_table THEN
     RAISE WARNING 'comment and grants of agent_runtime.timezone are not remembered for the way back: %', SQLERRM;

@@ -68,6 +68,8 @@ class Inventory:
 USER_TIMEZONE = "column user.timezone"
 RUNTIME_TIMEZONE = "column agent_runtime.timezone"
 PIPELINE = "function rollup_task_usage_hourly"
+# Of our 102, and of no other.
+OURS = "function task_usage_hourly_slices"
 
 BASELINE = Inventory(
     columns={

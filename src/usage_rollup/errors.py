@@ -14,7 +14,7 @@ alembic.util.CommandError        `alembic` prints one line, no traceback, exit s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -27,7 +27,8 @@ class Refusal:
     """What was refused or went wrong: a sentence, the measured facts, and the next command to type.
 
     `place` shows where in a statement. `facts` are values a program would look for (an SQLSTATE, a lock's
-    key); only JSON has them.
+    key); only JSON has them. `reasons`, where there are several, are refusals of their own, each with its
+    hint.
     """
 
     message: str
@@ -35,6 +36,14 @@ class Refusal:
     hint: str | None = None
     place: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    reasons: tuple[Refusal, ...] = ()
+
+    @classmethod
+    def of(cls, reasons: Sequence[Refusal]) -> Refusal:
+        """Return one refusal that shows all `reasons`: a single one as it is."""
+        if len(reasons) == 1:
+            return reasons[0]
+        return cls(f"{len(reasons)} reasons to refuse; nothing was changed", reasons=tuple(reasons))
 
     def __str__(self) -> str:
         """Render it for people: a line for each part."""
@@ -42,12 +51,15 @@ class Refusal:
         lines += [f"DETAIL: {self.detail}"] if self.detail else []
         lines += [f"HINT: {self.hint}"] if self.hint else []
         lines += [self.place] if self.place else []
+        for number, reason in enumerate(self.reasons, 1):
+            lines.append(f"{number}. " + str(reason).replace("\n", "\n   "))
         return "\n".join(lines)
 
     def fields(self) -> dict[str, Any]:
         """Render it for JSON: what there is of it."""
         parts = {"error": self.message, "detail": self.detail, "hint": self.hint, "place": self.place}
-        return {name: part for name, part in parts.items() if part is not None} | dict(self.facts)
+        fields = {name: part for name, part in parts.items() if part is not None} | dict(self.facts)
+        return fields | ({"reasons": [r.fields() for r in self.reasons]} if self.reasons else {})
 
 
 class UsageRollupError(CommandError):

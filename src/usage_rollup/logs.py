@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import logging
 import os
@@ -69,6 +71,7 @@ def configure_alembic(config: Config) -> None:
 
     Raises ConfigurationError.
     """
+    escape_output()
     if config.config_file_name is not None:
         fileConfig(config.config_file_name, disable_existing_loggers=False)
     if wants_json():
@@ -77,6 +80,27 @@ def configure_alembic(config: Config) -> None:
         messaging.propagate = False
         messaging.addHandler(_handler(_Refusal(), None))
         _log_what_python_prints()
+
+
+def escape_output() -> None:
+    """Let standard output and error show escaped what their encoding has no character for, and not fail.
+
+    A byte that was no UTF-8 is shown as `\\xff`.
+    """
+    codecs.register_error("escape", _escape)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="escape")
+
+
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    escaped = (
+        rf"\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else ascii(c).strip("'") for c in text
+    )
+    return "".join(escaped), error.end
 
 
 class _Refusal(logging.StreamHandler[Any]):

@@ -210,7 +210,7 @@ def test_window_that_does_nothing_is_not_taken_for_a_repair(rolled_up: tuple[Dat
 SOMEBODY_ELSE = """
 CREATE FUNCTION queue_too() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO task_usage_hourly_dirty
+    INSERT INTO public.task_usage_hourly_dirty
         (bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model)
     VALUES (NEW.bucket_hour, NEW.workspace_id, NEW.runtime_id, NEW.agent_id, NEW.project_id,
         'somebody', 'else');

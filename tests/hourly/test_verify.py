@@ -82,8 +82,8 @@ def test_usage_of_a_task_without_a_runtime_belongs_to_no_bucket(used: tuple[Data
     usage(
         database.url,
         database.value(
-            "INSERT INTO agent_task_queue (agent_id, runtime_id, status)"
-            " VALUES (%s, NULL, 'completed') RETURNING id",
+            "INSERT INTO agent_task_queue (agent_id, runtime_id, status, completed_at)"
+            " VALUES (%s, NULL, 'completed', now()) RETURNING id",
             used[1].agents[0],
         ),
         "2025-03-05 10:15+00",
@@ -132,7 +132,7 @@ def test_verify_works_between_101_and_102(make_database: MakeDatabase) -> None:
     database = make_database("101")
     event(database.url, small_world(database.url), "2025-03-01 10:15+00")
     result = database.usage_rollup("verify")
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 3, result.stderr
     assert "hours pending, not judged: 1" in result.stdout
 
 
@@ -158,3 +158,92 @@ def test_no_number_and_no_id_is_cut_on_a_terminal(used: tuple[Database, World], 
         assert str(row[0]) in screen
     assert max(map(len, screen.splitlines())) <= columns
     database.execute("INSERT INTO task_usage_hourly_invalidation DEFAULT VALUES")
+
+
+# Nothing to judge
+
+
+def nothing_judged(database: Database, *arguments: str) -> str:
+    """Verify, which must have judged nothing; return the line that says so."""
+    result = database.usage_rollup("verify", *arguments)
+    assert result.returncode == 3, result.stdout + result.stderr
+    assert "equals" not in result.stdout
+    verdict = json.loads(database.usage_rollup("verify", *arguments, "--json").stdout)
+    assert (verdict["equal"], verdict["judged_hours"], verdict["differences"]) == (False, 0, [])
+    return result.stdout.splitlines()[0]
+
+
+@pytest.mark.parametrize("watermark", ["= '1970-01-01 00:00+00'", "= '-infinity'", None])
+def test_verify_does_not_say_equals_where_the_watermark_never_moved(head: Database, watermark: str) -> None:
+    event(head.url, small_world(head.url), "2025-03-01 10:15+00")
+    head.execute("TRUNCATE task_usage_hourly_invalidation")
+    if watermark is None:
+        head.execute("DELETE FROM task_usage_hourly_rollup_state")
+    else:
+        head.execute(f"UPDATE task_usage_hourly_rollup_state SET watermark_at {watermark}")
+    line = nothing_judged(head)
+    assert line == (
+        "nothing was judged: 1 hour with usage, all pending, the watermark has never moved;"
+        " roll them up: usage-rollup backfill"
+    )
+    assert head.usage_rollup("backfill").returncode == 0
+    result = head.usage_rollup("verify")
+    assert (result.returncode, result.stdout.splitlines()[0]) == (
+        0,
+        "the hourly rollup equals raw usage: 1 hour compared",
+    )
+
+
+def test_verify_does_not_say_equals_where_all_is_queued(used: tuple[Database, World]) -> None:
+    database, _ = used
+    database.execute("INSERT INTO task_usage_hourly_invalidation DEFAULT VALUES")
+    assert "3 hours with usage, all pending; the next ticks roll them up" in nothing_judged(database)
+    assert database.usage_rollup("tick").returncode == 0
+    assert database.usage_rollup("verify").returncode == 0
+
+
+def test_verify_does_not_say_equals_beyond_the_data(used: tuple[Database, World]) -> None:
+    database, _ = used
+    assert nothing_judged(database, "--since", "2025-05-01") == (
+        "nothing was judged: there is no usage from 2025-05-01 00:00 UTC on, the newest is of"
+        " 2025-04-01 10:00 UTC; ask for an earlier time with --since"
+    )
+    result = database.usage_rollup("verify", "--since", "2025-04-01")
+    assert result.returncode == 0
+    assert "equals raw usage: 1 hour compared" in result.stdout
+    database.execute("TRUNCATE task_usage_hourly_invalidation")
+
+
+@pytest.mark.parametrize("since", [(), ("--since", "2025-05-01")])
+def test_without_usage_there_is_nothing_to_judge_and_all_is_well(
+    head: Database, since: tuple[str, ...]
+) -> None:
+    result = head.usage_rollup("verify", *since)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0] == "there is no usage, and nothing is rolled up"
+    assert json.loads(head.usage_rollup("verify", *since, "--json").stdout)["equal"] is True
+
+
+# More than anybody reads
+
+
+def test_many_hours_are_told_by_day_after_the_advice_and_one_by_one_on_demand(
+    used: tuple[Database, World],
+) -> None:
+    database, world = used
+    with database.connect() as connection:
+        for number in range(110):
+            event(connection, world, f"2025-06-{1 + number // 24:02} {number % 24:02}:30+00")
+    database.execute("TRUNCATE task_usage_hourly_invalidation")
+    database.execute("DELETE FROM task_usage_hourly")
+    result = database.usage_rollup("verify")
+    assert result.returncode == 3, result.stderr
+    first, *days = [line.split() for line in result.stdout.splitlines() if line.strip()]
+    assert " ".join(first) == "hours that differ: 113; mend them: usage-rollup backfill --repair"
+    assert ["2025-06-01", "24", "24", "0", "9,600", "0"] in days
+    assert ["2025-06-05", "14", "14", "0", "5,600", "0"] in days
+    assert "every hour: usage-rollup verify --all, or --json" in result.stdout
+    assert "2025-06-01 10:00" not in result.stdout
+    assert "2025-06-01 10:00" in database.usage_rollup("verify", "--all").stdout
+    assert len(json.loads(database.usage_rollup("verify", "--json").stdout)["differences"]) == 113
+    assert database.usage_rollup("backfill", "--repair").returncode == 0

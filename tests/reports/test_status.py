@@ -10,7 +10,7 @@ from tests.support.database import NOWHERE, Database, MakeDatabase
 from tests.support.horizon import begin, stuck_writer
 from tests.support.pg_cron import PG_CRON
 from tests.support.product import World, event, small_world, task, upsert_usage
-from tests.support.roles import MakeRole
+from tests.support.roles import MakeRole, give_everything_to
 from tests.support.rollup import TICK, WINDOW, heal
 from tests.support.shapes import make_products
 from tests.support.terminal import ESCAPES, on_a_terminal
@@ -360,3 +360,36 @@ def test_in_a_pipe_a_fact_is_a_line_without_escape_codes(used: tuple[Database, W
     screen = database.usage_rollup("status").stdout
     assert "\x1b" not in screen
     assert line(screen, "last run").count("word") == 60
+
+
+# Without the right to make temporary objects
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_without_temporary_functions_status_tells_the_rest_and_verify_what_to_grant(
+    make_database: MakeDatabase, make_role: MakeRole, later: bool
+) -> None:
+    database = make_products(make_database("head"), later=later)
+    event(database.url, small_world(database.url), "2025-03-01 10:15+00")
+    owner = make_role("owner")
+    give_everything_to(database, owner)
+    database.execute(f"REVOKE TEMPORARY ON DATABASE {database.name} FROM PUBLIC")
+    url = database.url_of(owner)
+    grant = f"GRANT TEMPORARY ON DATABASE {database.name} TO {owner}"
+
+    told = database.usage_rollup("status", DATABASE_URL=url)
+    assert told.returncode == 0, told.stderr
+    assert line(told.stdout, "pipeline") == "the product's"
+    assert line(told.stdout, "data lag") == line(told.stdout, "coverage") == "-"
+    assert line(told.stdout, "not asked").endswith(grant)
+    assert database.usage_rollup("tick", DATABASE_URL=url).returncode == 0
+    for command in ("verify", "backfill"):
+        refused = database.usage_rollup(command, DATABASE_URL=url)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert f"HINT: {grant}" in refused.stderr
+    assert grant in database.usage_rollup("preflight", DATABASE_URL=url).stdout
+
+    database.execute(grant)
+    told = database.usage_rollup("status", DATABASE_URL=url)
+    assert "not asked" not in told.stdout
+    assert line(told.stdout, "coverage") != "-"

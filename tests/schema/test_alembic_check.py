@@ -154,18 +154,21 @@ def test_check_below_head_says_so(at_102: Database) -> None:
     assert at_102.catalog() == before
 
 
-@pytest.mark.parametrize("table", sorted(METADATA.tables))
+@pytest.mark.parametrize("table", sorted(table.name for table in METADATA.tables.values()))
 def test_column_added_by_hand_to_a_table_of_ours_is_found(head: Database, table: str) -> None:
     head.execute(f"ALTER TABLE {table} ADD COLUMN note text")
     output = head.refused("check")
-    assert "New upgrade operations detected: [('remove_column', None, '" + table in output
+    assert "New upgrade operations detected: [('remove_column', 'public', '" + table in output
     assert "'note'" in output
 
 
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ("ALTER TABLE task_usage_hourly DROP COLUMN updated_at", "('add_column', None, 'task_usage_hourly'"),
+        (
+            "ALTER TABLE task_usage_hourly DROP COLUMN updated_at",
+            "('add_column', 'public', 'task_usage_hourly'",
+        ),
         ("ALTER TABLE task_usage_hourly ALTER COLUMN task_count TYPE int", "modify_type"),
         ("ALTER TABLE task_usage_hourly ALTER COLUMN provider DROP NOT NULL", "modify_nullable"),
         ("ALTER TABLE task_usage_hourly ALTER COLUMN task_count DROP DEFAULT", "modify_default"),
@@ -241,6 +244,6 @@ def test_metadata_and_inventory_name_the_same_columns() -> None:
     named = {
         f"column {table}.{column.name}"
         for table in HOURLY.columns
-        for column in METADATA.tables[table].columns
+        for column in METADATA.tables[f"public.{table}"].columns
     }
     assert named == {name for name in HOURLY.names() if name.startswith("column ")}

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from tests.support.database import Database, MakeDatabase
-from tests.support.go_runner import GO_LATER, drop_legacy, drop_runtime_timezone, record, taken_by_go_to
+from tests.support.go_runner import drop_legacy, drop_runtime_timezone, record, taken_by_go_to
 from tests.support.later_release import apply_later_release
 from tests.support.shapes import make_products
 from tests.support.snapshot import SNAPSHOT
@@ -92,7 +92,7 @@ def test_snapshot_reads_back_what_it_wrote() -> None:
         (
             "DROP TRIGGER trg_agent_dirty_hourly ON agent",
             "missing: trigger agent.trg_agent_dirty_hourly",
-            ["  -CREATE TRIGGER trg_agent_dirty_hourly AFTER UPDATE ON"],
+            ["  -CREATE TRIGGER trg_agent_dirty_hourly AFTER UPDATE ON public.agent"],
         ),
         (
             "COMMENT ON TABLE task_usage_hourly IS 'mine'",
@@ -416,9 +416,11 @@ def test_pipeline_of_ours_that_lost_its_heart_is_not_taken_for_the_products(head
 
 
 def test_steps_of_the_go_runner_that_are_not_in_the_ledger_are_differences(head: Database) -> None:
-    head.execute(GO_LATER)
+    apply_later_release(head)
+    head.execute("DELETE FROM schema_migrations WHERE version ~ '^2'")
     shown = differing(head)
-    assert f"changed: {WINDOW}" not in shown
+    assert f"changed: {WINDOW}" in shown
     assert "changed: function rollup_task_usage_hourly()" in shown
     assert "changed: trigger task_usage.trg_tu_dirty_hourly" in shown
+    assert "changed: table agent" in shown
     assert "changed: table agent_task_queue" in shown

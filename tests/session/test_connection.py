@@ -36,6 +36,8 @@ pytestmark = pytest.mark.process
 HOSTILE = {
     "application_name": "somebody",
     "search_path": "nowhere",
+    "row_security": "on",
+    "client_encoding": "LATIN1",
     "TimeZone": "Asia/Kathmandu",
     "DateStyle": "SQL, DMY",
     "IntervalStyle": "iso_8601",
@@ -50,7 +52,9 @@ HOSTILE = {
 }
 PINNED = {
     "application_name": "usage-rollup",
-    "search_path": "public, pg_temp",
+    "search_path": "pg_catalog, pg_temp",
+    "row_security": "off",
+    "client_encoding": "UTF8",
     "TimeZone": "UTC",
     "DateStyle": "ISO, MDY",
     "IntervalStyle": "postgres",

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.support.database import Database
 from tests.support.server import start_server
 from usage_rollup.errors import ConfigurationError
-from usage_rollup.session.database_url import GO_POOL_PARAMETERS, conninfo_from_environment
+from usage_rollup.session.database_url import GO_PARAMETERS, conninfo_from_environment
 
 FIELD_URL = "postgres://multica:secret@db.example:5432/multica?sslmode=disable"
 
@@ -75,11 +76,11 @@ def test_empty_migration_database_url_counts_as_not_set() -> None:
 def test_pool_parameters_are_dropped_with_one_warning_that_names_them(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    pool = "&".join(f"{name}=5" for name in sorted(GO_POOL_PARAMETERS))
+    pool = "&".join(f"{name}=5" for name in sorted(GO_PARAMETERS))
     with caplog.at_level(logging.WARNING):
         assert parsed(f"{FIELD_URL}&{pool}") == parsed(FIELD_URL)
     (warning,) = caplog.messages
-    assert all(name in warning for name in GO_POOL_PARAMETERS)
+    assert all(name in warning for name in GO_PARAMETERS)
     assert "DATABASE_URL" in warning
     assert "secret" not in warning
 
@@ -149,12 +150,16 @@ def test_other_scheme_is_refused_by_name(scheme: str, variable: str) -> None:
     [
         "postgres://u:secret%@h/db",
         "postgres://u:secret%zz@h/db",
-        "postgres://u:secret@h/db?no_such_parameter=1",
-        "postgres://u:secret@h/db?pool_max_conns=4&no_such_parameter=1",
+        "postgres://u:secret@h/db?sslmode",
+        "postgres://u:secret@h/db?secret%20word=1",
+        "postgres://u:sec@ret/db?secret=1@h",
         "postgres://u:secret@[::1/db",
         "postgres://u:secret@[::1/db?pool_max_conns=4",
         "postgres://u:sec\u2100ret@[::1/db",
+        "host=h =secret",
         "host=h passwrd=secret",
+        "host=h password=a secret=1",
+        "c2VjcmV0secret==",
         "host=h password='secret",
         "secret",
     ],
@@ -165,6 +170,88 @@ def test_what_libpq_cannot_parse_is_refused_without_quoting_it(value: str) -> No
     assert "percent-encode" in message
     assert "ecret" not in message
     assert "sec" not in message
+
+
+@pytest.mark.parametrize(
+    "name", ["timezone", "statement_timeout", "lock_timeout", "search_path", "SEARCH_PATH"]
+)
+@pytest.mark.parametrize(
+    "form", [FIELD_URL + "&{}={}", "host=db.example dbname=multica password=secret {} = {}"]
+)
+def test_settings_of_the_session_are_dropped_with_one_warning_that_names_them(
+    caplog: pytest.LogCaptureFixture, name: str, form: str
+) -> None:
+    # To the product's driver every name it does not know is one.
+    with caplog.at_level(logging.WARNING):
+        found = parsed(form.format(name, "public"))
+    assert found == parsed(form.split("&{}")[0].replace(" {} = {}", ""))
+    assert caplog.messages == [f"DATABASE_URL: ignoring settings of the session: {name}"]
+
+
+def test_key_value_string_loses_what_the_go_driver_alone_knows(caplog: pytest.LogCaptureFixture) -> None:
+    value = r"host=h pool_max_conns=4 password='it\'s  a \\' default_query_exec_mode='exec' user = u"
+    with caplog.at_level(logging.WARNING):
+        assert parsed(value) == {"host": "h", "password": "it's  a \\", "user": "u"}
+    (warning,) = caplog.messages
+    assert warning.endswith("parameters of the Go pool: default_query_exec_mode, pool_max_conns")
+
+
+@pytest.mark.parametrize("form", ["postgres://h/db?database=other", "host=h dbname=db database=other"])
+def test_database_is_the_drivers_other_name_of_dbname(form: str) -> None:
+    assert parsed(form) == {"host": "h", "dbname": "other"}
+
+
+@pytest.mark.parametrize("path", ["app", "app,public", '"$user",app', "pg_catalog", ""])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "postgres://u:secret@h/db?search_path={}",
+        "host=h password=secret search_path='{}'",
+        "postgres://u:secret@h/db?options=-c%20search_path%3D{}",
+        "postgres://u:secret@h/db?options=--search-path%3D{}",
+    ],
+)
+def test_search_path_that_leads_elsewhere_is_refused(form: str, path: str) -> None:
+    if "'" not in form:
+        path = quote(path)
+    assert refusal(DATABASE_URL=form.format(path)).startswith(
+        "DATABASE_URL sets a search_path that does not begin with public"
+    )
+
+
+@pytest.mark.parametrize("path", ["public", "public,app", '"$user",public', "pg_catalog, public"])
+def test_search_path_that_leads_to_public_is_nothing_to_refuse(path: str) -> None:
+    assert parsed(f"postgres://h/db?search_path={quote(path)}") == {"host": "h", "dbname": "db"}
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("'postgres://u:secret@h/db'", "begins with a quote"),
+        ('"postgres://u:secret@h/db"', "begins with a quote"),
+        ("'", "begins with a quote"),
+        ("DATABASE_URL=postgres://u:secret@h/db", "holds an assignment instead of a URL"),
+        ("export DATABASE_URL='postgres://u:secret@h/db'", "holds an assignment instead of a URL"),
+        ("jdbc:postgresql://h/db?password=secret", "is a JDBC URL"),
+        ("POSTGRES://u:secret@h/db", "its scheme is in capitals"),
+        ("secret://u@h/db", "its scheme is not postgres"),
+        ("Secret+s3cret://u@h/db", "its scheme is not postgres"),
+        ("postgres://u:secret%zz@h/db", "a % in it that begins no escape"),
+        ("postgres://u:secret%@h/db", "a % in it that begins no escape"),
+        ("postgres://u:secret%ff@h/db", "its percent escapes are not UTF-8"),
+        ("postgres://u:secret%00@h/db", "there is a NUL in it"),
+        ("postgres://u:secret\0@h/db", "there is a NUL in it"),
+        ("postgres://u:secret\udcff@h/db", "bytes that are not UTF-8"),
+        ("host=h password=secret\udcff", "bytes that are not UTF-8"),
+    ],
+)
+def test_what_is_pasted_wrongly_has_a_sentence_of_its_own(value: str, told: str) -> None:
+    message = refusal(DATABASE_URL=value)
+    assert told in message
+    assert message.startswith("DATABASE_URL ")
+    assert len(message.splitlines()) == 2
+    assert "ecret" not in message
+    assert "s3cret" not in message
 
 
 passwords = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
@@ -193,6 +280,82 @@ def test_unencoded_password_is_read_exactly_or_refused(query: str, password: str
         assert (read["password"], read["host"], read["port"]) == (password, "h", "5432")
     assert "Xq7" not in message
     assert "7qX" not in message
+
+
+# What URLs and key=value strings are made of, well and badly put together; what may be a secret is marked.
+SECRET = "Xq7"
+PIECES = [
+    *("postgres://", "postgresql://", "POSTGRES://", "jdbc:", "mysql://", "DATABASE_URL=", "://", "?", "&"),
+    *(
+        "@",
+        ":",
+        "/",
+        "=",
+        "%",
+        "%41",
+        "%ff",
+        "%00",
+        "%zz",
+        "\0",
+        "\udcff",
+        "\u2100",
+        "'",
+        '"',
+        "\\",
+        " ",
+        "#",
+    ),
+    *(
+        "[",
+        "]",
+        "[::1]",
+        "h",
+        "5432",
+        ",",
+        ";",
+        "\n",
+        "$user",
+        "public",
+        "sslmode",
+        "disable",
+        "host",
+        "password",
+    ),
+    *("options", "-c", "search_path", "pool_max_conns", "database", "timezone", "connect_timeout", "service"),
+    *(f"{SECRET}pass", f"{SECRET}%40", f"u:{SECRET}@h/db", f"password={SECRET} ", f"password='{SECRET}'"),
+]
+texts = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=12).map("".join)
+
+
+# HYPOTHESIS_PROFILE=long reads a million, always other ones.
+EXAMPLES = 1_000_000 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 3_000
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    database=None,
+    derandomize=EXAMPLES == 3_000,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(text=st.text() | texts)
+def test_any_text_gives_a_connection_string_or_one_sentence(
+    text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.clear()
+    message = ""
+    try:
+        conninfo = conninfo_from_environment({"DATABASE_URL": text})
+    except ConfigurationError as error:
+        message = str(error)
+    else:
+        # As connect() does.
+        make_conninfo(conninfo, connect_timeout=1, client_encoding="UTF8").encode()
+        assert conninfo_to_dict(conninfo) is not None
+    assert SECRET not in message
+    assert len(message.splitlines()) in {0, 2}
+    # What stands for a parameter's name behind a host is shown, as no secret of anybody's.
+    assert all(SECRET not in message or "?" in text for message in caplog.messages)
 
 
 @pytest.mark.parametrize("password", ["Xq7/7qX", "Xq7@7qX", "Xq7[7qX", "Xq7#7qX", "Xq7%7qX", "Xq7\u21007qX"])

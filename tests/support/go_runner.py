@@ -55,20 +55,6 @@ DROP TABLE IF EXISTS task_usage_hourly_rollup_state;
 DROP TABLE IF EXISTS task_usage_hourly_dirty;
 DROP TABLE IF EXISTS task_usage_hourly
 """
-# What 213, 243, 251 and 272 do, as far as it changes something this chain has a name for.
-GO_LATER = """
-ALTER TABLE task_usage ADD COLUMN cost_usd_ticks bigint;
-ALTER TABLE task_usage_hourly ADD COLUMN cost_usd_ticks bigint NOT NULL DEFAULT 0;
-ALTER TABLE agent_task_queue ALTER COLUMN runtime_id DROP NOT NULL;
-ALTER TABLE agent DROP CONSTRAINT agent_workspace_name_unique;
-DROP INDEX idx_task_usage_created_at_legacy;
-DROP TRIGGER trg_tu_dirty_hourly ON task_usage;
-CREATE TRIGGER trg_tu_dirty_hourly BEFORE DELETE ON task_usage FOR EACH ROW
-    WHEN (current_setting('multica.workspace_teardown', true) IS DISTINCT FROM 'on')
-    EXECUTE FUNCTION enqueue_task_usage_hourly_dirty_for_tu();
-CREATE OR REPLACE FUNCTION rollup_task_usage_hourly() RETURNS bigint LANGUAGE plpgsql AS
-$$BEGIN /* go 272 */ RETURN 0; END$$
-"""
 
 
 def run_sql(database: Database, script: str) -> None:

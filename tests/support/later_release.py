@@ -1,5 +1,6 @@
-"""What later releases of the product put on top: a stand-in written by their contract, not their text.
+"""What four later steps of the product put on top: a stand-in written by their contract, not their text.
 
+What they do to tables and triggers is held equal to the facts of real releases (test_real_releases).
 Its window works key by key, at a cost that grows with the square of the keys; it drains the public queue
 by time, does nothing for an empty range, and fails over one sum that does not fit bigint. Its tick rolls
 up what is older than five minutes, and calls our prune.
@@ -12,6 +13,16 @@ from usage_rollup.queries import beside
 
 # By ledger stem, in order.
 STEPS = beside(__file__)
+
+_REPLACES = "CREATE OR REPLACE FUNCTION "
+
+# The steps that replace a function of 102.
+REPLACED = {stem for stem, text in STEPS.items() if _REPLACES in text}
+
+
+def function_of(stem: str) -> str:
+    """Return the statement with which a step replaces a function, its last one."""
+    return STEPS[stem][STEPS[stem].index(_REPLACES) :]
 
 
 def apply_later_release(database: Database, *numbers: str) -> Database:

@@ -116,8 +116,10 @@ CREATE TRIGGER trg_tu_dirty_hourly BEFORE DELETE ON public.task_usage
     EXECUTE FUNCTION public.enqueue_task_usage_hourly_dirty_for_tu();
 
 -- name: 251_agent_runtime_unbind
-ALTER TABLE public.agent_task_queue ALTER COLUMN runtime_id DROP NOT NULL;
-ALTER TABLE public.agent DROP CONSTRAINT agent_workspace_name_unique;
+ALTER TABLE public.agent ALTER COLUMN runtime_id DROP NOT NULL;
+ALTER TABLE public.agent_task_queue ALTER COLUMN runtime_id DROP NOT NULL,
+    ADD CONSTRAINT agent_task_queue_active_requires_runtime
+    CHECK (runtime_id IS NOT NULL OR completed_at IS NOT NULL) NOT VALID;
 
 -- name: 272_rollup_task_usage_hourly_xact_lock
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly() RETURNS bigint LANGUAGE plpgsql AS $$

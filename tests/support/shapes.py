@@ -5,20 +5,22 @@ The naive pipeline stands for the product's first one, which had the same interf
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from tests.support import releases
 from tests.support.database import ROOT, Database
-from tests.support.later_release import apply_later_release
+from tests.support.rollup import WATERMARK
 
 _OURS_AWAY = ROOT / "alembic" / "versions" / "102_task_usage_hourly_pipeline.down.sql"
-_PRODUCTS = Path(__file__).parent / "naive_pipeline.sql"
 
 
 def make_products(head: Database, *, later: bool) -> Database:
-    """Turn a database at head into shape D, or into shape E when `later`; its rows stay."""
+    """Turn a database at head into shape D, v0.3.5, or into shape E, v0.4.23, when `later`.
+
+    Its rows and its watermark stay: the product's pipeline has been here all the time.
+    """
+    watermark = head.value(WATERMARK)
     with head.connect() as connection:
         connection.execute(_OURS_AWAY.read_bytes())
-        connection.execute(_PRODUCTS.read_bytes())
         connection.execute("DROP TABLE public.alembic_version")
-        connection.execute("INSERT INTO public.schema_migrations (version) VALUES ('105_issue_metadata')")
-    return apply_later_release(head) if later else head
+        releases.take_on(connection, "v0.4.23" if later else "v0.3.5", others=False)
+        connection.execute(f"UPDATE public.task_usage_hourly_rollup_state SET watermark_at = '{watermark}'")
+    return head

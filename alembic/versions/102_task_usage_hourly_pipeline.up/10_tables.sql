@@ -17,6 +17,11 @@
 -- How changes are applied. Whole hours are recomputed from raw rows, never single keys, so what was
 -- moved or deleted leaves no remains and nobody needs to know the old key.
 --
+-- Who is called. Whoever may create in public can put a function there that fits a call better than ours: so
+-- arguments are written with their types and none is left to its default, pg_catalog comes before everything,
+-- and where there is no SET clause, for speed or for the planner, operators are qualified or of one type.
+-- row_security = off makes a policy an error: hidden rows would be taken for rows that are not there.
+--
 -- Parts. 10 and 20 to 35 hold what is queued or could not be stored, and read: to a session on a database
 -- without this revision they are lent, whole, by hourly/pipeline.py. 40 to 65 write; the triggers come last.
 

@@ -27,7 +27,7 @@ COMMENT ON TABLE public.task_usage_hourly_legacy_settings IS
 -- Rights by the names of roles, NULL for PUBLIC, in the order in which they were given. Who gave them is
 -- left out: on the way back the owner does.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_acl(p_acl aclitem [])
-RETURNS jsonb LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS jsonb LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT COALESCE(jsonb_agg(jsonb_build_object(
         'role', CASE WHEN a.grantee <> 0 THEN pg_get_userbyid(a.grantee) END,
         'right', a.privilege_type, 'grantable', a.is_grantable) ORDER BY a.n), '[]')
@@ -37,7 +37,7 @@ $$;
 -- How that which a step alters or drops is set now; nothing where it is not there.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_legacy_settings_now(p_step text)
 RETURNS SETOF public.task_usage_hourly_legacy_settings
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     WITH tables AS (
         SELECT c.* FROM pg_class c
         WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND c.relname = ANY (CASE p_step
@@ -97,7 +97,7 @@ $$;
 -- Called by a step on the way up, before it drops anything. What is gone already, because the product's own
 -- runner was here, stays as it was last remembered.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_remember_legacy(p_step text)
-RETURNS void LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS void LANGUAGE sql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     INSERT INTO public.task_usage_hourly_legacy_settings AS s
     SELECT n.* FROM public.task_usage_hourly_legacy_settings_now(p_step) n
     ON CONFLICT (step, kind, relation, name) DO UPDATE SET owner = EXCLUDED.owner, acl = EXCLUDED.acl,
@@ -111,7 +111,7 @@ COMMENT ON FUNCTION public.rollup_task_usage_hourly_remember_legacy(text) IS
 
 -- As an owner who lends their rights only to who becomes them; what is refused is left to the operator.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_restore_setting(p_owner text, p_statement text)
-RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     v_role CONSTANT text := current_user;
 BEGIN
@@ -132,7 +132,7 @@ $$;
 -- names, quoted. All run as the owner of task_usage and those whom it may become, who may write these rows
 -- as well: nobody lends it more rights.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_restore_legacy(p_step text)
-RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     v_gone text;
     v_owner text;

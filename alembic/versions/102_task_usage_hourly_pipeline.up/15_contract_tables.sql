@@ -2,7 +2,7 @@
 
 -- How they were before that, and before the comments below; a 102 that is applied again finds its own.
 INSERT INTO public.task_usage_hourly_legacy_settings
-SELECT n.* FROM public.task_usage_hourly_legacy_settings_now('102') AS n
+SELECT n.* FROM public.task_usage_hourly_legacy_settings_now(text '102') AS n
 WHERE n.kind = 'table' OR (n.kind, n.name) = ('column', 'watermark_at')
 ON CONFLICT (step, kind, relation, name) DO NOTHING;
 

@@ -81,7 +81,7 @@ RETURNS TABLE (
     cache_read_tokens bigint, cache_write_tokens bigint, task_count bigint, event_count bigint
 )
 LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off
+SET search_path = pg_catalog, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan SET jit = off
 SET max_parallel_workers_per_gather = 0
 SET enable_hashjoin = on SET enable_nestloop = off SET enable_mergejoin = off
 SET enable_seqscan = off SET enable_bitmapscan = off AS $$

@@ -5,7 +5,7 @@
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_invalidated_hours(
     p_queued public.task_usage_hourly_invalidation[]
 )
-RETURNS SETOF timestamptz LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS SETOF timestamptz LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT v.bucket_hour FROM unnest(p_queued) AS v WHERE v.bucket_hour IS NOT NULL
     UNION
     SELECT public.task_usage_hour_bucket(tu.created_at)
@@ -76,7 +76,7 @@ CREATE OR REPLACE FUNCTION public.task_usage_hourly_differences(
     p_from timestamptz DEFAULT '-infinity', p_to timestamptz DEFAULT 'infinity', p_pending boolean DEFAULT false
 )
 RETURNS SETOF timestamptz LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
+SET search_path = pg_catalog, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 SET enable_hashjoin = on SET enable_mergejoin = off
 SET enable_parallel_hash = off SET enable_bitmapscan = off AS $$
 BEGIN
@@ -95,7 +95,7 @@ COMMENT ON FUNCTION public.task_usage_hourly_differences(timestamptz, timestampt
 -- the snapshot was taken, so no row that is seen began after it.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_pending_hours()
 RETURNS SETOF timestamptz LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
+SET search_path = pg_catalog, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
     v_watermark timestamptz := COALESCE(
         (SELECT watermark_at FROM public.task_usage_hourly_rollup_state WHERE id = 1), '-infinity');
@@ -120,7 +120,7 @@ $$;
 -- Two look-ups by index, at the ends of time.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_undated()
 RETURNS TABLE (usage_id uuid, created_at timestamptz)
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT tu.id, tu.created_at FROM public.task_usage tu WHERE tu.created_at < '0001-01-01 00:00:00+00'
     UNION ALL
     SELECT tu.id, tu.created_at FROM public.task_usage tu WHERE tu.created_at >= '9999-01-01 00:00:00+00'
@@ -143,7 +143,7 @@ RETURNS TABLE (
     legacy_tokens numeric, raw_tokens numeric, legacy_events numeric, raw_events numeric
 )
 LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
+SET search_path = pg_catalog, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
     -- Without a ledger that tells, the baseline is this chain's own, whose days are the runtime's.
     v_by_runtime timestamptz := '-infinity';

@@ -8,7 +8,7 @@
 -- not see. A process without a role (autovacuum) never writes usage.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_open_writers()
 RETURNS TABLE (pid int, virtualtransaction text, began timestamptz)
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     WITH here AS (
         SELECT d.oid, (
             SELECT COUNT(*) = 1 FROM pg_trigger t
@@ -36,7 +36,7 @@ $$;
 -- when one of them outlasts p_wait: a lower horizon is always safe. The five minutes are the four at which
 -- writers begin to queue, and one for the distance between two looks at a clock.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_horizon(p_wait interval DEFAULT '2 seconds')
-RETURNS timestamptz LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS timestamptz LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     v_start CONSTANT timestamptz := clock_timestamp();
     v_oldest timestamptz;
@@ -68,7 +68,7 @@ COMMENT ON FUNCTION public.task_usage_hourly_horizon(interval) IS
 
 -- Who keeps the horizon from being five minutes old, and how to end that; no row when nobody does.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_held_back_by()
-RETURNS TABLE (who text, hint text) LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS TABLE (who text, hint text) LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     WITH held AS (
         SELECT w.began,
             format('pid %s (%s, %s, %s%s)', a.pid, COALESCE(a.usename, 'no role'),
@@ -99,7 +99,7 @@ COMMENT ON FUNCTION public.task_usage_hourly_held_back_by() IS
 -- The newest event that has happened: a row dated in the future counts as now, or it would hold the
 -- guard of 103 for ever. Three index look-ups.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_latest_event()
-RETURNS timestamptz LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS timestamptz LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT LEAST(now(), e.latest)
     FROM (SELECT GREATEST(
         (SELECT MAX(updated_at) FROM public.task_usage),
@@ -110,7 +110,7 @@ $$;
 
 -- Lag of the data, not of the last run: a tick that ran a minute ago and stands at 1970 is behind.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_rollup_lag_seconds()
-RETURNS double precision LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS double precision LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT GREATEST(0, COALESCE(EXTRACT(EPOCH FROM
         public.task_usage_hourly_latest_event() - COALESCE(
             (SELECT watermark_at FROM public.task_usage_hourly_rollup_state

@@ -4,7 +4,7 @@
 -- with events the watermark has not passed. Empty when there is nothing to walk.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_unwalked()
 RETURNS tstzmultirange LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET plan_cache_mode = force_custom_plan AS $$
+SET search_path = pg_catalog, pg_temp SET row_security = off SET timezone = 'UTC' SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
     v_watermark timestamptz;
     v_first_event timestamptz;
@@ -38,7 +38,7 @@ $$;
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_slices(p_ranges tstzmultirange, p_rows bigint)
 RETURNS TABLE (from_hour timestamptz, to_hour timestamptz, usage_rows bigint)
 LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
+SET search_path = pg_catalog, pg_temp SET row_security = off SET timezone = 'UTC' AS $$
     WITH ranges AS (
         SELECT lower(r) AS range_from, upper(r) AS range_to FROM unnest(p_ranges) AS r
     ), hours AS (

@@ -5,7 +5,7 @@
 -- nested loops, whatever is estimated.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_recompute(p_from timestamptz, p_to timestamptz)
 RETURNS bigint LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
+SET search_path = pg_catalog, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 SET enable_hashjoin = on SET enable_nestloop = off AS $$
 DECLARE
     v_rows bigint;
@@ -57,7 +57,7 @@ CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_put_aside(
     p_bucket_hour timestamptz, p_workspace_id uuid, p_runtime_id uuid, p_agent_id uuid, p_project_id uuid,
     p_provider text, p_model text, p_sqlstate text, p_error text
 )
-RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     INSERT INTO public.task_usage_hourly_set_aside (
         bucket_hour, workspace_id, runtime_id, agent_id, project_id, label_digest, label_start, sqlstate, error)
@@ -75,7 +75,7 @@ $$;
 -- hour and then the bucket; that bucket is set aside and the rest goes on. Only errors that the data
 -- cause: a cancel, a deadlock or a full disk ends the transaction as it should.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_range(p_from timestamptz, p_to timestamptz)
-RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     v_middle timestamptz;
     v_bucket record;
@@ -123,7 +123,7 @@ COMMENT ON FUNCTION public.rollup_task_usage_hourly_range(timestamptz, timestamp
 -- The Go release's window filed usage dated -infinity, 44 BC or 20250 too. No client reads such an hour, and
 -- no window of ours would come for it.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_remove_undated()
-RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     v_hours text;
     v_rows bigint;
@@ -146,7 +146,7 @@ $$;
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_hours(
     p_hours timestamptz[], p_deadline timestamptz DEFAULT 'infinity'
 )
-RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     v_range tstzrange;
     v_begun boolean := false;
@@ -173,7 +173,7 @@ $$;
 
 -- Leaves a mark that a writer with an older snapshot runs into.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_touch()
-RETURNS void LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS void LANGUAGE sql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     INSERT INTO public.task_usage_hourly_rollup_state AS s (id) VALUES (1)
     ON CONFLICT (id) DO UPDATE SET last_run_rows = s.last_run_rows
 $$;

@@ -3,7 +3,7 @@
 -- Takes rows out of the private queue, all or p_limit of them. Only for a caller that, in the same transaction
 -- and in a later statement, recomputes what they name or queues it elsewhere.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_drain(p_limit bigint DEFAULT NULL)
-RETURNS public.task_usage_hourly_invalidation[] LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS public.task_usage_hourly_invalidation[] LANGUAGE sql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     WITH drained AS (
         DELETE FROM public.task_usage_hourly_invalidation v
         WHERE v.ctid = ANY (ARRAY(
@@ -18,7 +18,7 @@ $$;
 
 -- The same of the public queue: the hours of its keys.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_drain_public(p_limit bigint DEFAULT NULL)
-RETURNS timestamptz[] LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS timestamptz[] LANGUAGE sql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     WITH drained AS (
         DELETE FROM public.task_usage_hourly_dirty v
         WHERE v.ctid = ANY (ARRAY(
@@ -35,7 +35,7 @@ CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_settle(
     p_from timestamptz, p_to timestamptz, p_deadline timestamptz DEFAULT 'infinity'
 )
 RETURNS bigint LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
+SET search_path = pg_catalog, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
     v_portion CONSTANT bigint := CASE WHEN isfinite(p_deadline) THEN 50000 END;
     v_queued public.task_usage_hourly_invalidation[];
@@ -68,7 +68,7 @@ END
 $$;
 
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_window(p_from timestamptz, p_to timestamptz)
-RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     v_deadline CONSTANT timestamptz := clock_timestamp() + interval '5 seconds';
     v_rows bigint;
@@ -89,7 +89,7 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM public.rollup_task_usage_hourly_touch();
     END IF;
-    v_rows := public.rollup_task_usage_hourly_settle(p_from, p_to);
+    v_rows := public.rollup_task_usage_hourly_settle(p_from, p_to, timestamptz 'infinity');
     IF v_rows > 0 THEN
         PERFORM public.rollup_task_usage_hourly_touch();
     END IF;
@@ -104,7 +104,7 @@ COMMENT ON FUNCTION public.rollup_task_usage_hourly_window(timestamptz, timestam
 -- ten for 4246, or what usage_rollup.tick_budget says; and half of what the role's own timeouts allow, so
 -- that none of them makes every tick begin again with the same.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_tick_deadline()
-RETURNS timestamptz LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS timestamptz LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     SELECT statement_timestamp() + LEAST(
         COALESCE(NULLIF(current_setting('usage_rollup.tick_budget', true), '')::interval, '5 seconds'),
         NULLIF(current_setting('statement_timeout')::interval, '0') / 2,
@@ -113,7 +113,7 @@ $$;
 
 -- The tick. The lock belongs to the transaction: no cancel, error or pooled connection can keep it.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly()
-RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     v_started CONSTANT timestamptz := clock_timestamp();
     v_day CONSTANT interval := interval '24 hours';
@@ -141,7 +141,7 @@ BEGIN
             HINT = 'UPDATE public.task_usage_hourly_rollup_state SET watermark_at = ''epoch'' WHERE id = 1; and backfill again.';
     END IF;
 
-    v_to := public.task_usage_hourly_horizon();
+    v_to := public.task_usage_hourly_horizon(interval '2 seconds');
     IF v_to < v_started - interval '10 minutes' THEN
         SELECT format('the watermark is held back by %s; %s', b.who, b.hint) INTO v_held_back_by
         FROM public.task_usage_hourly_held_back_by() b;
@@ -157,7 +157,7 @@ BEGIN
     v_to := GREATEST(v_to, v_from);
 
     v_rows := public.rollup_task_usage_hourly_settle(v_from, v_to, public.task_usage_hourly_tick_deadline());
-    PERFORM public.prune_task_usage_hourly_dirty();
+    PERFORM public.prune_task_usage_hourly_dirty(interval '7 days');
     UPDATE public.task_usage_hourly_rollup_state SET
         -- A clock set back meanwhile: somebody may have written below the horizon and seen no watermark
         -- above it. The next tick looks at the same stretch again.

@@ -9,7 +9,7 @@ CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_pairs(
     p_queued public.task_usage_hourly_invalidation[]
 )
 RETURNS TABLE (bucket_hour timestamptz, task_id uuid)
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     WITH moved (task_id) AS (
         SELECT v.task_id FROM unnest(p_queued) AS v WHERE v.bucket_hour IS NULL AND v.task_id IS NOT NULL
         UNION
@@ -42,7 +42,7 @@ RETURNS TABLE (
     provider text, model text
 )
 LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off
+SET search_path = pg_catalog, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan SET jit = off
 SET max_parallel_workers_per_gather = 0
 SET enable_hashjoin = on SET enable_nestloop = on SET enable_mergejoin = off SET enable_seqscan = off AS $$
 BEGIN
@@ -64,7 +64,7 @@ $$;
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_oversized_keys(p_hour timestamptz)
 RETURNS TABLE (workspace_id uuid, runtime_id uuid, agent_id uuid, project_id uuid, provider text, model text)
 LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan SET jit = off
+SET search_path = pg_catalog, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan SET jit = off
 SET max_parallel_workers_per_gather = 0
 SET enable_hashjoin = on SET enable_nestloop = on SET enable_mergejoin = off SET enable_seqscan = off AS $$
 BEGIN
@@ -95,7 +95,7 @@ $$;
 -- Queues the stale keys of one hour in the public queue; returns their number. What that queue cannot hold,
 -- or its window could not store, is put aside alone; an hour begins with what was put aside before.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_hand_over(p_hour timestamptz, p_tasks uuid[])
-RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     v_oversized CONSTANT text := 'sums of this bucket do not fit bigint';
     v_key record;
@@ -158,7 +158,7 @@ $$;
 -- needs seconds for these with 4246 held; an hour is never split. What is left of what was drained goes
 -- back to the queue in the same transaction, as pairs, for the next call.
 CREATE OR REPLACE FUNCTION public.prune_task_usage_hourly_dirty(p_retention interval DEFAULT '7 days')
-RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     -- Their window may have used the tick's whole time.
     v_deadline CONSTANT timestamptz := GREATEST(
@@ -182,7 +182,7 @@ BEGIN
     END IF;
 
     WHILE NOT v_full LOOP
-        v_queued := public.rollup_task_usage_hourly_drain(10000);
+        v_queued := public.rollup_task_usage_hourly_drain(bigint '10000');
         EXIT WHEN v_queued IS NULL;
         FOR v_hour IN
             SELECT p.bucket_hour, array_agg(p.task_id) AS tasks

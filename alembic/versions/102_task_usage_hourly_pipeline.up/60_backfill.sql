@@ -30,7 +30,7 @@ COMMENT ON TABLE public.task_usage_hourly_left_out IS
 -- Building these four at once over the finished rows costs a third of keeping them up row by row. When
 -- none is missing no lock is taken.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_build_indexes()
-RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1min' AS $$
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off SET lock_timeout = '1min' AS $$
 BEGIN
     IF num_nonnulls(
         to_regclass('public.idx_task_usage_hourly_workspace_time'),
@@ -54,7 +54,7 @@ $$;
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_plan(
     p_horizon timestamptz, p_rows bigint, p_from timestamptz DEFAULT '-infinity'
 )
-RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     v_unwalked CONSTANT tstzmultirange := public.task_usage_hourly_unwalked();
     v_left_out CONSTANT tstzmultirange := v_unwalked * tstzmultirange(tstzrange(NULL, p_from));
@@ -99,9 +99,9 @@ COMMENT ON FUNCTION public.rollup_task_usage_hourly_plan(timestamptz, bigint, ti
 -- Plans what the oracle finds wrong, by the hour. The watermark stays: a difference below it is what
 -- makes it untrue.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_plan_repair(p_rows bigint)
-RETURNS bigint LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS bigint LANGUAGE sql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     WITH differing AS (
-        SELECT public.task_usage_hourly_differences() AS hour
+        SELECT public.task_usage_hourly_differences(timestamptz '-infinity', timestamptz 'infinity', false) AS hour
     ), planned AS (
         INSERT INTO public.task_usage_hourly_backfill AS b (from_hour, to_hour, usage_rows, horizon_at)
         SELECT s.from_hour, s.to_hour, s.usage_rows,
@@ -122,7 +122,7 @@ COMMENT ON FUNCTION public.rollup_task_usage_hourly_plan_repair(bigint) IS
 -- none.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_slice()
 RETURNS TABLE (slice_from timestamptz, slice_to timestamptz, usage_rows bigint, buckets bigint)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     -- Losing the last slices in a crash of the server loses their marks too: nothing to wait for.
     PERFORM set_config('synchronous_commit', 'off', true);
@@ -144,7 +144,7 @@ COMMENT ON FUNCTION public.rollup_task_usage_hourly_slice() IS
 
 -- Moves the watermark to the horizon the plan was made for, once every slice is walked.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_finish()
-RETURNS timestamptz LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS timestamptz LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     v_watermark timestamptz;
 BEGIN

@@ -43,12 +43,13 @@ BEGIN
 END
 $$;
 
--- Whether the caller, a trigger function's owner, may write into the queue; false where there is none. Without
--- USAGE of the schema nobody could ask even this, so that is asked before.
+-- Whether the caller, a trigger function's owner, may write into the queue; false where there is none, and where
+-- a policy would decide. Without USAGE of the schema nobody could ask even this, so that is asked before.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_may_enqueue()
 RETURNS boolean LANGUAGE sql STABLE AS $$
-    SELECT COALESCE(pg_catalog.has_table_privilege(
-        pg_catalog.to_regclass('public.task_usage_hourly_invalidation')::pg_catalog.oid, 'INSERT'), false)
+    SELECT COALESCE(
+        pg_catalog.has_table_privilege(q.oid, 'INSERT') AND NOT pg_catalog.row_security_active(q.oid), false)
+    FROM (SELECT pg_catalog.to_regclass('public.task_usage_hourly_invalidation')::pg_catalog.oid) AS q (oid)
 $$;
 
 -- Inserts and updates, the server's hot path: a SET clause alone would double its cost, so every name and
@@ -59,6 +60,7 @@ CREATE OR REPLACE FUNCTION public.enqueue_task_usage_hourly_dirty_for_tu_write()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     v_now CONSTANT pg_catalog.timestamptz := pg_catalog.now();
+    v_state pg_catalog.oid;
     v_found_by_time boolean := COALESCE(NEW.updated_at, NEW.created_at) OPERATOR(pg_catalog.=) v_now
         AND pg_catalog.clock_timestamp()
             OPERATOR(pg_catalog.<) (v_now OPERATOR(pg_catalog.+) '4 minutes'::pg_catalog.interval);
@@ -74,9 +76,11 @@ BEGIN
         RETURN NULL;
     END IF;
     IF v_found_by_time THEN
-        IF pg_catalog.has_table_privilege(
-            pg_catalog.to_regclass('public.task_usage_hourly_rollup_state')::pg_catalog.oid, 'SELECT')
-        THEN
+        v_state := pg_catalog.to_regclass('public.task_usage_hourly_rollup_state');
+        -- What a policy hides may lie above now.
+        IF pg_catalog.row_security_active(v_state) THEN
+            v_found_by_time := false;
+        ELSIF pg_catalog.has_table_privilege(v_state, 'SELECT') THEN
             v_found_by_time := NOT EXISTS (
                 SELECT FROM public.task_usage_hourly_rollup_state s
                 WHERE s.id OPERATOR(pg_catalog.=) 1 AND s.watermark_at OPERATOR(pg_catalog.>) v_now);

@@ -6,6 +6,7 @@ import typer
 
 from ..schema import check as checking
 from ..session import connection
+from ..session.options import read as read_options
 from .output import DIFFERENCES, Fact, JsonOption, console, show_facts, write_json
 
 _STYLES = {"+": "green", "-": "red", "@": "cyan"}
@@ -16,7 +17,7 @@ def check(as_json: JsonOption = False) -> None:
 
     Reads only. Only a database at head can be compared.
     """
-    with connection.migration_session() as session:
+    with connection.migration_session(read_options()) as session:
         found = checking.check(session)
     if as_json:
         write_json(found)
@@ -37,6 +38,8 @@ def _show(found: checking.Check) -> None:
         out.print(f"known variant: {variant}")
     for what in found.not_compared:
         out.print(f"not compared: {what}")
+    for unseen in found.unseen:
+        out.print(f"not queued: {unseen}", style="yellow")
     if found.equal:
         out.print(f"the schema equals revision {found.revision}: {found.objects} objects compared")
     else:

@@ -36,6 +36,7 @@ app.command()(status.status)
 
 def main() -> None:
     """Run a command; turn a refusal into one message and its exit status."""
+    logs.escape_output()
     try:
         app()
     except (DatabaseUnavailable, LockBusy) as error:

@@ -69,12 +69,17 @@ def write_json(result: Any) -> None:
     sys.stdout.write(json.dumps(result, default=str, indent=2) + "\n")
 
 
-def size(count: int) -> str:
+def count(number: int, what: str) -> str:
+    """Write how many there are of something, which takes an s where it is not one."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def size(number: int) -> str:
     """Write a number of bytes: kB, MB or GB of 1,024 each."""
     for unit, factor in (("GB", 1024**3), ("MB", 1024**2)):
-        if count >= factor:
-            return f"{count / factor:,.1f} {unit}"
-    return f"{count / 1024:,.0f} kB"
+        if number >= factor:
+            return f"{number / factor:,.1f} {unit}"
+    return f"{number / 1024:,.0f} kB"
 
 
 def duration(seconds: float) -> str:

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ..reports import preflight as flight
+from ..reports.place import Step
 from ..session import connection
 from ..session.options import read as read_options
-from .output import REFUSED, Fact, JsonOption, console, duration, show_facts, size, write_json
+from .output import REFUSED, Fact, JsonOption, console, count, duration, show_facts, size, write_json
 
 
 def preflight(as_json: JsonOption = False) -> None:
@@ -52,6 +53,8 @@ def _refusals(found: flight.Preflight) -> Iterator[Fact]:
         yield Fact("refused", str(refusal), "red")
     for what in found.not_seen:
         yield Fact("not seen", what, "yellow")
+    for doubt in found.doubts:
+        yield Fact("may refuse", str(doubt), "yellow")
 
 
 def _place(found: flight.Preflight) -> Iterator[Fact]:
@@ -72,7 +75,7 @@ def _place(found: flight.Preflight) -> Iterator[Fact]:
         yield Fact("in the way", f"{holder}; the upgrade waits for it", "yellow")
 
 
-def _step(step: flight.Step) -> str:
+def _step(step: Step) -> str:
     locks = [f"locks {', '.join(tables)} in {mode} mode" for mode, tables in step.locks.items()]
     return "\n".join([step.name, *(f"  {lock}" for lock in locks or ["locks no table"])])
 
@@ -88,7 +91,7 @@ def _work(found: flight.Preflight) -> Iterator[Fact]:
     if work := found.backfill:
         who = "" if found.is_pending("103") else "; not by the upgrade, but by `usage-rollup backfill`"
         how = "what an unfinished backfill left of " if found.guard and found.guard.resumes else ""
-        rows, months = _count(work.rows, "usage row"), _count(len(work.months), "month")
+        rows, months = count(work.rows, "usage row"), count(len(work.months), "month")
         yield Fact("to roll up", f"{how}{rows} in {months}{who}")
         yield Fact("duration", f"about {duration(work.seconds)}, measured on a sample")
         yield Fact("disk", f"about {size(work.rollup_bytes)} for the hourly rollup")
@@ -113,10 +116,8 @@ def _losses(found: flight.Preflight) -> Iterator[Fact]:
             yield Fact("only there", f"and {more:,} more")
     for rights in found.trigger_rights:
         yield Fact("triggers", f"{rights.meaning}; {rights.mend}", "yellow")
+    for unseen in found.unseen:
+        yield Fact("not queued", str(unseen), "yellow")
     for odd in found.oddities:
-        rows = _count(odd.rows, "row")
+        rows = count(odd.rows, "row")
         yield Fact("odd usage", f"{rows}: {odd.meaning}; id {odd.example}", "yellow")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

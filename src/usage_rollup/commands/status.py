@@ -9,10 +9,12 @@ from typing import Annotated
 import typer
 
 from ..contract import LAG_THRESHOLD
+from ..hourly import slices
 from ..hourly.backfill import future_watermark
 from ..reports import covered_days
 from ..reports import status as reporting
 from ..session import connection
+from ..session.options import read as read_options
 from . import strip
 from .output import Fact, JsonOption, console, duration, show_facts, write_json
 
@@ -29,7 +31,7 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show where the database stands and how the hourly rollup does; reads only."""
-    with connection.migration_session() as session:
+    with connection.migration_session(read_options()) as session:
         found = reporting.status(session)
     if as_json:
         write_json(found)
@@ -73,6 +75,11 @@ def _facts(s: reporting.Status) -> Iterator[Fact]:
     for rights in s.trigger_rights:
         style = "bold red" if rights.missing else "bold yellow"
         yield Fact("triggers", f"{rights.meaning}; {rights.mend}", style)
+    for unseen in s.unseen:
+        yield Fact("not queued", str(unseen), "bold yellow")
+    if s.not_asked:
+        what = "data lag, undated usage, coverage"
+        yield Fact("not asked", f"{what}: {s.not_asked.message}; {s.not_asked.hint}", "bold yellow")
     if s.left_out:
         by = f" by {s.left_out.acknowledged_by}" if s.left_out.acknowledged_by else ""
         yield Fact(
@@ -90,7 +97,7 @@ def _lag(s: reporting.Status) -> tuple[str, str]:
     if s.lag_seconds == 0:
         return "none", "green"
     advice = _NO_BACKFILL if s.held_back and s.held_back.stuck else _CATCH_UP
-    if s.watermark.startswith(("1970-01-01 00:00:00", "-infinity", reporting.NO_ROW)):
+    if s.watermark.startswith(slices.NEVER_MOVED):
         return f"all usage there is, the watermark has never moved; {advice}", "bold red"
     lag = f"{duration(s.lag_seconds)} behind the newest usage"
     behind = s.lag_seconds > LAG_THRESHOLD.total_seconds()

@@ -14,6 +14,7 @@ from ..contract import STEMS
 from ..errors import ConfigurationError, UsageRollupError
 from ..runner import adoption
 from ..session import connection
+from ..session.options import read as read_options
 from .output import JsonOption, write_json
 
 
@@ -50,5 +51,5 @@ def upgrade(
 
 def _current() -> str | None:
     """Return what alembic_version says, in a session of its own."""
-    with connection.migration_session() as session:
+    with connection.migration_session(read_options()) as session:
         return adoption.look(session).version

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from itertools import groupby
 from typing import Annotated
 
 import typer
@@ -10,14 +13,20 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ..hourly import slices
 from ..hourly import verify as verification
 from ..session import connection
-from .output import DIFFERENCES, JsonOption, console, write_json
+from .output import DIFFERENCES, JsonOption, console, count, write_json
 
 _HOUR = "%Y-%m-%d %H:%M"
 
 # Where the ids of usage rows fit beside the counts.
 _WIDE = 130
+
+# More hours than that are told by day: nobody reads them one by one.
+_MOST_HOURS = 100
+
+_MEND = "usage-rollup backfill --repair"
 
 
 def verify(
@@ -25,27 +34,37 @@ def verify(
         datetime | None,
         typer.Option(help="Compare from this UTC time on.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
     ] = None,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help=f"Show every hour; more than {_MOST_HOURS} are summed by day."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare the hourly rollup with raw usage in one snapshot; exit 3 when an hour differs."""
+    """Compare the hourly rollup with raw usage in one snapshot; exit 3 when it differs or none is judged."""
     with connection.migration_session() as session:
         verdict = verification.verify(session, since)
     if as_json:
-        write_json(verdict)
+        write_json({"equal": verdict.equal, **dataclasses.asdict(verdict)})
     else:
-        _show(verdict)
+        _show(verdict, since, everything)
     raise typer.Exit(0 if verdict.equal else DIFFERENCES)
 
 
-def _show(verdict: verification.Verdict) -> None:
+def _show(verdict: verification.Verdict, since: datetime | None, everything: bool) -> None:
     out = console()
-    if verdict.differences:
+    by_day = len(verdict.differences) > _MOST_HOURS and not everything
+    if by_day:
+        out.print(f"hours that differ: {len(verdict.differences):,}; mend them: {_MEND}")
+        _show_days(out, verdict.differences)
+        out.print("every hour: usage-rollup verify --all, or --json")
+    elif verdict.differences:
         _show_differences(out, verdict.differences)
-        say = f"hours that differ: {len(verdict.differences)}; mend them: usage-rollup backfill --repair"
+        out.print(f"hours that differ: {len(verdict.differences):,}; mend them: {_MEND}")
+    elif verdict.judged_hours:
+        out.print(f"the hourly rollup equals raw usage: {count(verdict.judged_hours, 'hour')} compared")
     else:
-        say = "the hourly rollup equals raw usage"
-    out.print(say)
-    out.print(f"watermark: {verdict.watermark}; hours pending, not judged: {verdict.pending_hours}")
+        out.print(_nothing_judged(verdict, since))
+    out.print(f"watermark: {verdict.watermark}; hours pending, not judged: {verdict.pending_hours:,}")
     if verdict.not_compared:
         out.print(f"not compared, later releases added them: {', '.join(verdict.not_compared)}")
     for bucket in verdict.set_aside:
@@ -64,6 +83,41 @@ def _show(verdict: verification.Verdict) -> None:
         out.print(table)
 
 
+def _nothing_judged(verdict: verification.Verdict, since: datetime | None) -> str:
+    """Say why no hour was judged, and what to do."""
+    if verdict.empty:
+        return "there is no usage, and nothing is rolled up"
+    if not verdict.pending_hours:
+        newest = f"{verdict.newest_hour:{_HOUR}} UTC" if verdict.newest_hour else "nowhere"
+        if since is None:
+            return "nothing was judged: no usage belongs to an hour of the rollup"
+        return (
+            f"nothing was judged: there is no usage from {since:{_HOUR}} UTC on, the newest is of {newest};"
+            " ask for an earlier time with --since"
+        )
+    hours = f"nothing was judged: {count(verdict.pending_hours, 'hour')} with usage, all pending"
+    if verdict.watermark.startswith(slices.NEVER_MOVED):
+        return f"{hours}, the watermark has never moved; roll them up: usage-rollup backfill"
+    return (
+        f"{hours}; the next ticks roll them up, five minutes after they were written:"
+        " run `usage-rollup tick`, then verify again"
+    )
+
+
+def _show_days(out: Console, differences: Iterable[verification.Difference]) -> None:
+    table = _table("day (UTC)", "hours", "events expected", "found", "tokens expected", "found")
+    for day, in_it in groupby(differences, lambda d: d.hour.date()):
+        hours = list(in_it)
+        table.add_row(str(day), f"{len(hours):,}", *_sums(hours))
+    out.print(table)
+
+
+def _sums(differences: Sequence[verification.Difference]) -> Iterator[str]:
+    """Yield events and tokens, expected and found, over some hours."""
+    for column in ("expected_events", "found_events", "expected_tokens", "found_tokens"):
+        yield f"{sum(getattr(d, column) for d in differences):,}"
+
+
 def _show_differences(out: Console, differences: list[verification.Difference]) -> None:
     table = _table("hour (UTC)", "events expected", "found", "tokens expected", "found")
     wide = out.width >= _WIDE
@@ -72,10 +126,7 @@ def _show_differences(out: Console, differences: list[verification.Difference]) 
     for d in differences:
         table.add_row(
             f"{d.hour:{_HOUR}}",
-            f"{d.expected_events:,}",
-            f"{d.found_events:,}",
-            f"{d.expected_tokens:,}",
-            f"{d.found_tokens:,}",
+            *_sums([d]),
             *(["\n".join(map(str, d.usage_ids))] if wide else []),
         )
     out.print(table)

@@ -169,7 +169,11 @@ def repair(session: sa.Connection, options: Options) -> int:
     Entered and left outside a transaction, holding 4246. Leaves the proof for 103 in the session's
     settings. Raises BackfillRefused when hours still differ.
     """
-    session.execute(sa.text("SELECT public.rollup_task_usage_hourly_window('-infinity', '-infinity')"))
+    session.execute(
+        sa.text(
+            "SELECT public.rollup_task_usage_hourly_window(timestamptz '-infinity', timestamptz '-infinity')"
+        )
+    )
     repaired = 0
     for _ in range(_REPAIRS):
         differing = slices.plan_repair(session)
@@ -193,7 +197,7 @@ def require_equal(session: sa.Connection, since: datetime | None = None) -> None
     differing = session.scalar(
         sa.text(
             "SELECT COUNT(*) FROM public.task_usage_hourly_differences("
-            "COALESCE(CAST(:since AS timestamptz), '-infinity'))"
+            "COALESCE(CAST(:since AS timestamptz), '-infinity'), timestamptz 'infinity', false)"
         ),
         {"since": since},
     )

@@ -93,7 +93,7 @@ BEGIN
 
         ELSIF v_phase = 'history' AND (v_state.no_usage OR v_state.lag > :lag_threshold AND NOT v_planned) THEN
             -- In a statement and transaction of its own, before any snapshot that relies on it.
-            v_horizon := public.task_usage_hourly_horizon(:horizon_wait);
+            v_horizon := public.task_usage_hourly_horizon(interval :horizon_wait);
             COMMIT;
             IF v_horizon = '-infinity' AND NOT v_state.no_usage THEN
                 SELECT * INTO STRICT v_blockers FROM (
@@ -104,7 +104,7 @@ BEGIN
                         ' prepared and left: ' || v_blockers.who,
                     HINT = v_blockers.hint || '; then ' || c_again;
             END IF;
-            PERFORM public.rollup_task_usage_hourly_plan(v_horizon, :slice_rows);
+            PERFORM public.rollup_task_usage_hourly_plan(v_horizon, bigint ':slice_rows', timestamptz '-infinity');
             COMMIT;
             v_planned := true;
             IF v_state.no_usage THEN
@@ -133,19 +133,20 @@ BEGIN
             END IF;
 
         ELSIF v_phase = 'drain' THEN
-            PERFORM public.rollup_task_usage_hourly_window('-infinity', '-infinity');
+            PERFORM public.rollup_task_usage_hourly_window(timestamptz '-infinity', timestamptz '-infinity');
             COMMIT;
             v_phase := 'proof';
 
         -- Compare in one snapshot, recompute what differs, compare again.
         ELSIF v_repairs < :repairs THEN
-            v_count := public.rollup_task_usage_hourly_plan_repair(:slice_rows);
+            v_count := public.rollup_task_usage_hourly_plan_repair(bigint ':slice_rows');
             COMMIT;
             EXIT WHEN v_count = 0;
             v_repairs := v_repairs + 1;
             RAISE WARNING '% hours of the rollup differ from raw usage; recomputing them', v_count;
         ELSE
-            SELECT COUNT(*) INTO v_count FROM public.task_usage_hourly_differences();
+            SELECT COUNT(*) INTO v_count FROM public.task_usage_hourly_differences(
+                timestamptz '-infinity', timestamptz 'infinity', false);
             COMMIT;
             EXIT WHEN v_count = 0;
             RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',

@@ -107,7 +107,9 @@ def _prove(session: sa.Connection, options: Options, *, ours: bool) -> None:
             products_pipeline.repair(session, pending=all_of_them)
     if not all_of_them:
         log.info("%d hours of the rollup are not compared: they wait for the next ticks", waiting)
-    log.info("the hourly rollup matches raw usage" if all_of_them else "what was compared of it matches raw usage")
+    log.info(
+        "the hourly rollup matches raw usage" if all_of_them else "what was compared of it matches raw usage"
+    )
 
 
 def _attempt(act: Callable[[], None]) -> None:

@@ -137,5 +137,6 @@ def _month(session: sa.Connection, months_back: int | None) -> datetime | None:
 
 _PREVIEW = """
 SELECT from_hour, to_hour, usage_rows
-FROM public.task_usage_hourly_slices(public.task_usage_hourly_unwalked(), :rows) WHERE usage_rows > 0
+FROM public.task_usage_hourly_slices(public.task_usage_hourly_unwalked(), CAST(:rows AS bigint))
+WHERE usage_rows > 0
 """

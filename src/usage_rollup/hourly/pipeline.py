@@ -8,7 +8,8 @@ so that there is one definition of what the rollup should hold; they end with th
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,8 +17,12 @@ import sqlalchemy as sa
 
 from .. import revisions
 from ..contract import OUR_FUNCTIONS
-from ..errors import UnsuitableDatabase
+from ..errors import Refusal, UnsuitableDatabase
+from ..queries import beside
+from ..session import pinned
 from ..session.connection import transaction
+
+_SQL = beside(__file__)
 
 # The parts of 102 that only read, and the private tables that these read: empty where the pipeline is not
 # ours. All else that they read is the product's, or one of 101's tables.
@@ -67,14 +72,31 @@ class Reading:
         return sa.text(_in_temp(text, _lent_names()) if self.lent else text)
 
 
+def cannot_lend(session: sa.Connection) -> Refusal | None:
+    """Say why the reading half of 102 cannot be lent to this session; None where it can, or is in public."""
+    if find(session).readable:
+        return None
+    asked = session.execute(sa.text(_MAY_LEND)).one()
+    if asked.may_lend and not asked.standby:
+        return None
+    what = "the functions that compare and count usage are not in this database"
+    if asked.standby:
+        return Refusal(f"{what}, and a standby takes none", hint="ask the primary")
+    return Refusal(
+        f"{what}, and role {asked.role} may not make temporary ones",
+        hint=f"GRANT TEMPORARY ON DATABASE {asked.quoted_database} TO {asked.quoted_role}",
+    )
+
+
 def reading(session: sa.Connection) -> Reading:
     """Return where the reading half of 102 is, after lending it to this session where it is missing.
 
-    Entered and left outside a transaction. Lending needs the right to make temporary objects, and a server
-    that is no standby.
+    Entered and left outside a transaction. Raises UnsuitableDatabase for what cannot_lend() says.
     """
     if find(session).readable:
         return Reading(lent=False)
+    if refusal := cannot_lend(session):
+        raise UnsuitableDatabase(refusal)
     with transaction(session):
         lend(session, _lent_parts())
     return Reading(lent=True)
@@ -96,6 +118,25 @@ def lend(session: sa.Connection, parts: Sequence[str]) -> None:
         session.exec_driver_sql(text, execution_options={"no_parameters": True})
     if wrong := session.scalars(sa.text(_WRONGLY_LENT), {"names": sorted(names)}).all():
         raise AssertionError(f"the reading half of 102 cannot be lent: {', '.join(wrong)}")
+
+
+@contextmanager
+def in_reach_of_public(session: sa.Connection) -> Iterator[None]:
+    """Let the block, a part of the caller's transaction, call functions of the product.
+
+    Those look names up in search_path, so public is on it, behind pg_catalog; when the block raises, the
+    end of the transaction takes it off again. Raises UnsuitableDatabase where somebody whom the product
+    need not trust has put a function or operator into public that might be called in another's place.
+    """
+    if planted := session.scalar(sa.text(_SQL["planted"])):
+        raise UnsuitableDatabase(
+            f"the product's functions look names up in schema public, where others have put: {planted}",
+            hint="have a look at these and drop them, or give them to a superuser;"
+            " REVOKE CREATE ON SCHEMA public FROM PUBLIC keeps new ones out",
+        )
+    session.execute(sa.text("SELECT set_config('search_path', 'pg_catalog, public, pg_temp', true)"))
+    yield
+    session.execute(sa.text(f"SELECT set_config('search_path', '{pinned.SETTINGS['search_path']}', true)"))
 
 
 @cache
@@ -120,6 +161,12 @@ def _in_temp(text: str, names: Collection[str]) -> str:
         r"\bpublic\.(\w+)", lambda found: f"pg_temp.{found[1]}" if found[1] in names else found[0], text
     )
 
+
+_MAY_LEND = """
+SELECT pg_is_in_recovery() AS standby, has_database_privilege(current_database(), 'TEMPORARY') AS may_lend,
+    current_user AS role, quote_ident(current_user) AS quoted_role,
+    quote_ident(current_database()) AS quoted_database
+"""
 
 # Of what this transaction has made or altered, all must be temporary.
 _WRONGLY_LENT = """

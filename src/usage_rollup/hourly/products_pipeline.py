@@ -118,7 +118,8 @@ def _recompute(session: sa.Connection, keys: Sequence[sa.RowMapping]) -> list[tu
     try:
         with session.begin_nested():
             session.execute(sa.text(_SQL["queue"]), [dict(key) for key in keys])
-            session.execute(sa.text(_SQL["window_of_the_far_past"]))
+            with pipeline.in_reach_of_public(session):
+                session.execute(sa.text(_SQL["window_of_the_far_past"]))
             session.execute(sa.text(_SQL["take_back"]))
         return []
     except DBAPIError as error:
@@ -144,9 +145,8 @@ def _step(session: sa.Connection, horizon: str) -> Slice | None:
         step = session.execute(sa.text(found), {"horizon": horizon, "rows": STEP_ROWS}).one_or_none()
         if step is None:
             return None
-        buckets = session.scalar(
-            sa.text("SELECT public.rollup_task_usage_hourly_window(:from_at, :to_at)"), dict(step._mapping)
-        )
+        with pipeline.in_reach_of_public(session):
+            buckets = session.scalar(sa.text(_SQL["window"]), dict(step._mapping))
         # Not last_run_*: a backfill is no tick, and whoever asks what ticks looks there.
         session.execute(
             sa.text("UPDATE public.task_usage_hourly_rollup_state SET watermark_at = :to_at WHERE id = 1"),

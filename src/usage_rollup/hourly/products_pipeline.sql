@@ -27,9 +27,12 @@ SELECT s.watermark_at AS from_at, (SELECT COUNT(*) FROM step) AS events,
 FROM public.task_usage_hourly_rollup_state s
 WHERE s.id = 1 AND s.watermark_at < CAST(:horizon AS timestamptz);
 
+-- name: window
+SELECT public.rollup_task_usage_hourly_window(CAST(:from_at AS timestamptz), CAST(:to_at AS timestamptz));
+
 -- name: wrong_hours
 SELECT h.hour FROM public.task_usage_hourly_differences(
-    '0001-01-01 00:00:00+00', '9999-01-01 00:00:00+00', :pending) AS h (hour);
+    timestamptz '0001-01-01 00:00:00+00', timestamptz '9999-01-01 00:00:00+00', CAST(:pending AS boolean)) AS h (hour);
 
 -- name: wrong_keys
 -- What somebody else has queued is his: the next tick recomputes it.
@@ -53,7 +56,8 @@ ON CONFLICT DO NOTHING;
 
 -- name: window_of_the_far_past
 -- Not an empty range, for which some releases do nothing, and not one with events of its own.
-SELECT public.rollup_task_usage_hourly_window('0001-12-31 23:59:59.999999+00 BC', '0001-01-01 00:00:00+00');
+SELECT public.rollup_task_usage_hourly_window(
+    timestamptz '0001-12-31 23:59:59.999999+00 BC', timestamptz '0001-01-01 00:00:00+00');
 
 -- name: take_back
 -- What the window has left there would make its hour look pending.

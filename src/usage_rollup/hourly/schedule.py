@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from ..contract import TICK_JOB
 from ..queries import beside
-from ..session.connection import transaction
+from ..session.connection import policies_filter, transaction
 from . import pipeline
 
 log = logging.getLogger(__name__)
@@ -65,11 +65,12 @@ def schedule(session: sa.Connection) -> Scheduled:
         if not_used:
             return Scheduled(None, 0, not_used, who_ticks(session))
         # cron.schedule() updates a job of its name and leaves it paused when it is (pg_cron 1.4).
-        replaced = session.scalars(sa.text(_SQL["unschedule"]), {"job": TICK_JOB}).all()
-        job_id = session.scalar(
-            sa.text(_SQL["schedule"]),
-            {"job": TICK_JOB, "period": PERIOD, "command": COMMAND},
-        )
+        with policies_filter(session):
+            replaced = session.scalars(sa.text(_SQL["unschedule"]), {"job": TICK_JOB}).all()
+            job_id = session.scalar(
+                sa.text(_SQL["schedule"]),
+                {"job": TICK_JOB, "period": PERIOD, "command": COMMAND},
+            )
         return Scheduled(job_id, len(replaced), None, who_ticks(session))
 
 
@@ -82,7 +83,8 @@ def unschedule(session: sa.Connection) -> Unscheduled:
         not_used = pg_cron_unusable(session)
         removed = 0
         if not not_used:
-            removed = len(session.scalars(sa.text(_SQL["unschedule"]), {"job": TICK_JOB}).all())
+            with policies_filter(session):
+                removed = len(session.scalars(sa.text(_SQL["unschedule"]), {"job": TICK_JOB}).all())
         return Unscheduled(removed, not_used, who_ticks(session))
 
 
@@ -121,9 +123,10 @@ def who_ticks(session: sa.Connection) -> str | None:
     pg_cron jobs of this role, and none when pg_cron lives in another database: there a recent run tells.
     """
     if session.scalar(sa.text(_SQL["cron_readable"])):
-        schedule = session.scalar(sa.text(_SQL["its_schedule"]), {"job": TICK_JOB})
-        if schedule is not None:
-            return f"pg_cron job {TICK_JOB} ({schedule})"
+        with policies_filter(session):
+            job = session.execute(sa.text(_SQL["its_schedule"]), {"job": TICK_JOB}).one_or_none()
+        if job is not None:
+            return f"pg_cron job {job.name} ({job.schedule})"
     if session.scalar(sa.text(_SQL["state_readable"])):
         minutes = session.scalar(sa.text(_SQL["recent_run"]), {"recent": RECENT})
         if minutes is not None:

@@ -10,8 +10,11 @@ SELECT EXISTS (
 SELECT COALESCE(has_table_privilege(to_regclass('public.task_usage_hourly_rollup_state'), 'SELECT'), false);
 
 -- name: its_schedule
-SELECT schedule FROM cron.job
-WHERE database = current_database() AND jobname = :job AND active ORDER BY jobid LIMIT 1;
+-- Whatever the job is called; the one of the contract's name first.
+SELECT COALESCE(jobname, 'number ' || jobid) AS name, schedule FROM cron.job
+WHERE database = current_database() AND active
+    AND (jobname = CAST(:job AS text) OR command ~* '\mrollup_task_usage_hourly\s*\(')
+ORDER BY (jobname = CAST(:job AS text)) IS TRUE DESC, jobid LIMIT 1;
 
 -- name: recent_run
 -- A server whose clock was set back may have finished a run in the future.

@@ -24,6 +24,12 @@ SLICE_ROWS = 200_000
 # How long to wait for transactions whose start this role cannot see.
 HORIZON_WAIT = "10 seconds"
 
+# In place of a watermark whose row was deleted by hand.
+NO_ROW = "missing"
+
+# How a watermark begins that nothing was ever rolled up to.
+NEVER_MOVED = ("1970-01-01 00:00:00", "-infinity", NO_ROW)
+
 _SQL = beside(__file__)
 
 # For a refusal, online and in a script: one row always, because who it was may have ended meanwhile.
@@ -95,7 +101,8 @@ def plan(session: sa.Connection, *, empty: bool = False, since: datetime | None 
     session.execute(
         sa.text(
             "SELECT public.rollup_task_usage_hourly_plan("
-            "CAST(:upto AS timestamptz), :rows, COALESCE(CAST(:since AS timestamptz), '-infinity'))"
+            "CAST(:upto AS timestamptz), CAST(:rows AS bigint),"
+            " COALESCE(CAST(:since AS timestamptz), '-infinity'))"
         ),
         {"upto": upto, "rows": SLICE_ROWS, "since": since},
     )
@@ -105,7 +112,8 @@ def plan_repair(session: sa.Connection) -> int:
     """Compare rollup and raw usage in one snapshot, plan the hours that differ and return their number."""
     return int(
         session.scalar(
-            sa.text("SELECT public.rollup_task_usage_hourly_plan_repair(:rows)"), {"rows": SLICE_ROWS}
+            sa.text("SELECT public.rollup_task_usage_hourly_plan_repair(CAST(:rows AS bigint))"),
+            {"rows": SLICE_ROWS},
         )
         or 0
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,6 +17,7 @@ from ..errors import DatabaseUnavailable, LockBusy, StatementFailed, explain
 from ..session import advisory_lock
 from ..session.connection import transaction
 from . import pipeline, slices
+from .pipeline import Pipeline
 from .slices import HeldBack
 
 log = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ def tick(session: sa.Connection) -> Tick:
     started: datetime = session.scalar(sa.text("SELECT clock_timestamp()"))
     try:
         with transaction(session):
-            done = _run(session)
+            done = _run(session, installed)
     except DBAPIError as error:
         if not isinstance(error.orig, psycopg.Error):
             raise
@@ -67,18 +69,17 @@ def tick(session: sa.Connection) -> Tick:
 
 def _lag(session: sa.Connection) -> float | None:
     """Return by how many seconds the data lags; the product's function measures the last run."""
-    try:
-        lag_s: float = session.scalar(pipeline.reading(session).sql(_LAG))
-        return lag_s
-    except DBAPIError as error:
-        if isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
-            return None
-        raise
+    if pipeline.cannot_lend(session):
+        return None
+    lag_s: float = session.scalar(pipeline.reading(session).sql(_LAG))
+    return lag_s
 
 
-def _run(connection: sa.Connection) -> Tick:
+def _run(connection: sa.Connection, installed: Pipeline) -> Tick:
     # The tick tries the same lock, and would answer 0 both for nothing to do and for busy.
-    if not connection.scalar(sa.text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": HOURLY_ROLLUP}):
+    if not connection.scalar(
+        sa.text("SELECT pg_try_advisory_xact_lock(CAST(:key AS bigint))"), {"key": HOURLY_ROLLUP}
+    ):
         holders = advisory_lock.describe_holders(connection, HOURLY_ROLLUP)
         raise LockBusy(
             "the hourly rollup is being written by another session"
@@ -88,7 +89,8 @@ def _run(connection: sa.Connection) -> Tick:
     before = connection.scalar(sa.text(_WATERMARK))
     # Not every release of the product's tick does it; first, because ours names who holds it back.
     connection.execute(sa.text(_CLEAR_ERROR))
-    rows = connection.scalar(sa.text("SELECT public.rollup_task_usage_hourly()"))
+    with nullcontext() if installed.ours else pipeline.in_reach_of_public(connection):
+        rows = connection.scalar(sa.text("SELECT public.rollup_task_usage_hourly()"))
     return Tick(rows or 0, before, connection.scalar(sa.text(_WATERMARK)), None)
 
 

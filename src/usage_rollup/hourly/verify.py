@@ -58,10 +58,15 @@ class LegacyExcess:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one snapshot shows. Hours at or above the watermark, or queued, are pending, not wrong."""
+    """What one snapshot shows. Hours at or above the watermark, or queued, are pending, not wrong.
+
+    `judged_hours` were compared; where there are none, `newest_hour` is the newest that could be asked for.
+    """
 
     watermark: str
+    judged_hours: int
     pending_hours: int
+    newest_hour: datetime | None
     differences: list[Difference]
     set_aside: list[SetAside]
     legacy_excess: list[LegacyExcess]
@@ -69,9 +74,14 @@ class Verdict:
     not_compared: list[str]
 
     @property
+    def empty(self) -> bool:
+        """Say whether there is nothing to compare: no usage, and nothing rolled up."""
+        return not self.judged_hours and not self.pending_hours and self.newest_hour is None
+
+    @property
     def equal(self) -> bool:
-        """Say whether no hour differs."""
-        return not self.differences
+        """Say whether no hour differs; not where hours could have been judged and none was."""
+        return not self.differences and (self.judged_hours > 0 or self.empty)
 
 
 def verify(session: sa.Connection, since: datetime | None = None) -> Verdict:
@@ -79,7 +89,7 @@ def verify(session: sa.Connection, since: datetime | None = None) -> Verdict:
 
     Entered and left outside a transaction. Takes no lock a server could notice. Whose pipeline keeps
     the rollup does not matter: functions that are missing are lent to this session first. Raises
-    UnsuitableDatabase where there is no hourly rollup yet.
+    UnsuitableDatabase where there is no hourly rollup yet, or where nothing may be lent.
     """
     pipeline.require(session, window=False)
     reading = pipeline.reading(session)
@@ -88,9 +98,14 @@ def verify(session: sa.Connection, since: datetime | None = None) -> Verdict:
         return session.execute(reading.sql(statement), parameters).mappings().all()
 
     with snapshot(session):
+        differences = [Difference(**row) for row in rows(_SQL["differences"], since=since)]
+        differing = [difference.hour for difference in differences]
+        judged = session.scalar(reading.sql(_SQL["judged"]), {"since": since, "differing": differing})
         return Verdict(
-            **rows(_SQL["state"])[0],
-            differences=[Difference(**row) for row in rows(_SQL["differences"], since=since)],
+            **rows(_SQL["state"], since=since)[0],
+            judged_hours=judged or 0,
+            newest_hour=None if judged else session.scalar(reading.sql(_SQL["newest_hour"])),
+            differences=differences,
             set_aside=[SetAside(**row) for row in rows(_SQL["set_aside"])],
             legacy_excess=[LegacyExcess(**row) for row in rows(_SQL["legacy_excess"])],
             not_compared=[row["attname"] for row in rows(_SQL["not_compared"], columns=_COLUMNS)],

@@ -4,7 +4,25 @@
 SELECT
     COALESCE((SELECT watermark_at::text FROM public.task_usage_hourly_rollup_state WHERE id = 1), 'missing')
         AS watermark,
-    (SELECT COUNT(*) FROM public.task_usage_hourly_pending_hours()) AS pending_hours;
+    (SELECT COUNT(*) FROM public.task_usage_hourly_pending_hours() AS p (hour)
+     WHERE CAST(:since AS timestamptz) IS NULL
+        OR p.hour >= public.task_usage_hour_bucket(CAST(:since AS timestamptz))) AS pending_hours;
+
+-- name: judged
+-- An hour of raw usage that is neither rolled up nor pending is among the hours that differ.
+SELECT COUNT(*) FROM (
+    SELECT DISTINCT bucket_hour AS hour FROM public.task_usage_hourly
+    WHERE bucket_hour < '9999-01-01 00:00:00+00' AND bucket_hour >= GREATEST(
+        public.task_usage_hour_bucket(CAST(:since AS timestamptz)), '0001-01-01 00:00:00+00')
+    UNION SELECT unnest(CAST(:differing AS timestamptz[]))
+) AS h WHERE h.hour NOT IN (SELECT public.task_usage_hourly_pending_hours());
+
+-- name: newest_hour
+-- Two look-ups by index: what tells a database without usage from a question beyond the data.
+SELECT GREATEST(
+    (SELECT public.task_usage_hour_bucket(MAX(created_at)) FROM public.task_usage
+     WHERE public.task_usage_hourly_dated(created_at)),
+    (SELECT MAX(bucket_hour) FROM public.task_usage_hourly WHERE public.task_usage_hourly_dated(bucket_hour)));
 
 -- name: differences
 -- Within the years that clients can read: the product's own pipeline stores others too.
@@ -14,8 +32,8 @@ SELECT d.hour, e.events AS expected_events, h.events AS found_events, e.tokens A
           WHERE tu.created_at >= d.hour AND tu.created_at < d.hour + interval '1 hour'
           ORDER BY tu.created_at LIMIT 3) AS usage_ids
 FROM public.task_usage_hourly_differences(
-    GREATEST(public.task_usage_hour_bucket(CAST(:since AS timestamptz)), '0001-01-01 00:00:00+00'),
-    '9999-01-01 00:00:00+00') AS d (hour)
+    GREATEST(public.task_usage_hour_bucket(CAST(:since AS timestamptz)), timestamptz '0001-01-01 00:00:00+00'),
+    timestamptz '9999-01-01 00:00:00+00', false) AS d (hour)
 CROSS JOIN LATERAL (
     SELECT COALESCE(SUM(event_count), 0)::bigint AS events, COALESCE(SUM(
         input_tokens::numeric + output_tokens + cache_read_tokens + cache_write_tokens), 0) AS tokens

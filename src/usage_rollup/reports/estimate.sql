@@ -21,4 +21,25 @@ FROM (
 
 -- name: sample
 SELECT COUNT(*) AS buckets, COALESCE(SUM(event_count), 0)::bigint AS rows
-FROM public.rollup_task_usage_hourly_aggregate(CAST(:since AS timestamptz), 'infinity');
+FROM public.rollup_task_usage_hourly_aggregate(CAST(:since AS timestamptz), timestamptz 'infinity');
+
+-- name: window_sample
+-- What the product's window does about :rows rows, without writing: each key meets all tasks of its runtime and agent.
+WITH keys AS (
+    SELECT DISTINCT public.task_usage_hour_bucket(tu.created_at) AS bucket_hour, a.workspace_id, q.runtime_id,
+        q.agent_id, i.project_id, tu.provider, tu.model
+    FROM (
+        SELECT * FROM public.task_usage WHERE public.task_usage_hourly_dated(created_at)
+        ORDER BY created_at DESC LIMIT CAST(:rows AS bigint)) AS tu
+    JOIN public.agent_task_queue q ON q.id = tu.task_id
+    JOIN public.agent a ON a.id = q.agent_id
+    LEFT JOIN public.issue i ON i.id = q.issue_id
+)
+SELECT COUNT(*) AS buckets FROM (
+    SELECT FROM keys k
+    JOIN public.agent_task_queue q ON q.runtime_id = k.runtime_id AND q.agent_id = k.agent_id
+    LEFT JOIN public.issue i ON i.id = q.issue_id
+    JOIN public.task_usage tu ON tu.task_id = q.id AND tu.provider = k.provider AND tu.model = k.model
+        AND public.task_usage_hour_bucket(tu.created_at) = k.bucket_hour
+    WHERE i.project_id IS NOT DISTINCT FROM k.project_id
+    GROUP BY k.bucket_hour, k.workspace_id, k.runtime_id, k.agent_id, k.project_id, k.provider, k.model) AS sums;

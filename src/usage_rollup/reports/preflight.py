@@ -16,17 +16,16 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from .. import revisions
-from ..contract import HEAD, HOURLY_ROLLUP, MIGRATION_RUN, STEMS
+from ..contract import HOURLY_ROLLUP, MIGRATION_RUN
 from ..errors import Refusal, UsageRollupError, explain
-from ..hourly import pipeline, slices
+from ..hourly import pipeline, slices, unseen
 from ..hourly.pipeline import Reading
 from ..queries import beside
-from ..runner import adoption, ledger, table_locks
+from ..runner import checks, table_locks
 from ..session import advisory_lock, blockers, suitability
 from ..session.connection import snapshot
 from ..session.options import Options
-from . import estimate, forecast_103, odd_usage, trigger_rights
+from . import estimate, forecast_103, odd_usage, place, trigger_rights
 
 _SQL = beside(__file__)
 
@@ -47,38 +46,22 @@ class Server:
     bytes: int
 
 
-@dataclass(frozen=True)
-class Step:
-    """A revision that is still to be applied, and the tables it locks, by lock mode."""
-
-    name: str
-    locks: dict[str, list[str]]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the database stands: its shape in words, our revision, why it is adopted, what is pending."""
-
-    shape: str
-    revision: str | None
-    adoption: str | None
-    pending: list[Step]
-
-
 @dataclass
 class Preflight:
     """The answer: reasons for refusal, then facts. None is what was not asked, or not seen."""
 
     refusals: list[Refusal] = field(default_factory=list)
     not_seen: list[str] = field(default_factory=list)
+    doubts: list[Refusal] = field(default_factory=list)
     in_the_way: list[str] = field(default_factory=list)
     server: Server | None = None
-    place: Place | None = None
+    place: place.Place | None = None
     guard: forecast_103.Guard | None = None
     backfill: estimate.Estimate | None = None
     legacy: forecast_103.Legacy | None = None
     oddities: list[odd_usage.Oddity] = field(default_factory=list)
     trigger_rights: list[trigger_rights.TriggerRights] = field(default_factory=list)
+    unseen: list[unseen.Unseen] = field(default_factory=list)
 
     @property
     def goes_through(self) -> bool:
@@ -97,8 +80,12 @@ def preflight(session: sa.Connection, options: Options) -> Preflight:
     advisory lock and waits at most half a second for a table.
     """
     look = _Look(session, options)
-    look.ask("the server", lambda: suitability.require_suitable(session), None)
-    look.reading = look.ask("usage", lambda: pipeline.reading(session), None)
+    look.ask("the server", lambda: suitability.require_session_pooling(session), None)
+    if unasked := pipeline.cannot_lend(session):
+        # No reason for the upgrade to stop, unless it has to look ahead: it makes them in public.
+        look.found.doubts.append(unasked)
+    else:
+        look.reading = look.ask("usage", lambda: pipeline.reading(session), None)
     with snapshot(session):
         session.exec_driver_sql("SET LOCAL lock_timeout = '500ms'")
         look.around()
@@ -114,19 +101,32 @@ class _Look:
         self.found = Preflight()
         self.reading: Reading | None = None
         self.in_snapshot = False
+        # As the upgrade does: reasons that only the data tells count where the catalog is against nothing.
+        self.reads_data = True
 
     def around(self) -> None:
         """Ask everything: what is quick first, because it is about this moment."""
         found = self.found
         self.in_snapshot = True
         found.server = self.ask("the server", self.server, None)
-        found.place = self.ask("ledger and catalog", self.place, None)
+        checked = self.ask("the catalog", self.checks, None)
+        if checked:
+            found.refusals.extend(checked.refusals)
+            found.doubts.extend(checked.doubts)
+            found.place = place.find(checked)
+        self.reads_data = not found.refusals
         found.in_the_way = self.ask("locks", self.in_the_way, [])
         found.trigger_rights = self.ask("trigger rights", lambda: trigger_rights.find(self.session), [])
+        found.unseen = self.ask("subscriptions and triggers", lambda: unseen.find(self.session), [])
         if found.server and not found.server.owner and found.is_pending("103"):
             found.guard = forecast_103.Guard(forecast_103.NO_USAGE, None, None, False, False, False, [])
         elif found.server and found.server.owner and found.place and self.reading:
             self.usage(self.reading)
+        elif found.place and self.reads_data:
+            steps = [step.name[:3] for step in found.place.pending]
+            found.refusals += self.ask(
+                "the legacy rollups", lambda: forecast_103.refusals(self.session, steps, self.options), []
+            )
         if found.guard and found.guard.held_back and self.reading:
             who, hint = self.session.execute(self.reading.sql(slices.HELD_BACK_BY)).one()
             found.refusals.append(
@@ -145,7 +145,9 @@ class _Look:
         except UsageRollupError as error:
             self.found.refusals.append(error.refusal)
         except DBAPIError as error:
-            if not isinstance(error.orig, psycopg.Error) or error.orig.sqlstate not in _UNSEEN:
+            if not isinstance(error.orig, psycopg.Error) or error.connection_invalidated:
+                raise
+            if self.reads_data and error.orig.sqlstate not in _UNSEEN:
                 raise
             self.found.not_seen.append(f"{what}: {explain(error.orig).message}")
         return otherwise
@@ -153,14 +155,9 @@ class _Look:
     def server(self) -> Server:
         return Server(**self.session.execute(sa.text(_SQL["server"])).mappings().one())
 
-    def place(self) -> Place:
-        """Read ledger and catalog as the upgrade does."""
-        standing = adoption.look(self.session)
-        adopted = standing.adoption()
-        start = standing.start
-        scripts = [revisions.scripts().get_revision(r) for r in STEMS if start is None or r > start]
-        pending = [Step(ledger.stem_of(script), dict(script.module.LOCK)) for script in scripts]
-        return Place(_shape(standing, adopted), standing.version, standing.reason, pending)
+    def checks(self) -> checks.Found:
+        """Ask what the upgrade itself asks before its first write."""
+        return checks.find(self.session, "upgrade", place.revisions_after, self.options)
 
     def in_the_way(self) -> list[str]:
         """Name who holds what a pending step needs; refuse for what would outlast the step's patience."""
@@ -206,10 +203,10 @@ class _Look:
         found.oddities = self.ask("oddities in raw usage", lambda: odd_usage.find(session), [])
         if guard and guard.walks:
             has_state, resumes = guard.watermark is not None, guard.resumes
+            # Until 103 the window is ours, or will be.
+            walks = estimate.Walk(has_state=has_state, unfinished=resumes, ours=drops)
             found.backfill = self.ask(
-                "the history to roll up",
-                lambda: estimate.estimate(session, reading, has_state=has_state, unfinished=resumes),
-                None,
+                "the history to roll up", lambda: estimate.estimate(session, reading, walks), None
             )
         if drops:
             found.legacy = self.ask(
@@ -218,24 +215,4 @@ class _Look:
                 None,
             )
         for asked in (guard, found.legacy):
-            found.refusals.extend(asked.refusals if asked else [])
-
-
-def _shape(standing: adoption.Standing, adopted: adoption.Adoption | None) -> str:
-    """Say in words what kind of database this is."""
-    if standing.version == HEAD:
-        return "migrated by this runner to its newest revision"
-    if standing.version is not None:
-        since = ", and since then by the product's own runner" if adopted else ""
-        return f"migrated by this runner to {STEMS[standing.version]}{since}"
-    if adopted is None:
-        return "empty"
-    if adopted.revision == "097":
-        return "v0.3.4, as the product's own runner left it"
-    if adopted.revision == "104":
-        return "v0.3.5 or later, migrated by the product's own runner"
-    if adopted.revision == "101" and standing.has_pipeline:
-        return (
-            "stuck before 103: the product's own runner got as far as 102, whose functions this one replaces"
-        )
-    return f"migrated by the product's own runner to {STEMS[adopted.revision]}"
+            found.refusals.extend(asked.refusals if asked and self.reads_data else [])

@@ -8,9 +8,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..contract import HOURLY_ROLLUP
-from ..hourly import pipeline, schedule, slices
+from ..errors import Refusal
+from ..hourly import pipeline, schedule, slices, unseen
 from ..hourly.pipeline import Pipeline, Reading
 from ..hourly.slices import HeldBack
+from ..hourly.unseen import Unseen
 from ..queries import beside, filled
 from ..runner import adoption
 from ..session import advisory_lock
@@ -24,9 +26,6 @@ OURS = "ours"
 PRODUCTS = "the product's"
 
 _RUN = ("started_at", "finished_at", "rows", "error")
-
-# In place of a watermark whose row was deleted by hand.
-NO_ROW = "missing"
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,9 @@ class Status:
     undated: int | None
     left_out: LeftOut | None
     trigger_rights: list[TriggerRights]
+    unseen: list[Unseen]
+    # Why the lag, undated usage and the days that are covered are not known.
+    not_asked: Refusal | None
     coverage: list[covered_days.Day] | None
 
 
@@ -99,7 +101,9 @@ def status(session: sa.Connection) -> Status:
     """
     tables = frozenset(session.scalars(sa.text(_SQL["tables"])))
     has_usage = "task_usage" in tables
-    reading = pipeline.reading(session) if has_usage else Reading(lent=False)
+    not_asked = pipeline.cannot_lend(session) if has_usage else None
+    measures = has_usage and not_asked is None
+    reading = pipeline.reading(session) if measures else Reading(lent=False)
 
     def row(table: str, statement: str) -> dict[str, Any]:
         found = session.execute(sa.text(statement)).mappings().first() if table in tables else None
@@ -123,9 +127,11 @@ def status(session: sa.Connection) -> Status:
             newest_stem=max(stems or (), default=None),
             pipeline=_owner(installed),
             ticked_by=schedule.who_ticks(session),
-            watermark=state.get("watermark", NO_ROW if has_rollup else None),
+            watermark=state.get("watermark", slices.NO_ROW if has_rollup else None),
             watermark_in_future=state.get("in_future", False),
-            lag_seconds=value(has_rollup, "SELECT public.task_usage_hourly_rollup_lag_seconds()"),
+            lag_seconds=value(
+                has_rollup and measures, "SELECT public.task_usage_hourly_rollup_lag_seconds()"
+            ),
             held_back=slices.held_back(session, reading) if installed.ours else None,
             queues=[
                 Queue(table=table, **row(table, filled(_SQL["queue"], table=table)))
@@ -139,10 +145,14 @@ def status(session: sa.Connection) -> Status:
                 "task_usage_hourly_set_aside" in tables,
                 "SELECT count(*) FROM public.task_usage_hourly_set_aside",
             ),
-            undated=value(has_usage, "SELECT count(*) FROM public.task_usage_hourly_undated()"),
+            undated=value(measures, "SELECT count(*) FROM public.task_usage_hourly_undated()"),
             left_out=LeftOut(**left_out) if left_out else None,
             trigger_rights=trigger_rights.find(session),
-            coverage=covered_days.read(session, reading, left_out.get("before_hour")) if has_rollup else None,
+            unseen=unseen.find(session),
+            not_asked=not_asked,
+            coverage=covered_days.read(session, reading, left_out.get("before_hour"))
+            if has_rollup and measures
+            else None,
         )
 
 

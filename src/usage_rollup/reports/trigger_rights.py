@@ -35,7 +35,7 @@ def find(session: sa.Connection) -> list[TriggerRights]:
 
 
 def _wrong(row: sa.RowMapping) -> bool:
-    return bool(row["missing"]) or row["owner"] != row["usage_owner"]
+    return bool(row["missing"] or row["policed"]) or row["owner"] != row["usage_owner"]
 
 
 def _judged(row: sa.RowMapping) -> TriggerRights:
@@ -48,6 +48,16 @@ def _judged(row: sa.RowMapping) -> TriggerRights:
             f"changes are not queued: the triggers' functions belong to role {owner}, which lacks"
             f" {', '.join(missing)}",
             f"{grants}; then mend what was missed: usage-rollup backfill --repair",
+        )
+    if row["policed"]:
+        tables = row["policed"]
+        return TriggerRights(
+            owner,
+            [f"row security off on {table}" for table in tables],
+            f"changes are not queued: row security on {', '.join(tables)} binds role {owner}, whose the"
+            " triggers' functions are",
+            "; ".join(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY" for table in tables)
+            + "; then mend what was missed: usage-rollup backfill --repair",
         )
     return TriggerRights(
         owner,

@@ -18,6 +18,13 @@ SELECT pg_get_userbyid(f.proowner) AS owner, quote_ident(pg_get_userbyid(f.proow
             (3, 'INSERT ON public.task_usage_hourly_invalidation', has_table_privilege(
                 f.proowner, to_regclass('public.task_usage_hourly_invalidation')::oid, 'INSERT'))
         ) AS r (n, what, is_there) WHERE NOT r.is_there ORDER BY r.n) AS missing,
+    ARRAY(
+        SELECT c.oid::regclass::text FROM pg_class c JOIN pg_roles r ON r.oid = f.proowner
+        WHERE c.oid IN (to_regclass('public.task_usage_hourly_rollup_state'),
+                to_regclass('public.task_usage_hourly_invalidation'))
+            AND c.relrowsecurity AND NOT r.rolsuper AND NOT r.rolbypassrls
+            AND (c.relforcerowsecurity OR NOT pg_has_role(f.proowner, c.relowner, 'USAGE'))
+        ORDER BY 1) AS policed,
     string_agg(format('ALTER FUNCTION %s OWNER TO %I', f.oid::regprocedure, pg_get_userbyid(u.relowner)), '; '
         ORDER BY f.oid::regprocedure::text) AS altered
 FROM functions f CROSS JOIN usage u

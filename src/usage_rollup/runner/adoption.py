@@ -19,18 +19,17 @@ from alembic.runtime.migration import MigrationContext, MigrationStep
 from ..contract import (
     BASELINE,
     BUILT_BY_THE_WALK,
-    HEAD,
     HOURLY,
     LAST_SHARED,
     LEGACY,
     NEXT_STEM,
-    OUR_FUNCTIONS,
+    OURS,
     PIPELINE,
     RUNTIME_TIMEZONE,
     STEMS,
     USER_TIMEZONE,
 )
-from ..errors import AdoptionRefused, DowngradeRefused, Refusal
+from ..errors import AdoptionRefused, Refusal
 from ..queries import array, beside, filled, literal
 from ..session.options import Options
 from . import ledger
@@ -39,6 +38,12 @@ from .hooks import Work, before_adoption
 log = logging.getLogger(__name__)
 
 _SQL = beside(__file__)
+
+# What to do where the table belongs to somebody else.
+ANOTHER_TABLE = (
+    "keep the revision in a table of its own name: VERSION_TABLE=usage_rollup_version in the environment,"
+    " or alembic -x version-table=usage_rollup_version"
+)
 
 # The catalog, one name a row, in the words of contract.py.
 OBJECTS = _SQL["objects"]
@@ -57,14 +62,15 @@ class Adoption:
 class Standing:
     """Where a database stands: what alembic_version says, and where an upgrade goes on from (None: nothing).
 
-    `reason` is the line that tells why those two differ, when they do; `has_pipeline` whether the hourly tick
-    is there, which is not looked for at the newest revision. What was refused is raised by those who ask.
+    `reason` is the line that tells why those two differ, when they do; `shown` the revision that ledger and
+    catalog show; `has_pipeline` whether the hourly tick is there. What was refused is raised by who asks.
     """
 
     version: str | None
     start: str | None
     missing_stems: tuple[str, ...]
     reason: str | None
+    shown: str
     has_pipeline: bool
     stems: frozenset[str] | None
     refusals: tuple[tuple[str, Refusal], ...]
@@ -90,14 +96,12 @@ class Standing:
             raise AdoptionRefused(refusal)
         return self.stems
 
-    def require_way_back(self, *, to_nothing: bool) -> None:
-        """Raise DowngradeRefused for a way back, `to_nothing` or to a revision, that must not be begun."""
-        refusal = self._refusal("downgrade") or (self._refusal("base") if to_nothing else None)
-        if refusal:
-            raise DowngradeRefused(refusal)
+    def refused(self, about: str) -> list[Refusal]:
+        """Return why an `upgrade`, a `downgrade` or the way to `base` is refused: of several, the first."""
+        return [refusal for what, refusal in self.refusals if what == about][:1]
 
     def _refusal(self, about: str) -> Refusal | None:
-        return next((refusal for what, refusal in self.refusals if what == about), None)
+        return next(iter(self.refused(about)), None)
 
 
 def look(connection: sa.Connection, *, to_nothing: bool = False) -> Standing:
@@ -111,17 +115,6 @@ def look(connection: sa.Connection, *, to_nothing: bool = False) -> Standing:
     return standing(json.loads(found))
 
 
-def find(connection: sa.Connection) -> Adoption | None:
-    """Decide where an upgrade starts, say so in one line if that is news, and change nothing.
-
-    Call it while holding the migration-run lock. Raises AdoptionRefused.
-    """
-    adoption = look(connection).adoption()
-    if adoption is not None:
-        log.info("%s", adoption.reason)
-    return adoption
-
-
 def with_adoption(work: Work, adoption: Adoption | None, connection: sa.Connection, options: Options) -> Work:
     """Return `work` preceded by the step that records `adoption`, in one transaction of its own.
 
@@ -129,6 +122,7 @@ def with_adoption(work: Work, adoption: Adoption | None, connection: sa.Connecti
     """
     if adoption is None:
         return work
+    log.info("%s", adoption.reason)
 
     def adopt(**_: Any) -> None:
         if adoption.missing_stems:
@@ -151,7 +145,6 @@ def statement(*, to_nothing: bool) -> str:
     """Return the statement that leaves its answer in the setting usage_rollup.standing."""
     return filled(
         _SQL["standing"],
-        head=literal(HEAD),
         product=array(BASELINE.columns),
         objects=OBJECTS,
         to_nothing="true" if to_nothing else "false",
@@ -178,7 +171,8 @@ def decision() -> str:
         pipeline_stem=literal(STEMS["102"]),
         user_timezone=literal(USER_TIMEZONE),
         runtime_timezone=literal(RUNTIME_TIMEZONE),
-        our_functions=OUR_FUNCTIONS,
+        our_functions=literal(OURS),
+        another_table=ANOTHER_TABLE,
     )
 
 
@@ -189,6 +183,7 @@ def standing(row: dict[str, Any]) -> Standing:
         start=row["start"],
         missing_stems=tuple(row["missing_stems"]),
         reason=row["reason"],
+        shown=row["shown"],
         has_pipeline=row["has_pipeline"],
         stems=None if row["ledger"] is None else frozenset(row["ledger"]),
         refusals=tuple((r["about"], Refusal(r["message"], hint=r["hint"])) for r in row["refusals"]),

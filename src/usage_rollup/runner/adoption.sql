@@ -11,7 +11,10 @@
 -- name: standing
 DO $standing$
 DECLARE
+    c_version_table CONSTANT text := COALESCE(
+        NULLIF(current_setting('usage_rollup.version_table', true), ''), 'alembic_version');
     v_version text;
+    v_versions text[];
     v_ledger text[];
     v_foreign_ledger boolean := false;
     v_objects text[];
@@ -20,8 +23,10 @@ DECLARE
     v_is_filled boolean;
     v_standing jsonb;
 BEGIN
-    IF to_regclass('public.alembic_version') IS NOT NULL THEN
-        SELECT MAX(version_num) INTO v_version FROM public.alembic_version;
+    IF to_regclass(format('public.%I', c_version_table)) IS NOT NULL THEN
+        EXECUTE format(
+            'SELECT MAX(version_num), array_agg(version_num::text ORDER BY 1) FROM public.%I', c_version_table)
+        INTO v_version, v_versions;
     END IF;
     IF to_regclass('public.schema_migrations') IS NOT NULL THEN
         v_foreign_ledger := NOT EXISTS (
@@ -32,11 +37,9 @@ BEGIN
             v_ledger := ARRAY(SELECT version FROM public.schema_migrations);
         END IF;
     END IF;
-    -- At the newest revision there is nothing to look for.
-    IF v_version IS DISTINCT FROM :head THEN
-        v_objects := ARRAY(
-            :objects);
-    END IF;
+    -- Also at the newest revision: a version is easily stamped, and says nothing about the schema.
+    v_objects := ARRAY(
+        :objects);
     IF :to_nothing THEN
         FOREACH v_table IN ARRAY :product LOOP
             IF to_regclass(format('public.%I', v_table)) IS NOT NULL THEN
@@ -58,7 +61,8 @@ $standing$;
 WITH relations AS (
     SELECT c.oid, c.relname FROM pg_class c
     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
-        AND c.relname <> 'alembic_version'
+        AND c.relname NOT IN (
+            'alembic_version', COALESCE(current_setting('usage_rollup.version_table', true), ''))
         AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
 )
 SELECT 'table ' || relname FROM relations
@@ -73,7 +77,7 @@ SELECT 'index ' || i.relname FROM relations r
 JOIN pg_index x ON x.indrelid = r.oid JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indisvalid
 UNION ALL
 SELECT DISTINCT 'function ' || p.proname FROM pg_proc p
-WHERE p.pronamespace = 'public'::regnamespace;
+WHERE p.pronamespace = 'public'::regnamespace AND p.prokind = 'f';
 
 -- name: decision
 -- `start` is the revision an upgrade goes on from, NULL for nothing; `reason` says why that is another than
@@ -86,11 +90,17 @@ WITH seen AS (
         :legacy AS legacy, :legacy_tables AS legacy_tables
 ), facts AS (
     SELECT s.*, p.piped, p.piped AND NOT s.objects && s.legacy_tables AS dropped,
-        -- Later releases changed more of the schema than this chain knows; only the ledger counts.
-        COALESCE(s.newest >= :head_stem COLLATE "C", false) AS past
+        :our_functions = ANY (s.objects) AS ours,
+        v_version IN ('102', '103') AND 'table task_usage_hourly' = ANY (s.objects)
+            AND :pipeline <> ALL (s.objects) AS half_undone,
+        -- Later releases changed more of the schema than this chain knows; only the ledger counts, unless the
+        -- legacy rollups are all there.
+        l.told AND NOT s.legacy_tables <@ s.objects AS past, l.told
     FROM seen s
+    CROSS JOIN LATERAL (SELECT COALESCE(s.newest >= :head_stem COLLATE "C", false) AS told) AS l
     CROSS JOIN LATERAL (
-        SELECT :pipeline_stem = ANY (s.ledger) OR :pipeline = ANY (s.objects) AS piped) AS p
+        -- A function of that name without any table of 101 is somebody else's.
+        SELECT :pipeline_stem = ANY (s.ledger) OR :pipeline = ANY (s.objects) AND s.hourly && s.objects AS piped) AS p
 ), steps AS (
     SELECT left(stem, 3) AS revision, stem, stem = ANY (f.ledger) AS recorded,
         CASE left(stem, 3)
@@ -105,12 +115,16 @@ WITH seen AS (
 ), place AS (
     SELECT s.revision AS reached, s.stem,
         -- The functions of the Go release's 102 count for nothing: ours replace them.
-        CASE WHEN s.revision = '102' THEN '101' ELSE s.revision END AS goes_on
+        CASE WHEN s.revision = '102' THEN '101' ELSE s.revision END AS goes_on,
+        CASE WHEN s.revision = '102' AND NOT f.ours THEN '101' ELSE s.revision END AS shown
     FROM steps s, facts f WHERE s.done OR f.past ORDER BY s.revision DESC LIMIT 1
 ), listed (list, name) AS (
     SELECT 'v0.3.4', o FROM facts, unnest(baseline || legacy) AS o WHERE o <> ALL (objects)
     UNION ALL
     SELECT 'baseline', o FROM facts, unnest(baseline) AS o WHERE o <> ALL (objects)
+    UNION ALL
+    SELECT 'used', o FROM facts, unnest(baseline) AS o
+    WHERE o <> ALL (objects) AND o ~ '^(table|column) ' AND NOT (o = :runtime_timezone AND dropped)
     UNION ALL
     SELECT 'hourly', o FROM facts, unnest(hourly) AS o WHERE o <> ALL (objects)
     UNION ALL
@@ -126,10 +140,10 @@ WITH seen AS (
         WHERE t.list = l.list AND starts_with(l.name, replace(t.name, 'table ', 'column ') || '.'))
     GROUP BY l.list
 ), gaps (n, stem, although) AS (
-    SELECT 3, s.stem, f.newest FROM steps s, facts f WHERE f.past AND NOT s.recorded
+    SELECT 3, s.stem, f.newest FROM steps s, facts f WHERE f.told AND NOT s.recorded
     UNION ALL
     SELECT 3, s.stem, p.stem FROM steps s, facts f, place p
-    WHERE NOT f.past AND s.revision < p.reached AND NOT s.done
+    WHERE NOT f.told AND s.revision < p.reached AND NOT s.done
     UNION ALL
     -- A crash of the Go runner leaves its last step unrecorded, and no other.
     SELECT 5, s.stem, p.stem FROM steps s, facts f, place p
@@ -172,12 +186,19 @@ WITH seen AS (
     SELECT a.about, 0, 'schema_migrations is not the product''s ledger: it has no column version of type text',
         'point DATABASE_URL at the product''s database'
     FROM (VALUES ('ledger'), ('upgrade'), ('downgrade')) AS a (about)
-    WHERE v_foreign_ledger AND NOT (a.about = 'upgrade' AND v_version IS NOT DISTINCT FROM :head)
+    WHERE v_foreign_ledger
     UNION ALL
     SELECT a.about, 1, format('alembic_version holds %s, which is no revision of this chain', v_version),
-        'point DATABASE_URL at the product''s database, or use the release of this package that wrote it'
+        'point DATABASE_URL at the product''s database, or use the release of this package that wrote it; where'
+            ' the table is another application''s, :another_table'
     FROM (VALUES ('upgrade'), ('downgrade')) AS a (about)
     WHERE v_version NOT IN (SELECT s.revision FROM steps s)
+    UNION ALL
+    SELECT a.about, 0, format('alembic_version holds several rows: %s', array_to_string(v_versions, ', ')),
+        CASE WHEN v_versions <@ ARRAY(SELECT s.revision FROM steps s)
+            THEN format('put it right, then run this again: alembic stamp --purge %s', p.shown)
+            ELSE 'where they are another application''s, :another_table' END
+    FROM place p, (VALUES ('upgrade'), ('downgrade')) AS a (about) WHERE cardinality(v_versions) > 1
     UNION ALL
     SELECT 'upgrade', 2, 'this database holds tables but no ledger (schema_migrations) and no alembic_version,'
         ' so nothing says which product release made it',
@@ -185,14 +206,34 @@ WITH seen AS (
     FROM facts f WHERE v_ledger IS NULL AND v_version IS NULL
         AND EXISTS (SELECT FROM unnest(f.objects) AS o WHERE o LIKE 'table %')
     UNION ALL
-    -- With a revision of ours there is nothing to skip: the steps and the guard say what is wrong.
+    -- With a revision of ours there is nothing to skip.
     SELECT 'upgrade', 2 + p.n, p.message, p.hint FROM problems p WHERE v_ledger IS NOT NULL AND v_version IS NULL
     UNION ALL
+    SELECT 'upgrade', 8, 'this database is not a complete v0.3.4: missing ' || l.names,
+        'upgrade the product to v0.3.4 first, then run this again'
+    FROM lists l, start t WHERE l.list = 'used' AND v_version IS NOT NULL AND t.revision < :head
+    UNION ALL
+    -- Stamped, or restored beside: no step makes up for what is only said.
+    SELECT a.about, CASE a.about WHEN 'upgrade' THEN 7 ELSE 1 END, concat(format('alembic_version says %s, but ', v.stem),
+            CASE WHEN v_ledger IS NOT NULL THEN 'ledger and ' END, format('schema show %s', p.stem),
+            CASE WHEN v.revision = '101' THEN ': missing ' || (SELECT names FROM lists WHERE list = 'hourly') END),
+        format('put it right, then run this again: alembic stamp --purge %s', p.shown)
+    FROM steps v, facts f, place p, (VALUES ('upgrade'), ('downgrade')) AS a (about)
+    WHERE v.revision = v_version AND v_version > p.shown AND NOT f.half_undone
+    UNION ALL
+    SELECT 'upgrade', 8, format('schema_migrations lacks %s, although alembic_version says %s',
+            string_agg(s.stem, ', ' ORDER BY s.stem), v_version),
+        'INSERT INTO public.schema_migrations (version) VALUES '
+            || string_agg(format('(%L)', s.stem), ', ' ORDER BY s.stem)
+    FROM steps s, start t
+    WHERE v_ledger IS NOT NULL AND NOT v_foreign_ledger AND s.revision <= v_version AND t.revision = v_version
+        AND NOT s.recorded
+    HAVING COUNT(*) > 0
+    UNION ALL
     -- The Go release's own way back takes the contract's functions, and leaves alembic_version and ours.
-    SELECT 'upgrade', 9, format('alembic_version says %s, but somebody else has undone %s: missing %s',
+    SELECT 'upgrade', 6, format('alembic_version says %s, but somebody else has undone %s: missing %s',
         v_version, :pipeline_stem, :pipeline), 'put it back: `alembic downgrade 100`, then `alembic upgrade head`'
-    FROM facts f WHERE v_version IN ('102', '103') AND 'table task_usage_hourly' = ANY (f.objects)
-        AND :pipeline <> ALL (f.objects)
+    FROM facts f WHERE f.half_undone
     UNION ALL
     SELECT 'downgrade', 2, format('refusing to downgrade: the product''s own runner has gone on to %s, and its later'
         ' steps stand on this schema', f.newest),
@@ -203,7 +244,7 @@ WITH seen AS (
         ' not those of this chain',
         'at 101, `alembic upgrade 102` replaces them with some that can be undone; later, restore a backup taken'
         ' before the upgrade'
-    WHERE to_regprocedure('public.rollup_task_usage_hourly()') IS NOT NULL AND NOT :our_functions
+    FROM facts f WHERE :pipeline = ANY (f.objects) AND NOT f.ours
     UNION ALL
     SELECT 'downgrade', 4, format('refusing to downgrade: alembic_version says %s, and ledger and schema show %s',
         v_version, t.revision), '`alembic upgrade head` takes the database over where it stands'
@@ -217,11 +258,11 @@ WITH seen AS (
             ELSE 'these tables hold rows: ' || array_to_string(v_filled, ', ') END)) AS b (because)
     WHERE b.because IS NOT NULL
 )
-SELECT v_version AS version, v_ledger AS ledger, t.revision AS start, :pipeline = ANY (f.objects) AS has_pipeline,
+SELECT v_version AS version, v_ledger AS ledger, t.revision AS start, p.shown, :pipeline = ANY (f.objects) AS has_pipeline,
     ARRAY(SELECT m.stem FROM missing m ORDER BY m.stem) AS missing_stems,
     CASE WHEN t.revision IS DISTINCT FROM v_version THEN
         format('adopting a database of the product''s own runner at %s (%s rows in its ledger%s)',
             (SELECT s.stem FROM steps s WHERE s.revision = t.revision), cardinality(f.ledger),
             (SELECT '; the schema is ahead of it by ' || MIN(m.stem) FROM missing m)) END AS reason,
     (SELECT COALESCE(jsonb_agg(r ORDER BY r.n, r.message), '[]') FROM refusals r) AS refusals
-FROM facts f, start t;
+FROM facts f, start t, place p;

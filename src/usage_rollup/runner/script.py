@@ -18,10 +18,10 @@ from alembic.runtime.migration import MigrationContext, MigrationInfo, Migration
 from ..contract import HEAD, HOURLY_ROLLUP, MIGRATION_RUN
 from ..errors import ConfigurationError, UsageRollupError
 from ..queries import beside, filled, literal
-from ..session import advisory_lock
-from ..session.connection import MINIMUM_VERSION, SESSION_SETTINGS
+from ..session import advisory_lock, pinned
+from ..session.connection import MINIMUM_VERSION
 from ..session.options import Options
-from . import adoption, ledger
+from . import adoption, checks, ledger
 from .hooks import Hook, Work, before_upgrade
 
 _SQL = beside(__file__)
@@ -54,10 +54,16 @@ def with_script(work: Work, options: Options) -> Work:
         write = context.impl.static_output
         start = max(heads, default=NOTHING)
         write(_session(options))
-        if steps[0].is_upgrade:
-            write(_begin(start, "upgrade", "head"))
-        else:
-            write(_begin(start, "downgrade", max(steps[-1].to_revisions, default=NOTHING)))
+        command = "upgrade" if steps[0].is_upgrade else "downgrade"
+        target = "head" if steps[0].is_upgrade else max(steps[-1].to_revisions, default=NOTHING)
+        taken = tuple(step.revision.revision for step in steps)
+        write(
+            _begin(
+                start,
+                target,
+                checks.Course(command, taken, options.keep_legacy, version_table=options.version_table),
+            )
+        )
         for text, step in zip(before, steps, strict=True):
             if text:
                 write(text)
@@ -76,7 +82,9 @@ def record_step(ctx: MigrationContext, step: MigrationInfo, heads: Collection[st
     if not step.is_stamp:
         version = literal(max(heads)) if heads else "NULL"
         assert ctx.impl is not None
-        ctx.impl.static_output(filled(_SQL["step_done"], version=version) + ";")
+        ctx.impl.static_output(
+            filled(_SQL["step_done"], version=version, version_table=ctx.version_table) + ";"
+        )
 
 
 def hook_sql(hook: Hook) -> str:
@@ -101,7 +109,7 @@ def _session(options: Options) -> str:
 
     To be run outside a transaction.
     """
-    settings = {**SESSION_SETTINGS, **_QUIET, **options.settings()}
+    settings = {**pinned.SETTINGS, **_QUIET, **options.settings()}
     text = filled(
         _SQL["session"],
         minimum0000=f"{MINIMUM_VERSION}0000",
@@ -112,21 +120,27 @@ def _session(options: Options) -> str:
     return f"{text};"
 
 
-def _begin(start: str, command: str, target: str) -> str:
+def _begin(start: str, target: str, course: checks.Course) -> str:
     """Return a transaction that fails unless the database stands at revision `start`, and adopts it there.
 
-    `command`, upgrade or downgrade, goes to `target`: what adoption.sql refuses is refused.
+    What the runner refuses for `course`, which goes to `target`, is refused in the same words.
     """
+    gaps = {
+        "start": literal(start),
+        "command": literal(course.command),
+        "target": literal(target),
+        "head": literal(HEAD),
+        "ground": checks.query(course, *checks.GROUND),
+        "checks": checks.query(course, *checks.CONCERNS),
+        "refuse": f"{_SQL['refuse']};",
+        "version_table": course.version_table,
+        "constraint": f"{course.version_table}_pkc",
+    }
     statements = [
+        filled(_SQL["ground"], **gaps),
         # Alembic makes its table with the first step.
-        *([] if start == NOTHING else [_SQL["version_table"]]),
-        adoption.statement(to_nothing=command == "downgrade" and target == NOTHING),
-        filled(
-            _SQL["begin"],
-            start=literal(start),
-            command=literal(command),
-            target=literal(target),
-            head=literal(HEAD),
-        ),
+        *([] if start == NOTHING else [filled(_SQL["version_table"], **gaps)]),
+        adoption.statement(to_nothing=course.command == "downgrade" and target == NOTHING),
+        filled(_SQL["begin"], **gaps),
     ]
     return "\n\n".join(f"{statement};" for statement in ("BEGIN", *statements, "COMMIT"))

@@ -3,6 +3,10 @@
 -- name: session
 -- Run it with: psql -X -v ON_ERROR_STOP=1 -f FILE; not with -1, since it commits each step.
 
+-- First, and by themselves: what follows means the same whatever there is in any other schema.
+SET statement_timeout = 0;
+SET search_path = pg_catalog, pg_temp;
+
 DO $session$
 BEGIN
     IF current_setting('server_version_num')::int < :minimum0000 THEN
@@ -14,7 +18,7 @@ BEGIN
     FROM (VALUES
         :settings
     ) AS p (name, value)
-    WHERE p.name LIKE '%.%' OR p.name IN (SELECT name FROM pg_settings);
+    WHERE p.name LIKE '%.%' OR current_setting(p.name, true) IS NOT NULL;
 END
 $session$;
 
@@ -23,9 +27,21 @@ DO $lock$
 $lock$;
 
 -- name: version_table
-CREATE TABLE IF NOT EXISTS public.alembic_version (
-    version_num varchar(32) NOT NULL CONSTRAINT alembic_version_pkc PRIMARY KEY
+CREATE TABLE IF NOT EXISTS public.:version_table (
+    version_num varchar(32) NOT NULL CONSTRAINT :constraint PRIMARY KEY
 );
+
+-- name: ground
+-- Before the ledgers are read, or the version table is made.
+DO $ground$
+DECLARE
+    v_reasons CONSTANT jsonb := (SELECT COALESCE(jsonb_agg(q), '[]') FROM (
+        :ground
+    ) AS q);
+BEGIN
+    :refuse
+END
+$ground$;
 
 -- name: begin
 -- A script made for another place must not begin. Where the product's own runner stopped is taken over here.
@@ -38,35 +54,49 @@ DECLARE
     -- A way back begins where alembic_version says, an upgrade where the chain goes on.
     c_here CONSTANT text := COALESCE(
         c_standing ->> CASE c_command WHEN 'upgrade' THEN 'start' ELSE 'version' END, 'base');
-    v_refusal record;
+    v_reasons jsonb := (
+        SELECT COALESCE(jsonb_agg(f.value), '[]') FROM (
+            SELECT r.value FROM jsonb_array_elements(c_standing -> 'refusals') WITH ORDINALITY AS r (value, n)
+            WHERE r.value ->> 'about' IN (c_command, CASE WHEN c_command = 'downgrade' THEN c_target END)
+            ORDER BY r.n LIMIT 1
+        ) AS f);
 BEGIN
-    SELECT r.value ->> 'message' AS message, r.value ->> 'hint' AS hint INTO v_refusal
-    FROM jsonb_array_elements(c_standing -> 'refusals') WITH ORDINALITY AS r (value, n)
-    WHERE r.value ->> 'about' IN (c_command, CASE WHEN c_command = 'downgrade' THEN c_target END)
-    ORDER BY r.n LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
-            MESSAGE = v_refusal.message, HINT = v_refusal.hint;
-    END IF;
-    IF c_here <> c_start THEN
+    IF c_here <> c_start AND v_reasons = '[]' THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
             MESSAGE = format('this script begins at %s, and this database stands at %s', c_start, c_here),
             HINT = CASE WHEN c_here = CASE c_command WHEN 'upgrade' THEN :head ELSE 'base' END
                 THEN 'nothing is left to ' || c_command
                 ELSE format('make the script by `alembic %s %s:%s --sql`', c_command, c_here, c_target) END;
     END IF;
+    IF v_reasons = '[]' OR c_command = 'upgrade' AND (c_start, c_standing ->> 'shown') = ('097', '097') THEN
+        v_reasons := v_reasons || (SELECT COALESCE(jsonb_agg(q), '[]') FROM (
+            :checks
+        ) AS q);
+    END IF;
+    :refuse
     IF c_command = 'upgrade' AND c_standing ->> 'reason' IS NOT NULL THEN
         RAISE INFO '%', c_standing ->> 'reason';
         INSERT INTO public.schema_migrations (version)
-        SELECT jsonb_array_elements_text(c_standing -> 'missing_stems') ON CONFLICT (version) DO NOTHING;
-        DELETE FROM public.alembic_version;
-        INSERT INTO public.alembic_version (version_num) VALUES (c_start);
+        SELECT jsonb_array_elements_text(c_standing -> 'missing_stems') ON CONFLICT DO NOTHING;
+        DELETE FROM public.:version_table;
+        INSERT INTO public.:version_table (version_num) VALUES (c_start);
     END IF;
 END
 $begin$;
 
+-- name: refuse
+IF jsonb_array_length(v_reasons) = 1 THEN
+    RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+        MESSAGE = v_reasons -> 0 ->> 'message', HINT = v_reasons -> 0 ->> 'hint';
+ELSIF v_reasons <> '[]' THEN
+    RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state', MESSAGE = (
+        SELECT format('%s reasons to refuse; nothing was changed', COUNT(*)) || string_agg(
+            format(E'\n%s. %s\n   HINT: %s', r.n, r.value ->> 'message', r.value ->> 'hint'), '' ORDER BY r.n)
+        FROM jsonb_array_elements(v_reasons) WITH ORDINALITY AS r (value, n));
+END IF;
+
 -- name: step_done
-DO $$ BEGIN IF (SELECT MAX(version_num) FROM public.alembic_version) IS DISTINCT FROM :version THEN
+DO $$ BEGIN IF (SELECT MAX(version_num) FROM public.:version_table) IS DISTINCT FROM :version THEN
     RAISE EXCEPTION 'the step before this one was not done; nothing of this one is kept'; END IF; END $$;
 
 -- name: end

@@ -45,7 +45,7 @@ def apply_sql(
                 name = str(file.relative_to(versions))
                 raise StatementFailed.of(error.orig, doing=name, sql=sql) from error
             raise
-    connection.exec_driver_sql("RESET ROLE")
+    connection.exec_driver_sql(_BECOME_ONESELF)
 
 
 def _write_script(files: Sequence[Path], lock: Locks) -> None:
@@ -55,13 +55,17 @@ def _write_script(files: Sequence[Path], lock: Locks) -> None:
         f"{_BECOME_OWNER};",
         *([f"{table_locks.statement(lock)};"] if lock else []),
         *(file.read_text("utf-8").rstrip() for file in files),
-        "RESET ROLE;",
+        f"{_BECOME_ONESELF};",
     ):
         impl.static_output(statement)
 
 
-# NULL, on an empty database, resets the role to the session's own.
-_BECOME_OWNER = (
-    "SELECT set_config('role', (SELECT pg_get_userbyid(relowner) FROM pg_class"
-    " WHERE oid = to_regclass('public.task_usage')), true)"
+# A login may have switched its role at once (ALTER ROLE ... SET role), so it is remembered who began.
+_BECOME_OWNER = """\
+SELECT pg_catalog.set_config('usage_rollup.began_as', current_user, true),
+    pg_catalog.set_config('role', COALESCE((
+        SELECT pg_catalog.pg_get_userbyid(c.relowner) FROM pg_catalog.pg_class AS c
+        WHERE c.oid = pg_catalog.to_regclass('public.task_usage')), current_user), true)"""
+_BECOME_ONESELF = (
+    "SELECT pg_catalog.set_config('role', pg_catalog.current_setting('usage_rollup.began_as'), true)"
 )

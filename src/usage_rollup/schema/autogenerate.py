@@ -12,8 +12,10 @@ from ..contract import HOURLY, LEGACY
 from . import later_releases
 from .metadata import METADATA
 
+OWNED = frozenset(table.name for table in METADATA.tables.values())
+
 # The tables of our 102, which the product's own has not got.
-PRIVATE = METADATA.tables.keys() - HOURLY.columns.keys()
+PRIVATE = OWNED - HOURLY.columns.keys()
 
 
 def options(connection: sa.Connection) -> dict[str, Any]:
@@ -37,6 +39,8 @@ def options(connection: sa.Connection) -> dict[str, Any]:
 
     return {
         "target_metadata": METADATA,
+        # The schema has to be named: a pinned session does not look in public by itself.
+        "include_schemas": True,
         "include_name": _include_name,
         "include_object": include_object,
         "compare_server_default": True,
@@ -50,7 +54,9 @@ def options(connection: sa.Connection) -> dict[str, Any]:
 
 
 def _include_name(name: str | None, kind: str, parents: Mapping[Any, Any]) -> bool:
-    """Leave the product's tables alone, unread."""
+    """Leave other schemas and the product's tables alone, unread."""
+    if kind == "schema":
+        return name == "public"
     if kind != "table" or name is None:
         return True
-    return name in METADATA.tables or name in LEGACY.columns or name.startswith("task_usage_hourly")
+    return name in OWNED or name in LEGACY.columns or name.startswith("task_usage_hourly")

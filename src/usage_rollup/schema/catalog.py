@@ -29,10 +29,8 @@ def read(connection: sa.Connection) -> Catalog:
     """Describe the database; the same on every PostgreSQL from 15 on, whatever role and database set.
 
     Reads the system catalog only, which every role may, and takes no lock. Joins the caller's
-    transaction, in which search_path is changed, on a session pinned by connection.connect().
+    transaction, on a session pinned by connection.connect(): the names of types depend on search_path.
     """
-    # The names of types depend on it.
-    connection.exec_driver_sql("SET LOCAL search_path = pg_catalog")
     lines = defaultdict(list)
     parameters = {
         "products": list(BASELINE.columns),

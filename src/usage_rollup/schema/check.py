@@ -10,6 +10,8 @@ import sqlalchemy as sa
 
 from ..contract import HEAD, STEMS
 from ..errors import UnsuitableDatabase
+from ..hourly import unseen
+from ..hourly.unseen import Unseen
 from ..runner import adoption
 from ..session.connection import snapshot
 from . import catalog, later_releases
@@ -31,7 +33,7 @@ class Difference:
 class Check:
     """How the database compares: known variants of later releases are named and are no differences.
 
-    `objects` counts those that are on both sides.
+    `objects` counts those that are on both sides. What is `unseen` is no difference by itself.
     """
 
     revision: str
@@ -39,6 +41,7 @@ class Check:
     objects: int
     variants: list[str]
     not_compared: list[str]
+    unseen: list[Unseen]
     differences: list[Difference]
 
 
@@ -52,6 +55,7 @@ def check(connection: sa.Connection) -> Check:
     with snapshot(connection):
         _require_head(connection)
         standing = later_releases.find(connection)
+        past_triggers = unseen.find(connection)
         expected, found = catalog.expected(), catalog.read(connection)
     compared = expected.keys() & found.keys()
     found, named = later_releases.accept(standing, expected, found)
@@ -66,7 +70,7 @@ def check(connection: sa.Connection) -> Check:
         )
         compared -= later_releases.PRODUCTS
     differences = list(compare(expected, found))
-    return Check(HEAD, not differences, len(compared), named, not_compared, differences)
+    return Check(HEAD, not differences, len(compared), named, not_compared, past_triggers, differences)
 
 
 def compare(expected: Catalog, found: Catalog) -> Iterator[Difference]:

@@ -156,12 +156,15 @@ def _teardown(expected: Catalog, found: Catalog) -> Catalog:
 
 
 def _nullable_runtime(expected: Catalog, found: Catalog) -> Catalog:
-    """Accept 251's tasks without a runtime."""
-    name, column = "table agent_task_queue", "column runtime_id uuid"
-    if name not in found:
-        return found
-    lines = [f"{column} NOT NULL" if line == column else line for line in found[name].split("\n")]
-    return {**found, name: "\n".join(lines)}
+    """Accept 251's tasks and agents without a runtime."""
+    column = "column runtime_id uuid"
+    named = re.compile(rf"^{column}$", re.MULTILINE)
+    return {
+        name: named.sub(f"{column} NOT NULL", text)
+        if name in ("table agent", "table agent_task_queue")
+        else text
+        for name, text in found.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-METADATA = sa.MetaData()
+METADATA = sa.MetaData(schema="public")
 
 ID, TEXT, TIME = sa.Uuid(), sa.Text(), sa.TIMESTAMP(timezone=True)
 BIGINT, SMALLINT = sa.BigInteger(), sa.SmallInteger()

@@ -46,7 +46,7 @@ def acquire_shared(sessions: Sequence[sa.Connection], key: int, patience_s: floa
 
 def _take(sessions: Sequence[sa.Connection], key: int, patience_s: float, *, shared: bool) -> None:
     give_up = time.monotonic() + patience_s
-    attempt = sa.text(f"SELECT pg_try_advisory_lock{_SHARED[shared]}(:key)")
+    attempt = sa.text(f"SELECT pg_try_advisory_lock{_SHARED[shared]}(CAST(:key AS bigint))")
     while True:
         taken = list(takewhile(lambda session: session.scalar(attempt, {"key": key}), sessions))
         if len(taken) == len(sessions):
@@ -66,7 +66,9 @@ def _take(sessions: Sequence[sa.Connection], key: int, patience_s: float, *, sha
 
 def release(session: sa.Connection, key: int, *, shared: bool = False) -> None:
     """Give the session lock `key` back once."""
-    session.execute(sa.text(f"SELECT pg_advisory_unlock{_SHARED[shared]}(:key)"), {"key": key})
+    session.execute(
+        sa.text(f"SELECT pg_advisory_unlock{_SHARED[shared]}(CAST(:key AS bigint))"), {"key": key}
+    )
 
 
 def is_waited_for(connection: sa.Connection, key: int) -> bool:

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -18,13 +18,11 @@ from sqlalchemy.pool import NullPool
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
 from ..errors import DatabaseUnavailable, StatementFailed, UnsuitableDatabase
-from . import options, signals
+from . import options, pinned, signals, undecodable
 from .database_url import conninfo_from_environment
 from .options import Options
 
 log = logging.getLogger(__name__)
-
-APPLICATION_NAME = "usage-rollup"
 
 # A database container may need minutes for crash recovery before it accepts connections.
 DEFAULT_STARTUP_TIMEOUT_S = 180.0
@@ -34,31 +32,6 @@ CONNECT_TIMEOUT_S = 10
 
 # UNIQUE NULLS NOT DISTINCT is new in 15.
 MINIMUM_VERSION = 15
-
-# Whatever the role, the database or the service file set: statements here mean the same everywhere.
-# Deadlines are set by the phases that need one.
-SESSION_SETTINGS = {
-    "application_name": APPLICATION_NAME,
-    "search_path": "public, pg_temp",
-    "TimeZone": "UTC",
-    "DateStyle": "ISO, MDY",
-    "IntervalStyle": "postgres",
-    "standard_conforming_strings": "on",
-    # What `alembic check` reads back would differ in every quoted name.
-    "quote_all_identifiers": "off",
-    "statement_timeout": "0",
-    "lock_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-    "idle_session_timeout": "0",
-    "transaction_timeout": "0",
-    "default_transaction_isolation": "read committed",
-    "default_transaction_deferrable": "off",
-    "jit": "off",
-    # Its hash tables live in /dev/shm, of which a container has 64 MB.
-    "enable_parallel_hash": "off",
-    # A slice's hash tables fit; a server of 1 GB can spare it for one session.
-    "work_mem": "64MB",
-}
 
 
 @contextmanager
@@ -136,6 +109,22 @@ def in_transactions(session: sa.Connection) -> Iterator[sa.Connection]:
 
 
 @contextmanager
+def policies_filter(session: sa.Connection) -> Iterator[None]:
+    """Let policies hide rows from the block, as those of pg_cron are meant to; elsewhere they are an error.
+
+    In the caller's transaction, or outside one.
+    """
+    session.execute(sa.text(pinned.statement("row_security", "on")))
+    try:
+        yield
+    finally:
+        # A session that was lost has nothing to set back, and a failed transaction does it by itself.
+        if not session.invalidated:
+            with suppress(DBAPIError):
+                session.execute(sa.text(pinned.statement("row_security", "off")))
+
+
+@contextmanager
 def _isolated(session: sa.Connection, level: str, *, read_only: bool = False) -> Iterator[None]:
     # Without a round trip: psycopg sends it with BEGIN. SQLAlchemy counts a statement that committed by
     # itself as the beginning of something, which has to be ended first.
@@ -162,7 +151,7 @@ def connect(
 ) -> psycopg.Connection[Any]:
     """Open a session, waiting up to `timeout_s` seconds for the server, and pin its settings.
 
-    `settings` are custom ones, with a dot in their names, besides SESSION_SETTINGS. Waits only while the
+    `settings` are custom ones, with a dot in their names, besides pinned.SETTINGS. Waits only while the
     server does not answer or says it is starting up (libpq's PQping, which needs no login); a refused login
     or an unknown database is final at once. Raises DatabaseUnavailable, and UnsuitableDatabase for a server
     that is too old. Returns outside a transaction.
@@ -211,13 +200,9 @@ def connect(
             f"PostgreSQL {MINIMUM_VERSION} or newer is required, this server is {version}",
             hint="upgrade the server with pg_upgrade or dump and restore, then try again",
         )
-    pinned = SESSION_SETTINGS | dict(settings or {})
-    # Not every server knows every one (transaction_timeout is new in 17).
-    connection.execute(
-        "SELECT set_config(p.name, p.value, false) FROM unnest(%s::text[], %s::text[]) AS p (name, value)"
-        " WHERE p.name LIKE '%%.%%' OR p.name IN (SELECT s.name FROM pg_settings s)",
-        (list(pinned), list(pinned.values())),
-    )
+    for statement in pinned.statements(settings or {}):
+        connection.execute(statement)
+    undecodable.keep(connection)
     connection.add_notice_handler(_log_notice)
     return connection
 
@@ -225,6 +210,8 @@ def connect(
 def _connect_once(conninfo: str) -> psycopg.Connection[Any]:
     if "connect_timeout" not in conninfo_to_dict(conninfo):
         conninfo = make_conninfo(conninfo, connect_timeout=CONNECT_TIMEOUT_S)
+    # With the start-up packet, so that the first messages can be read, too; nothing set elsewhere beats it.
+    conninfo = make_conninfo(conninfo, client_encoding="UTF8")
     # A prepared statement lives on a server session that a pooler may hand to somebody else.
     # Autocommit, until a timeout for idle transactions that the role may carry is off.
     return psycopg.connect(conninfo, prepare_threshold=None, autocommit=True)

@@ -20,6 +20,10 @@ _LONGEST_S = 366 * 86_400.0
 DURATION = rf"[0-9]+(?:\.[0-9]*)?|(?:{_PART.pattern})+"
 
 
+# Alembic's own name for it, which another application in the same schema may have taken.
+VERSION_TABLE = "alembic_version"
+
+
 @dataclass(frozen=True)
 class Options:
     """How a run goes; the defaults are those of a run that was asked for nothing.
@@ -27,13 +31,15 @@ class Options:
     `keep_legacy` (103): True keeps the legacy tables in schema legacy_usage, False drops them whatever they
     hold, None decides by what they hold. `jobs`: sessions that walk at once. `sleep_between_slices_s`:
     seconds of rest for the server after each slice. `lock_timeout_s`: seconds to wait for an advisory lock
-    or a step's table locks; None is the patience each of them has by itself.
+    or a step's table locks; None is the patience each of them has by itself. `version_table`: where Alembic
+    keeps the revision, in schema public.
     """
 
     keep_legacy: bool | None = None
     jobs: int = 1
     sleep_between_slices_s: float = 0.0
     lock_timeout_s: float | None = None
+    version_table: str = VERSION_TABLE
 
     def patience_s(self, default_s: float) -> float:
         """Return how many seconds to wait for a lock whose own patience is `default_s`."""
@@ -48,6 +54,8 @@ class Options:
             settings["usage_rollup.sleep_between_slices"] = f"{self.sleep_between_slices_s:f}s"
         if self.lock_timeout_s is not None:
             settings["usage_rollup.lock_timeout"] = f"{self.lock_timeout_s:f}s"
+        if self.version_table != VERSION_TABLE:
+            settings["usage_rollup.version_table"] = self.version_table
         return settings
 
 
@@ -57,6 +65,7 @@ KNOWN = {
     "jobs": ("[1-9][0-9]?", "1..99"),
     "sleep-between-slices": (DURATION, "2s"),
     "lock-timeout": (DURATION, "30s"),
+    "version-table": ("[a-z_][a-z0-9_]{0,50}", "usage_rollup_version"),
 }
 
 
@@ -92,6 +101,7 @@ def read(
         jobs=int(text.get("jobs", "1")),
         sleep_between_slices_s=seconds(text.get("sleep-between-slices", "0"), "sleep-between-slices"),
         lock_timeout_s=seconds(text["lock-timeout"], "lock-timeout") if "lock-timeout" in text else None,
+        version_table=text.get("version-table", VERSION_TABLE),
     )
     if options.jobs > 1 and options.sleep_between_slices_s:
         raise ConfigurationError(

@@ -2,67 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
 from psycopg.conninfo import make_conninfo
 
-from ..errors import UnsuitableDatabase
+from ..errors import Refusal, UnsuitableDatabase
 from ..queries import beside
 
-_SQL = beside(__file__)
+# Statements of (message, hint), and the WITH query that they read.
+SQL = beside(__file__)
 
 
 def require_suitable(connection: sa.Connection) -> None:
-    """Refuse a server or session the upgrade cannot run on, in one sentence, before any change.
+    """Refuse a server or session that nothing of ours can be written on, with all reasons, before any change.
 
     One round trip that only reads; a few more behind a pooler. Raises UnsuitableDatabase.
     """
-    raw = connection.connection.dbapi_connection
-    assert isinstance(raw, psycopg.Connection)
-    row = connection.execute(sa.text(_SQL["suitability"])).mappings().one()
-    if row["backend_pid"] != raw.info.backend_pid:
-        _require_session_pooling(raw, row["backend_pid"])
-    if row["standby"]:
-        raise UnsuitableDatabase(
-            "this server is a standby: it replays a primary and cannot be changed",
-            hint="point DATABASE_URL at the primary",
-        )
-    if row["read_only"] == "on":
-        raise UnsuitableDatabase(
-            f"sessions of role {row['role']} are read-only here (default_transaction_read_only)",
-            hint="ALTER DATABASE or ALTER ROLE ... RESET default_transaction_read_only",
-        )
-    if row["elsewhere"]:
-        raise UnsuitableDatabase(
-            f"task_usage is in schema {row['elsewhere']}, not in public",
-            hint="the product keeps its tables in schema public; nothing else is supported",
-        )
-    if row["not_ours"]:
-        raise UnsuitableDatabase(
-            f"role {row['role']} may not act for the owner of: {row['not_ours']}",
-            hint=f"connect as their owner, or: GRANT {row['quoted_owner']} TO {row['quoted_role']};"
-            f" ALTER ROLE {row['quoted_role']} INHERIT"
-            " (from PostgreSQL 16: GRANT ... WITH INHERIT TRUE, SET TRUE)",
-        )
-    if not row["may_create"]:
-        raise UnsuitableDatabase(
-            f"role {row['owner']} may not create objects in schema public",
-            hint=f"GRANT CREATE ON SCHEMA public TO {row['quoted_owner']}",
-        )
+    require_session_pooling(connection)
+    if refusals := ask(connection, query(SQL["server"], SQL["schema"], SQL["acting"], SQL["row_security"])):
+        raise UnsuitableDatabase(Refusal.of(refusals))
 
 
-def _require_session_pooling(raw: psycopg.Connection[Any], backend_pid: int) -> None:
+def query(*statements: str, shared: Sequence[str] = ()) -> str:
+    """Return one query of what `statements` find, in their order; they read `who` and what is `shared`."""
+    asked = "\nUNION ALL\n".join(
+        f"SELECT {n} AS n, q.message, q.hint FROM (\n{text}\n) AS q" for n, text in enumerate(statements)
+    )
+    known = ",\n".join([SQL["who"], *shared])
+    return (
+        f"WITH RECURSIVE\n{known}\nSELECT f.message, f.hint FROM (\n{asked}\n) AS f ORDER BY f.n, f.message"
+    )
+
+
+def ask(connection: sa.Connection, text: str) -> list[Refusal]:
+    """Return what query()'s `text` finds; nothing in it is a bind parameter."""
+    rows = connection.exec_driver_sql(text, execution_options={"no_parameters": True}).all()
+    return [Refusal(row.message, hint=row.hint) for row in rows]
+
+
+def require_session_pooling(connection: sa.Connection) -> None:
     """Refuse a pooler that gives one server session to several clients: advisory locks would be shared.
 
-    The handshake named another backend than answers now, so there is a pooler. In transaction mode it
-    hands this idle client's backend to the next one.
+    Where the handshake named another backend than answers now, there is a pooler. In transaction mode it
+    hands this idle client's backend to the next one. Raises UnsuitableDatabase.
     """
+    raw: Any = connection.connection.dbapi_connection
+    assert isinstance(raw, psycopg.Connection)
+    backend_pid = connection.scalar(sa.text("SELECT pg_catalog.pg_backend_pid()"))
+    if backend_pid == raw.info.backend_pid:
+        return
     conninfo = make_conninfo(raw.info.dsn, password=raw.info.password)
     for _ in range(3):
         with psycopg.connect(conninfo, prepare_threshold=None) as other:
-            seen = other.execute("SELECT pg_backend_pid()").fetchone()
+            seen = other.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
         if seen == (backend_pid,):
             raise UnsuitableDatabase(
                 "this connection goes through a pooler in transaction mode, which shares sessions and"
