@@ -181,8 +181,8 @@ WHERE xmin = pg_current_xact_id()::xid AND pronamespace <> pg_my_temp_schema()
 """
 
 
-# Only our window drains a queue of its own. The product's own 102.down takes the contract's functions away and
-# leaves ours.
+# Only our window drains a queue of its own. The product's own 102.down takes the contract's functions away
+# and leaves ours.
 _FIND = f"""
 SELECT
     num_nulls(to_regclass('public.task_usage_hourly'), to_regclass('public.task_usage_hourly_dirty'),
