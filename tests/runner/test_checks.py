@@ -439,6 +439,14 @@ def test_another_applications_version_table_leaves_a_way_forward(v034: Database)
     v034.downgrade("097", VERSION_TABLE="usage_rollup_version")
 
 
+def test_a_version_table_of_several_rows_is_refused_with_the_stamp_that_mends_it(at_102: Database) -> None:
+    at_102.execute("INSERT INTO alembic_version VALUES ('104')")
+    (reason,) = both_refuse(at_102)
+    assert reason.message == "alembic_version holds several rows: 102, 104"
+    assert at_102.alembic(*(reason.hint or "").split(": alembic ")[1].split()).returncode == 0
+    goes_through(at_102)
+
+
 def test_every_reason_is_told_at_once_each_with_its_hint(v034: Database, make_role: MakeRole) -> None:
     app, other = make_role("app"), make_role("other")
     give_everything_to(v034, app)

@@ -14,6 +14,7 @@ DECLARE
     c_version_table CONSTANT text := COALESCE(
         NULLIF(current_setting('usage_rollup.version_table', true), ''), 'alembic_version');
     v_version text;
+    v_versions text[];
     v_ledger text[];
     v_foreign_ledger boolean := false;
     v_objects text[];
@@ -23,7 +24,9 @@ DECLARE
     v_standing jsonb;
 BEGIN
     IF to_regclass(format('public.%I', c_version_table)) IS NOT NULL THEN
-        EXECUTE format('SELECT MAX(version_num) FROM public.%I', c_version_table) INTO v_version;
+        EXECUTE format(
+            'SELECT MAX(version_num), array_agg(version_num::text ORDER BY 1) FROM public.%I', c_version_table)
+        INTO v_version, v_versions;
     END IF;
     IF to_regclass('public.schema_migrations') IS NOT NULL THEN
         v_foreign_ledger := NOT EXISTS (
@@ -88,8 +91,8 @@ WITH seen AS (
 ), facts AS (
     SELECT s.*, p.piped, p.piped AND NOT s.objects && s.legacy_tables AS dropped,
         :our_functions = ANY (s.objects) AS ours,
-        v_version IN ('102', '103') AND 'table task_usage_hourly' = ANY (s.objects)
-            AND :pipeline <> ALL (s.objects) AS half_undone,
+        v_version IN ('102', '103') AND :pipeline <> ALL (s.objects)
+            AND (:our_functions = ANY (s.objects) OR 'table task_usage_hourly' = ANY (s.objects)) AS half_undone,
         -- Later releases changed more of the schema than this chain knows; only the ledger counts, unless the
         -- legacy rollups are all there.
         l.told AND NOT s.legacy_tables <@ s.objects AS past, l.told
@@ -190,6 +193,12 @@ WITH seen AS (
             ' the table is another application''s, :another_table'
     FROM (VALUES ('upgrade'), ('downgrade')) AS a (about)
     WHERE v_version NOT IN (SELECT s.revision FROM steps s)
+    UNION ALL
+    SELECT a.about, 0, format('alembic_version holds several rows: %s', array_to_string(v_versions, ', ')),
+        CASE WHEN v_versions <@ ARRAY(SELECT s.revision FROM steps s)
+            THEN format('put it right, then run this again: alembic stamp --purge %s', p.shown)
+            ELSE 'where they are another application''s, :another_table' END
+    FROM place p, (VALUES ('upgrade'), ('downgrade')) AS a (about) WHERE cardinality(v_versions) > 1
     UNION ALL
     SELECT 'upgrade', 2, 'this database holds tables but no ledger (schema_migrations) and no alembic_version,'
         ' so nothing says which product release made it',
