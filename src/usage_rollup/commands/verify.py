@@ -88,12 +88,11 @@ def _nothing_judged(verdict: verification.Verdict, since: datetime | None) -> st
     if verdict.empty:
         return "there is no usage, and nothing is rolled up"
     if not verdict.pending_hours:
-        newest = f"{verdict.newest_hour:{_HOUR}} UTC" if verdict.newest_hour else "nowhere"
         if since is None:
-            return "nothing was judged: no usage belongs to an hour of the rollup"
+            return "nothing was judged: what usage there is has no runtime, or is set aside"
         return (
-            f"nothing was judged: there is no usage from {since:{_HOUR}} UTC on, the newest is of {newest};"
-            " ask for an earlier time with --since"
+            f"nothing was judged: there is no usage from {since:{_HOUR}} UTC on, the newest is of"
+            f" {verdict.newest_hour:{_HOUR}} UTC; ask for an earlier time with --since"
         )
     hours = f"nothing was judged: {count(verdict.pending_hours, 'hour')} with usage, all pending"
     if verdict.watermark.startswith(slices.NEVER_MOVED):
