@@ -107,13 +107,20 @@ def guard(
     )
 
 
-def refusals(session: sa.Connection, steps: Sequence[str], options: Options) -> list[Refusal]:
-    """Return what 103 would refuse for what the legacy tables hold, when it is among `steps`.
+def looks_ahead(session: sa.Connection, steps: Sequence[str], options: Options) -> bool:
+    """Say whether it matters before the first of `steps` what the legacy tables hold.
 
-    Compares only where the answer matters: where the role may not make the schema to keep them in. Entered
-    and left outside a transaction.
+    It does where the role may not make the schema to keep them in.
     """
-    if "103" not in steps or options.keep_legacy is not None or not checks.keeping(session):
+    return "103" in steps and options.keep_legacy is None and bool(checks.keeping(session))
+
+
+def refusals(session: sa.Connection, steps: Sequence[str], options: Options) -> list[Refusal]:
+    """Return what 103 would refuse for what the legacy tables hold, when that matters.
+
+    Entered and left outside a transaction.
+    """
+    if not looks_ahead(session, steps, options):
         return []
     return legacy(session, pipeline.reading(session), None).refusals
 
