@@ -17,7 +17,7 @@ WITH columns AS (
 )
 SELECT 'alembic_version' AS what WHERE ARRAY(SELECT version_num::text FROM public.alembic_version) <> '{104}'
 UNION ALL
-SELECT name FROM unnest(ARRAY['task_usage_hourly', 'task_usage_hourly_dirty', 'task_usage_hourly_rollup_state']) AS name
+SELECT name FROM (VALUES ('task_usage_hourly'), ('task_usage_hourly_dirty'), ('task_usage_hourly_rollup_state')) AS t (name)
 WHERE name NOT IN (SELECT t FROM columns)
 UNION ALL
 SELECT 'rollup_task_usage_hourly()' WHERE to_regprocedure('public.rollup_task_usage_hourly()') IS NULL

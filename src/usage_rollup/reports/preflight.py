@@ -81,11 +81,7 @@ def preflight(session: sa.Connection, options: Options) -> Preflight:
     """
     look = _Look(session, options)
     look.ask("the server", lambda: suitability.require_session_pooling(session), None)
-    if unasked := pipeline.cannot_lend(session):
-        # No reason for the upgrade to stop, unless it has to look ahead: it makes them in public.
-        look.found.doubts.append(unasked)
-    else:
-        look.reading = look.ask("usage", lambda: pipeline.reading(session), None)
+    look.lend()
     with snapshot(session):
         session.exec_driver_sql("SET LOCAL lock_timeout = '500ms'")
         look.around()
@@ -100,9 +96,21 @@ class _Look:
         self.options = options
         self.found = Preflight()
         self.reading: Reading | None = None
+        self.not_lent: Refusal | None = None
         self.in_snapshot = False
         # As the upgrade does: reasons that only the data tells count where the catalog is against nothing.
         self.reads_data = True
+
+    def lend(self) -> None:
+        """Lend this session what reads usage, or keep why not: the upgrade makes it in public."""
+        try:
+            self.reading = pipeline.reading(self.session)
+        except UsageRollupError as error:
+            self.not_lent = error.refusal
+        except DBAPIError as error:
+            if not isinstance(error.orig, psycopg.Error) or error.connection_invalidated:
+                raise
+            self.not_lent = explain(error.orig)
 
     def around(self) -> None:
         """Ask everything: what is quick first, because it is about this moment."""
@@ -122,11 +130,10 @@ class _Look:
             found.guard = forecast_103.Guard(forecast_103.NO_USAGE, None, None, False, False, False, [])
         elif found.server and found.server.owner and found.place and self.reading:
             self.usage(self.reading)
-        elif found.place and self.reads_data:
+        elif found.place and self.not_lent and self.reads_data:
             steps = [step.name[:3] for step in found.place.pending]
-            found.refusals += self.ask(
-                "the legacy rollups", lambda: forecast_103.refusals(self.session, steps, self.options), []
-            )
+            stops = checks.looks_ahead(self.session, steps, self.options)
+            (found.refusals if stops else found.doubts).append(self.not_lent)
         if found.guard and found.guard.held_back and self.reading:
             who, hint = self.session.execute(self.reading.sql(slices.HELD_BACK_BY)).one()
             found.refusals.append(

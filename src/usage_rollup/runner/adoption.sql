@@ -91,8 +91,8 @@ WITH seen AS (
 ), facts AS (
     SELECT s.*, p.piped, p.piped AND NOT s.objects && s.legacy_tables AS dropped,
         :our_functions = ANY (s.objects) AS ours,
-        v_version IN ('102', '103') AND 'table task_usage_hourly' = ANY (s.objects)
-            AND :pipeline <> ALL (s.objects) AS half_undone,
+        v_version IN ('102', '103') AND :pipeline <> ALL (s.objects)
+            AND (:our_functions = ANY (s.objects) OR 'table task_usage_hourly' = ANY (s.objects)) AS half_undone,
         -- Later releases changed more of the schema than this chain knows; only the ledger counts, unless the
         -- legacy rollups are all there.
         l.told AND NOT s.legacy_tables <@ s.objects AS past, l.told

@@ -9,19 +9,23 @@ SELECT format('role %s lacks %s on %s', n.role, n.privileges, n.name) AS message
 FROM (
     SELECT a.role, 'table' AS kind, r.relname::text AS name, r.whole,
         string_agg(p.privilege, ', ' ORDER BY p.n) AS privileges
-    FROM (SELECT w.role, false AS is_owner FROM who AS w WHERE w.role <> w.owner_name AND pg_has_role(w.me, w.owner, 'USAGE')
-        UNION ALL SELECT w.owner_name, true FROM who AS w) AS a
+    FROM (SELECT w.role, w.owner, false AS is_owner FROM who AS w
+            WHERE w.role <> w.owner_name AND pg_has_role(w.me, w.owner, 'USAGE')
+        UNION ALL SELECT w.owner_name, w.owner, true FROM who AS w) AS a
     CROSS JOIN jsonb_to_recordset(:needs) AS t ("table" text, privileges text[], of_owner text[])
     JOIN relations AS r ON r.relname = t."table" AND r.relkind IN ('r', 'p')
     CROSS JOIN unnest(t.privileges || CASE WHEN a.is_owner THEN t.of_owner ELSE '{}' END)
         WITH ORDINALITY AS p (privilege, n)
-    WHERE NOT has_table_privilege(a.role, r.oid, p.privilege)
+    -- What belongs to somebody else is told as such.
+    WHERE NOT has_table_privilege(a.role, r.oid, p.privilege) AND pg_has_role(a.owner, r.relowner, 'USAGE')
     GROUP BY a.role, r.relname, r.whole
     UNION ALL
     SELECT a.role, 'function', f.proname::text, f.whole, 'EXECUTE'
-    FROM (SELECT w.role FROM who AS w WHERE pg_has_role(w.me, w.owner, 'USAGE') UNION SELECT w.owner_name FROM who AS w) AS a
+    FROM (SELECT w.role, w.owner FROM who AS w WHERE pg_has_role(w.me, w.owner, 'USAGE')
+        UNION SELECT w.owner_name, w.owner FROM who AS w) AS a
     CROSS JOIN functions AS f
     WHERE f.used AND f.fits AND :calls AND NOT has_function_privilege(a.role, f.oid, 'EXECUTE')
+        AND pg_has_role(a.owner, f.proowner, 'USAGE')
 ) AS n
 UNION ALL
 SELECT format('role %s may not create objects in tablespace %s (default_tablespace)', a.role, s.spcname),
