@@ -4,6 +4,7 @@ from alembic import context
 from usage_rollup import logs
 from usage_rollup.contract import MIGRATION_RUN
 from usage_rollup.hourly.schedule import warn_if_nothing_ticks
+from usage_rollup.reports import forecast_103
 from usage_rollup.runner import adoption, checks, ledger, new_revision, script
 from usage_rollup.runner.hooks import with_hooks
 from usage_rollup.session import advisory_lock, connection, options
@@ -42,7 +43,7 @@ else:
         if mutating:
             require_session_pooling(session)
             advisory_lock.acquire(session, MIGRATION_RUN, run.patience_s(advisory_lock.PATIENCE_S))
-            standing = checks.require(session, work, context.get_context(), run)
+            standing = checks.require(session, work, context.get_context(), run, forecast_103.refusals)
         if upgrade:
             work = with_hooks(adoption.with_adoption(work, standing.adoption(), session, run), session, run)
         elif work.__name__ == "retrieve_migrations":

@@ -273,9 +273,18 @@ BEGIN
             EXECUTE format('DROP TABLE public.%I', v_table);
         END LOOP;
     ELSIF cardinality(v_tables) > 0 THEN
-        -- Kept before, and rebuilt by a downgrade since: the older copy may hold what this one does not.
+        -- Kept before, and rebuilt by a downgrade since: the older copy may hold what this one does not. Nor is a
+        -- schema of that name any use that is somebody else's.
         WHILE EXISTS (
-            SELECT FROM unnest(v_tables) AS t WHERE to_regclass(format('%I.%I', v_schema, t)) IS NOT NULL
+            SELECT FROM pg_namespace AS n JOIN pg_roles AS o ON o.oid = n.nspowner
+            WHERE n.nspname = v_schema AND NOT ((o.rolsuper OR o.rolname = v_role)
+                AND has_schema_privilege(v_role, n.oid, 'CREATE') AND has_schema_privilege(v_role, n.oid, 'USAGE')
+                AND NOT EXISTS (
+                    SELECT FROM pg_class AS c
+                    WHERE c.relnamespace = n.oid AND (c.relname = ANY (v_tables) OR c.relname IN (
+                        SELECT i.relname FROM unnest(v_tables) AS t
+                        JOIN pg_index AS x ON x.indrelid = to_regclass('public.' || t)
+                        JOIN pg_class AS i ON i.oid = x.indexrelid))))
         ) LOOP
             v_copies := v_copies + 1;
             v_schema := 'legacy_usage_' || v_copies;

@@ -384,7 +384,8 @@ def decide(server: Server) -> Iterator[Decide]:
 
         def decide(version: str | None, stems: frozenset[str] | None, objects: Iterable[str]) -> Standing:
             answer = connection.execute(
-                "SELECT to_jsonb(d) FROM (SELECT %s::text AS v_version, %s::text[] AS v_ledger,"
+                "SELECT to_jsonb(d) FROM (SELECT %s::text AS v_version, NULL::text[] AS v_versions,"
+                " %s::text[] AS v_ledger,"
                 " false AS v_foreign_ledger, %s::text[] AS v_objects, NULL::text[] AS v_filled) AS seen"
                 f" CROSS JOIN LATERAL ({question}) AS d",
                 [version, None if stems is None else list(stems), list(objects)],

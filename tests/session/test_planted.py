@@ -180,6 +180,12 @@ def _plant(session: psycopg.Connection[object], signature: str, result: str) -> 
         assert "task_usage_hourly" in result
 
 
+OF_OUR_NAMES = """
+SELECT oid::regprocedure::text FROM pg_proc
+WHERE proowner = %s::regrole AND proname::text ~ 'task_usage'
+"""
+
+
 def uproot(database: Database, role: str) -> None:
     database.execute(f"DROP OWNED BY {role}")
 
@@ -251,6 +257,11 @@ def test_no_revision_runs_what_is_planted_on_the_way_up_or_down(
     with v034.connect() as connection:
         generate_history(connection, 200)
     reached = hostile(v034)
+    # Where a function bears a name of ours, nothing is begun.
+    assert "is in the way" in way.fails(reached, "upgrade", "097", "head")
+    assert seen(v034) == []
+    for (function,) in v034.execute(OF_OUR_NAMES, reached.stranger):
+        v034.execute(f"DROP FUNCTION {function}")
     way.upgrade(reached, "097", "head", keep_legacy="true")
     assert seen(v034) == []
     way.downgrade(reached, "104", "097")

@@ -53,6 +53,8 @@ def _refusals(found: flight.Preflight) -> Iterator[Fact]:
         yield Fact("refused", str(refusal), "red")
     for what in found.not_seen:
         yield Fact("not seen", what, "yellow")
+    for doubt in found.doubts:
+        yield Fact("may refuse", str(doubt), "yellow")
 
 
 def _place(found: flight.Preflight) -> Iterator[Fact]:

@@ -5,6 +5,7 @@ Both read in the caller's transaction; `reading` has the functions of 102.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,11 @@ import sqlalchemy as sa
 
 from ..contract import HOURLY, LAG_THRESHOLD, LEGACY
 from ..errors import Refusal
-from ..hourly import backfill
+from ..hourly import backfill, pipeline
 from ..hourly.pipeline import Reading
 from ..queries import beside, filled
+from ..runner import checks
+from ..session.options import Options
 
 _SQL = beside(__file__)
 
@@ -104,6 +107,17 @@ def guard(
     )
 
 
+def refusals(session: sa.Connection, steps: Sequence[str], options: Options) -> list[Refusal]:
+    """Return what 103 would refuse for what the legacy tables hold, when it is among `steps`.
+
+    Compares only where the answer matters: where the role may not make the schema to keep them in. Entered
+    and left outside a transaction.
+    """
+    if "103" not in steps or options.keep_legacy is not None or not checks.keeping(session):
+        return []
+    return legacy(session, pipeline.reading(session), None).refusals
+
+
 def legacy(session: sa.Connection, reading: Reading, keep: bool | None) -> Legacy:
     """Decide as 103 does whether the legacy tables are dropped or kept; `keep` is what the operator says.
 
@@ -118,14 +132,6 @@ def legacy(session: sa.Connection, reading: Reading, keep: bool | None) -> Legac
     elif keep is None:
         because = [f"{totals:,} daily totals exist only there"] if totals else []
         because += ["some usage is set aside"] if found["set_aside"] else []
-    refusals = []
-    if because and not found["may_keep"]:
-        refusals.append(
-            Refusal(
-                f"role {found['role']} may not create schema legacy_usage to keep the legacy rollups in:"
-                f" {', and '.join(because)}",
-                hint=f"GRANT CREATE ON DATABASE {found['quoted_database']} TO {found['quoted_role']},"
-                " or drop them: alembic -x keep-legacy=false upgrade head",
-            )
-        )
+    # Where the operator asks for it, the checks say so themselves.
+    refusals = checks.keeping(session) if because and keep is None else []
     return Legacy(found["bytes"], totals, [row.example for row in excess], because, refusals)

@@ -30,11 +30,7 @@ SELECT
     (SELECT COALESCE(SUM(pg_total_relation_size(to_regclass('public.' || t))), 0)::bigint
      FROM unnest(CAST(:tables AS text[])) AS t) AS bytes,
     EXISTS (SELECT FROM public.task_usage_hourly_set_aside)
-        OR EXISTS (SELECT FROM public.task_usage_hourly_undated()) AS set_aside,
-    to_regnamespace('legacy_usage') IS NOT NULL
-        OR has_database_privilege(current_database(), 'CREATE') AS may_keep,
-    current_user AS role, quote_ident(current_user) AS quoted_role,
-    quote_ident(current_database()) AS quoted_database;
+        OR EXISTS (SELECT FROM public.task_usage_hourly_undated()) AS set_aside;
 
 -- name: excess
 SELECT COUNT(*) OVER () AS totals, format('%s %s, workspace %s, %s: %s tokens there, %s in raw usage',

@@ -1,4 +1,4 @@
-"""Say where a database stands: its shape in words, and the steps that are pending."""
+"""Say where a database stands, in words, and which steps are still to be taken."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Place:
 
 
 def revisions_after(start: str | None) -> list[str]:
-    """Return the revisions that an upgrade to head applies after `start`, oldest first."""
+    """Return what an upgrade to the newest revision takes from `start`, None being nothing."""
     return [revision for revision in STEMS if start is None or revision > start]
 
 

@@ -52,6 +52,7 @@ class Preflight:
 
     refusals: list[Refusal] = field(default_factory=list)
     not_seen: list[str] = field(default_factory=list)
+    doubts: list[Refusal] = field(default_factory=list)
     in_the_way: list[str] = field(default_factory=list)
     server: Server | None = None
     place: place.Place | None = None
@@ -81,8 +82,8 @@ def preflight(session: sa.Connection, options: Options) -> Preflight:
     look = _Look(session, options)
     look.ask("the server", lambda: suitability.require_session_pooling(session), None)
     if unasked := pipeline.cannot_lend(session):
-        # No reason for the upgrade to stop: it makes them in public.
-        look.found.not_seen.append(f"usage: {unasked}")
+        # No reason for the upgrade to stop, unless it has to look ahead: it makes them in public.
+        look.found.doubts.append(unasked)
     else:
         look.reading = look.ask("usage", lambda: pipeline.reading(session), None)
     with snapshot(session):
@@ -100,6 +101,8 @@ class _Look:
         self.found = Preflight()
         self.reading: Reading | None = None
         self.in_snapshot = False
+        # As the upgrade does: reasons that only the data tells count where the catalog is against nothing.
+        self.reads_data = True
 
     def around(self) -> None:
         """Ask everything: what is quick first, because it is about this moment."""
@@ -109,7 +112,9 @@ class _Look:
         checked = self.ask("the catalog", self.checks, None)
         if checked:
             found.refusals.extend(checked.refusals)
+            found.doubts.extend(checked.doubts)
             found.place = place.find(checked)
+        self.reads_data = not found.refusals
         found.in_the_way = self.ask("locks", self.in_the_way, [])
         found.trigger_rights = self.ask("trigger rights", lambda: trigger_rights.find(self.session), [])
         found.unseen = self.ask("subscriptions and triggers", lambda: unseen.find(self.session), [])
@@ -117,6 +122,11 @@ class _Look:
             found.guard = forecast_103.Guard(forecast_103.NO_USAGE, None, None, False, False, False, [])
         elif found.server and found.server.owner and found.place and self.reading:
             self.usage(self.reading)
+        elif found.place and self.reads_data:
+            steps = [step.name[:3] for step in found.place.pending]
+            found.refusals += self.ask(
+                "the legacy rollups", lambda: forecast_103.refusals(self.session, steps, self.options), []
+            )
         if found.guard and found.guard.held_back and self.reading:
             who, hint = self.session.execute(self.reading.sql(slices.HELD_BACK_BY)).one()
             found.refusals.append(
@@ -135,7 +145,9 @@ class _Look:
         except UsageRollupError as error:
             self.found.refusals.append(error.refusal)
         except DBAPIError as error:
-            if not isinstance(error.orig, psycopg.Error) or error.orig.sqlstate not in _UNSEEN:
+            if not isinstance(error.orig, psycopg.Error) or error.connection_invalidated:
+                raise
+            if self.reads_data and error.orig.sqlstate not in _UNSEEN:
                 raise
             self.found.not_seen.append(f"{what}: {explain(error.orig).message}")
         return otherwise
@@ -203,4 +215,4 @@ class _Look:
                 None,
             )
         for asked in (guard, found.legacy):
-            found.refusals.extend(asked.refusals if asked else [])
+            found.refusals.extend(asked.refusals if asked and self.reads_data else [])

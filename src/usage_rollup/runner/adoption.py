@@ -63,7 +63,7 @@ class Standing:
     """Where a database stands: what alembic_version says, and where an upgrade goes on from (None: nothing).
 
     `reason` is the line that tells why those two differ, when they do; `shown` the revision that ledger and
-    catalog show; `has_pipeline` whether the hourly tick is there. What was refused is raised by those who ask.
+    catalog show; `has_pipeline` whether the hourly tick is there. What was refused is raised by who asks.
     """
 
     version: str | None

@@ -14,6 +14,7 @@ DECLARE
     c_version_table CONSTANT text := COALESCE(
         NULLIF(current_setting('usage_rollup.version_table', true), ''), 'alembic_version');
     v_version text;
+    v_versions text[];
     v_ledger text[];
     v_foreign_ledger boolean := false;
     v_objects text[];
@@ -23,7 +24,9 @@ DECLARE
     v_standing jsonb;
 BEGIN
     IF to_regclass(format('public.%I', c_version_table)) IS NOT NULL THEN
-        EXECUTE format('SELECT MAX(version_num) FROM public.%I', c_version_table) INTO v_version;
+        EXECUTE format(
+            'SELECT MAX(version_num), array_agg(version_num::text ORDER BY 1) FROM public.%I', c_version_table)
+        INTO v_version, v_versions;
     END IF;
     IF to_regclass('public.schema_migrations') IS NOT NULL THEN
         v_foreign_ledger := NOT EXISTS (
@@ -88,8 +91,8 @@ WITH seen AS (
 ), facts AS (
     SELECT s.*, p.piped, p.piped AND NOT s.objects && s.legacy_tables AS dropped,
         :our_functions = ANY (s.objects) AS ours,
-        v_version IN ('102', '103') AND 'table task_usage_hourly' = ANY (s.objects)
-            AND :pipeline <> ALL (s.objects) AS half_undone,
+        v_version IN ('102', '103') AND :pipeline <> ALL (s.objects)
+            AND (:our_functions = ANY (s.objects) OR 'table task_usage_hourly' = ANY (s.objects)) AS half_undone,
         -- Later releases changed more of the schema than this chain knows; only the ledger counts, unless the
         -- legacy rollups are all there.
         l.told AND NOT s.legacy_tables <@ s.objects AS past, l.told
@@ -191,6 +194,12 @@ WITH seen AS (
     FROM (VALUES ('upgrade'), ('downgrade')) AS a (about)
     WHERE v_version NOT IN (SELECT s.revision FROM steps s)
     UNION ALL
+    SELECT a.about, 0, format('alembic_version holds several rows: %s', array_to_string(v_versions, ', ')),
+        CASE WHEN v_versions <@ ARRAY(SELECT s.revision FROM steps s)
+            THEN format('put it right, then run this again: alembic stamp --purge %s', p.shown)
+            ELSE 'where they are another application''s, :another_table' END
+    FROM place p, (VALUES ('upgrade'), ('downgrade')) AS a (about) WHERE cardinality(v_versions) > 1
+    UNION ALL
     SELECT 'upgrade', 2, 'this database holds tables but no ledger (schema_migrations) and no alembic_version,'
         ' so nothing says which product release made it',
         'start the product''s release v0.3.4 on it once, or point DATABASE_URL at the right database'
@@ -205,7 +214,7 @@ WITH seen AS (
     FROM lists l, start t WHERE l.list = 'used' AND v_version IS NOT NULL AND t.revision < :head
     UNION ALL
     -- Stamped, or restored beside: no step makes up for what is only said.
-    SELECT a.about, 7, concat(format('alembic_version says %s, but ', v.stem),
+    SELECT a.about, CASE a.about WHEN 'upgrade' THEN 7 ELSE 1 END, concat(format('alembic_version says %s, but ', v.stem),
             CASE WHEN v_ledger IS NOT NULL THEN 'ledger and ' END, format('schema show %s', p.stem),
             CASE WHEN v.revision = '101' THEN ': missing ' || (SELECT names FROM lists WHERE list = 'hourly') END),
         format('put it right, then run this again: alembic stamp --purge %s', p.shown)

@@ -1,13 +1,14 @@
-"""The one list of checks: what preflight shows, and upgrade, downgrade and scripts refuse for, in the same words.
+"""The one list of checks: what preflight shows, and upgrade, downgrade and scripts refuse for, in its words.
 
 All is asked before anything is changed, and every reason is told at once with what mends it. checks.sql and
-dependents.sql ask the catalog, adoption.sql the ledgers, session/suitability.sql the session. Only what concerns
-the steps still to be taken counts.
+dependents.sql ask the catalog, adoption.sql the ledgers, session/suitability.sql the session. Only what
+concerns the steps still to be taken counts.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,10 @@ from ..errors import AdoptionRefused, DowngradeRefused, Refusal, UnsuitableDatab
 from ..queries import array, beside, filled, literal
 from ..session import suitability
 from ..session.options import VERSION_TABLE, Options
-from . import adoption, dependents, footprint
+from . import adoption, as_made, dependents, footprint
 from .hooks import Work
+
+log = logging.getLogger(__name__)
 
 _SQL = beside(__file__)
 
@@ -33,14 +36,19 @@ _CREATING = {True: {"097", "101", "102"}, False: {"103"}}
 
 # From where an upgrade or downgrade begins to the steps it takes, oldest or newest first.
 Plan = Callable[[str | None], Sequence[str]]
+Forecast = Callable[[sa.Connection, Sequence[str], Options], list[Refusal]]
 
 
 @dataclass(frozen=True)
 class Found:
-    """Every reason to refuse, and where the database stands: None when that could not be asked."""
+    """Every reason to refuse, and where the database stands: None when that could not be asked.
+
+    `doubts` are what may refuse a step, and nobody can tell.
+    """
 
     refusals: tuple[Refusal, ...]
     standing: adoption.Standing | None
+    doubts: tuple[Refusal, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,11 +72,14 @@ class Course:
         return bool(self.steps) or self.records
 
 
-def find(session: sa.Connection, command: str, plan: Plan, options: Options) -> Found:
+def find(
+    session: sa.Connection, command: str, plan: Plan, options: Options, forecast: Forecast | None = None
+) -> Found:
     """Return every reason to refuse `command`, in the caller's transaction, or each statement by itself.
 
     `plan` tells the steps from where the database stands; it is asked once that is known, and not for a
-    stamp, which changes nothing but the version. Only reads.
+    stamp, which changes nothing but the version. `forecast` tells what only the data can, of the steps and
+    options it is given. Only reads.
     """
     before = Course(command, version_table=options.version_table)
     server = _ask(session, before, "server")
@@ -89,11 +100,15 @@ def find(session: sa.Connection, command: str, plan: Plan, options: Options) -> 
     records = command == STAMP or (command == "upgrade" and standing.reason is not None)
     course = Course(command, steps, options.keep_legacy, records, options.version_table)
     asked = _ask(session, course, *CONCERNS) if course.writes else []
-    return Found((*server, *refusals, *asked), standing)
+    # Data is read only where nothing else is in the way of reading it.
+    if forecast and not (server or refusals or asked):
+        asked += forecast(session, steps, options)
+    doubts = _ask(session, course, "doubts") if steps else []
+    return Found((*server, *refusals, *asked), standing, tuple(doubts))
 
 
 def require(
-    session: sa.Connection, work: Work, context: MigrationContext, options: Options
+    session: sa.Connection, work: Work, context: MigrationContext, options: Options, forecast: Forecast
 ) -> adoption.Standing:
     """Return where the database stands; refuse with every reason against what Alembic's `work` would do.
 
@@ -107,7 +122,9 @@ def require(
         steps = work((start,) if start else (), context)
         return [step.revision.revision for step in steps if isinstance(step, RevisionStep)]
 
-    found = find(session, command, plan, options)
+    found = find(session, command, plan, options, forecast)
+    for doubt in found.doubts:
+        log.warning("%s", doubt)
     if found.standing and not found.refusals:
         return found.standing
     refusal = Refusal.of(found.refusals)
@@ -118,7 +135,7 @@ def require(
     raise UnsuitableDatabase(refusal)
 
 
-# What is asked before the ledgers are: without rights nothing more can be, and strangers would answer for them.
+# What is asked before the ledgers are: without rights nothing more can be, and strangers would answer.
 GROUND = ("server", "schema", "ledgers", "unreadable")
 
 # What is asked about steps, in the order in which it is told.
@@ -126,10 +143,15 @@ CONCERNS = (
     "acting",
     "writing",
     "owners",
+    "rights",
+    "types",
+    "additions",
+    "parts",
     "in_the_way",
     "planted_code",
     "row_security",
     "keeping",
+    "scheduler",
     "dependents",
 )
 
@@ -138,9 +160,14 @@ def _ask(session: sa.Connection, course: Course, *concerns: str) -> list[Refusal
     return suitability.ask(session, query(course, *concerns))
 
 
+def keeping(session: sa.Connection) -> list[Refusal]:
+    """Return why the legacy tables, which must be kept, could not be."""
+    return _ask(session, Course("upgrade", ("103",), keep_legacy=True), "keeping")
+
+
 def query(course: Course, *concerns: str) -> str:
     """Return one query of (message, hint) for `concerns` about `course`, in their order."""
-    texts = suitability.SQL | _SQL | dependents.SQL
+    texts = suitability.SQL | _SQL | dependents.SQL | as_made.SQL
     shared = [_SQL["trusted"], _SQL["public_objects"]]
     if "dependents" in concerns:
         shared.append(dependents.SQL["roots"])
@@ -155,7 +182,8 @@ def _gaps(course: Course) -> dict[str, str]:
     hourly = footprint.hourly_tables() if steps else []
     if steps:
         functions |= {f: False for f in footprint.functions("102") if f not in functions}
-    made = {*footprint.functions("102")} if up and "102" in steps else set()
+    hourly_functions = {*footprint.functions("102")}
+    made = hourly_functions if up and "102" in steps else set()
     drops = dependents.drops(steps, up=up, keep_legacy=keep is True)
     return {
         "version_table": literal(course.version_table),
@@ -166,7 +194,15 @@ def _gaps(course: Course) -> dict[str, str]:
         "up": _boolean(up),
         "creates": _boolean(bool(_CREATING[up] & {*steps})),
         "keeps": _boolean(up and "103" in steps and keep is True),
+        "unschedules": _boolean((up and "103" in steps) or (not up and "102" in steps)),
+        "takes_back": _boolean(not up and "103" in steps),
         "may_keep": _boolean(up and keep is None),
+        "calls": _boolean(up and bool({"102", "103"} & {*steps})),
+        "stands_on_102": _boolean(up and "103" in steps and "102" not in steps),
+        "needs": _records(as_made.needs(steps) if up else ()),
+        "columns": _records(as_made.columns(steps) if up else ()),
+        "written": _records(as_made.written(steps, writes=course.writes) if up else ()),
+        "constraints": array(sorted(footprint.constraints())),
         "altered_tables": array(altered),
         "hourly_tables": array(hourly),
         "legacy_tables": array(LEGACY.columns),
@@ -178,6 +214,7 @@ def _gaps(course: Course) -> dict[str, str]:
                 "result": f.result,
                 "altered": altered_,
                 "made": f in made,
+                "used": f in hourly_functions,
             }
             for f, altered_ in functions.items()
         ),

@@ -29,11 +29,11 @@ relations AS (
     SELECT p.oid, p.proname, p.proowner, p.prokind,
         CASE p.prokind WHEN 'p' THEN 'procedure' WHEN 'a' THEN 'aggregate' ELSE 'function' END AS kind,
         format('public.%I(%s)', p.proname, pg_get_function_identity_arguments(p.oid)) AS whole,
-        f.altered, f.made, p.prokind = 'f' AND p.pronargdefaults <= f.defaults
+        f.altered, f.made, f.used, p.prokind = 'f' AND p.pronargdefaults <= f.defaults
             AND replace(pg_get_function_result(p.oid), 'public.', '') = f.result
             AND COALESCE(p.proargnames[1:p.pronargs], '{}') = f.arguments AS fits
     FROM jsonb_to_recordset(:functions) AS f (
-        name text, arguments text[], defaults int, result text, altered boolean, made boolean)
+        name text, arguments text[], defaults int, result text, altered boolean, made boolean, used boolean)
     JOIN pg_proc AS p ON p.proname = f.name AND p.pronargs = cardinality(f.arguments)
     WHERE p.pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'public')
 )
@@ -41,14 +41,14 @@ relations AS (
 -- name: ledgers
 -- Written by the session's own role, and read before anything else is known.
 SELECT format('%s %s is not what a version table is', r.kind, r.relname) AS message,
-    format('DROP %s %s; or, where somebody needs it, :another_table', upper(r.kind), r.whole) AS hint
+    format('DROP %s %s; or where somebody needs it, :another_table', upper(r.kind), r.whole) AS hint
 FROM relations AS r WHERE r.relname = :version_table AND (r.kind <> 'table' OR NOT EXISTS (
         SELECT FROM pg_attribute AS a WHERE a.attrelid = r.oid AND a.attname = 'version_num'))
 UNION ALL
 SELECT format('%s %s belongs to %s, who is neither the owner of task_usage nor a superuser', r.kind, r.relname,
         pg_get_userbyid(r.relowner)),
     format('ALTER TABLE %s OWNER TO %I%s', r.whole, w.owner_name,
-        CASE WHEN r.relname = :version_table THEN '; or, where it is another application''s, :another_table' ELSE '' END)
+        CASE WHEN r.relname = :version_table THEN '; or where it is another application''s, :another_table' ELSE '' END)
 FROM relations AS r, who AS w
 WHERE r.relname IN (:version_table, 'schema_migrations') AND r.kind = 'table'
     AND r.relowner NOT IN (SELECT t.oid FROM trusted AS t)
@@ -126,13 +126,23 @@ SELECT format('not all that the steps alter or call belongs to the owner of task
         ORDER BY o.kind <> 'table', o.whole) AS hint
 FROM who AS w
 JOIN (
-    SELECT r.kind, r.whole, r.relowner AS owner, r.altered FROM relations AS r
+    SELECT r.kind, r.whole, r.relowner AS owner, r.altered, r.relname = ANY (:hourly_tables) AS used FROM relations AS r
     WHERE r.relkind IN ('r', 'p') AND (r.altered OR r.relname = ANY (:hourly_tables))
     UNION ALL
-    SELECT f.kind, f.whole, f.proowner, f.altered FROM functions AS f
+    SELECT f.kind, f.whole, f.proowner, f.altered, f.used FROM functions AS f
+    UNION ALL
+    -- A column of a table is one of its children's, too.
+    SELECT 'table', format('%I.%I', n.nspname, c.relname), c.relowner, true, false
+    FROM relations AS r JOIN pg_inherits AS i ON i.inhparent = r.oid
+    JOIN pg_class AS c ON c.oid = i.inhrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE r.altered AND r.relname IN ('user', 'agent_runtime')
+    UNION ALL
+    -- What 103 has kept and its way back takes.
+    SELECT 'table', format('%I.%I', n.nspname, c.relname), c.relowner, true, true
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE :takes_back AND n.nspname ~ '^legacy_usage(_[0-9]+)?$' AND c.relname = ANY (:legacy_tables) AND c.relkind = 'r'
 ) AS o ON o.altered AND NOT pg_has_role(w.owner, o.owner, 'USAGE')
-    OR o.whole LIKE '%hourly%' AND o.owner NOT IN (SELECT t.oid FROM trusted AS t)
-    OR o.whole LIKE '%hour_bucket%' AND o.owner NOT IN (SELECT t.oid FROM trusted AS t)
+    OR o.used AND o.owner NOT IN (SELECT t.oid FROM trusted AS t)
 GROUP BY w.owner_name
 
 -- name: in_the_way
@@ -186,7 +196,7 @@ SELECT format('trigger %s on %s would run code of %s with the rights of whoever 
 FROM relations AS r
 JOIN pg_trigger AS t ON t.tgrelid = r.oid AND NOT t.tgisinternal
 JOIN pg_proc AS p ON p.oid = t.tgfoid
-WHERE r.relname = ANY (:hourly_tables) AND p.proowner NOT IN (SELECT x.oid FROM trusted AS x)
+WHERE r.relname = ANY (:hourly_tables)
 UNION ALL
 SELECT format('rule %s on %s changes what is written there', w.rulename, r.relname),
     format('DROP RULE %I ON %s', w.rulename, r.whole)
@@ -201,4 +211,33 @@ SELECT format('role %s may not create schema legacy_usage to keep the legacy rol
 FROM who AS w
 WHERE :keeps AND NOT has_database_privilege(w.role, current_database(), 'CREATE')
     AND EXISTS (SELECT FROM relations AS r WHERE r.relname = ANY (:legacy_tables) AND r.relkind IN ('r', 'p'))
-    AND NOT EXISTS (SELECT FROM pg_namespace AS n WHERE n.nspname = 'legacy_usage')
+    -- The one that was made before, if it is still ours and empty.
+    AND NOT EXISTS (
+        SELECT FROM pg_namespace AS n JOIN pg_roles AS o ON o.oid = n.nspowner
+        WHERE n.nspname = 'legacy_usage' AND (o.rolsuper OR o.oid = w.owner)
+            AND has_schema_privilege(w.owner, n.oid, 'CREATE') AND has_schema_privilege(w.owner, n.oid, 'USAGE')
+            AND NOT EXISTS (SELECT FROM pg_class AS c WHERE c.relnamespace = n.oid))
+
+-- name: scheduler
+-- A step ends jobs of pg_cron, as the role that began.
+SELECT format('role %s may use pg_cron and not read its jobs', w.role) AS message,
+    format('GRANT SELECT ON cron.job TO %I', w.role) AS hint
+FROM who AS w, pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE :unschedules AND n.nspname = 'cron' AND c.relname = 'job' AND has_schema_privilege(n.oid, 'USAGE')
+    AND NOT has_table_privilege(c.oid, 'SELECT')
+
+-- name: doubts
+-- Nobody can tell what they will do. Event triggers of extensions are there for the extension.
+SELECT format('event trigger %s calls %s() whenever a step makes, alters or drops something, and may refuse it',
+        e.evtname, p.proname) AS message,
+    format('if it does: ALTER EVENT TRIGGER %I DISABLE', e.evtname) AS hint
+FROM pg_event_trigger AS e JOIN pg_proc AS p ON p.oid = e.evtfoid
+WHERE e.evtenabled <> 'D' AND e.evtevent <> 'login' AND NOT EXISTS (
+    SELECT FROM pg_depend AS d
+    WHERE d.classid = 'pg_event_trigger'::regclass AND d.objid = e.oid AND d.deptype = 'e')
+UNION ALL
+SELECT format('trigger %s on schema_migrations calls %s() for each step that is recorded, and may refuse it', t.tgname,
+        p.proname), format('if it does: ALTER TABLE schema_migrations DISABLE TRIGGER %I', t.tgname)
+FROM relations AS r JOIN pg_trigger AS t ON t.tgrelid = r.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'
+JOIN pg_proc AS p ON p.oid = t.tgfoid
+WHERE r.relname = 'schema_migrations'

@@ -31,6 +31,8 @@ _TRIGGER = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _COLUMN = re.compile(r"^    ([a-z]\w*) ", re.MULTILINE)
+_TYPED = re.compile(r"^    ([a-z]\w*) +(\w+)", re.MULTILINE)
+_CONSTRAINT = re.compile(r"\bCONSTRAINT (\w+)")
 
 # As format_type() writes them.
 _TYPES = {"timestamptz": "timestamp with time zone", "int": "integer", "float8": "double precision"}
@@ -73,6 +75,22 @@ def private_tables() -> dict[str, frozenset[str]]:
         name: frozenset(column for column in _COLUMN.findall(body) if column not in skip)
         for name, body in _TABLE.findall(revisions.sql("102"))
     }
+
+
+@cache
+def columns(revision: str) -> dict[str, dict[str, str]]:
+    """Return the columns of the tables that a revision makes, with their types in pg_catalog's words."""
+    return {
+        table: {name: _canonical(kind) for name, kind in _TYPED.findall(body)}
+        for table, body in _TABLE.findall(revisions.sql(revision))
+    }
+
+
+@cache
+def constraints() -> frozenset[str]:
+    """Return the names of the constraints of the hourly tables, PostgreSQL's own choice included."""
+    named = _CONSTRAINT.findall(revisions.sql("101") + revisions.sql("102"))
+    return frozenset({*named, "task_usage_hourly_rollup_state_id_check"})
 
 
 @cache

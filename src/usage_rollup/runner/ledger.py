@@ -25,7 +25,7 @@ def add(connection: sa.Connection, stems: Iterable[str]) -> None:
     connection.execute(
         sa.text(
             "INSERT INTO public.schema_migrations (version) SELECT unnest(CAST(:stems AS text[]))"
-            " ON CONFLICT (version) DO NOTHING"
+            " ON CONFLICT DO NOTHING"
         ),
         {"stems": list(stems)},
     )
@@ -42,7 +42,9 @@ def record_step(ctx: MigrationContext, step: MigrationInfo, heads: object, run_a
     assert isinstance(step.up_revision, Script)
     stem = stem_of(step.up_revision)
     change = (
-        f"INSERT INTO public.schema_migrations (version) VALUES ('{stem}') ON CONFLICT (version) DO NOTHING"
+        # A ledger may have lost its key.
+        f"INSERT INTO public.schema_migrations (version) SELECT '{stem}' WHERE NOT EXISTS"
+        f" (SELECT FROM public.schema_migrations WHERE version = '{stem}') ON CONFLICT DO NOTHING"
         if step.is_upgrade
         else f"DELETE FROM public.schema_migrations WHERE version = '{stem}'"
     )

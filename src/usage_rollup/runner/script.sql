@@ -77,7 +77,7 @@ BEGIN
     IF c_command = 'upgrade' AND c_standing ->> 'reason' IS NOT NULL THEN
         RAISE INFO '%', c_standing ->> 'reason';
         INSERT INTO public.schema_migrations (version)
-        SELECT jsonb_array_elements_text(c_standing -> 'missing_stems') ON CONFLICT (version) DO NOTHING;
+        SELECT jsonb_array_elements_text(c_standing -> 'missing_stems') ON CONFLICT DO NOTHING;
         DELETE FROM public.:version_table;
         INSERT INTO public.:version_table (version_num) VALUES (c_start);
     END IF;

@@ -62,9 +62,10 @@ def _write_script(files: Sequence[Path], lock: Locks) -> None:
 
 # A login may have switched its role at once (ALTER ROLE ... SET role), so it is remembered who began.
 _BECOME_OWNER = """\
-SELECT pg_catalog.set_config('usage_rollup.began_as', current_user, true), pg_catalog.set_config('role', COALESCE((
-    SELECT pg_catalog.pg_get_userbyid(c.relowner) FROM pg_catalog.pg_class AS c
-    WHERE c.oid = pg_catalog.to_regclass('public.task_usage')), current_user), true)"""
+SELECT pg_catalog.set_config('usage_rollup.began_as', current_user, true),
+    pg_catalog.set_config('role', COALESCE((
+        SELECT pg_catalog.pg_get_userbyid(c.relowner) FROM pg_catalog.pg_class AS c
+        WHERE c.oid = pg_catalog.to_regclass('public.task_usage')), current_user), true)"""
 _BECOME_ONESELF = (
     "SELECT pg_catalog.set_config('role', pg_catalog.current_setting('usage_rollup.began_as'), true)"
 )

@@ -35,6 +35,13 @@ SETTINGS = {
     "enable_parallel_hash": "off",
     # A slice's hash tables fit; a server of 1 GB can spare it for one session.
     "work_mem": "64MB",
+    # What a run's options and its hook leave for SQL to read, and nobody else.
+    "usage_rollup.keep_legacy": "",
+    "usage_rollup.sleep_between_slices": "",
+    "usage_rollup.lock_timeout": "",
+    "usage_rollup.version_table": "",
+    "usage_rollup.proof": "",
+    "usage_rollup.legacy_excess": "",
 }
 
 # Each by a statement of its own: all the others are one message, which a short timeout would cut short.

@@ -27,7 +27,7 @@ def require_suitable(connection: sa.Connection) -> None:
 
 
 def query(*statements: str, shared: Sequence[str] = ()) -> str:
-    """Return one query of what `statements` find, in their order; they may read `who` and what is `shared`."""
+    """Return one query of what `statements` find, in their order; they read `who` and what is `shared`."""
     asked = "\nUNION ALL\n".join(
         f"SELECT {n} AS n, q.message, q.hint FROM (\n{text}\n) AS q" for n, text in enumerate(statements)
     )
