@@ -19,6 +19,8 @@ BEGIN
     IF EXISTS (
         SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = 'cron' AND c.relname = 'job' AND has_schema_privilege(n.oid, 'USAGE')
+            -- The extension's: functions of anybody else's would run with our rights.
+            AND n.nspowner IN (SELECT r.oid FROM pg_roles r WHERE r.rolsuper)
     ) THEN
         -- Jobs have names since pg_cron 1.3.
         FOR v_job IN EXECUTE $cron$

@@ -1,9 +1,11 @@
 -- pg_cron's jobs of this database, as far as this role sees them, and the last run that ticked.
 
 -- name: cron_readable
+-- The extension's, which a superuser made: functions of anybody else's would run with our rights.
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = 'cron' AND c.relname = 'job'
+        AND n.nspowner IN (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolsuper)
         AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'));
 
 -- name: state_readable
@@ -40,4 +42,5 @@ SELECT
         NULLIF(current_setting('cron.database_name', true), '') END AS lives_in
 FROM (SELECT) AS always
 LEFT JOIN (pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace)
-    ON n.nspname = 'cron' AND c.relname = 'job';
+    ON n.nspname = 'cron' AND c.relname = 'job'
+        AND n.nspowner IN (SELECT r.oid FROM pg_roles r WHERE r.rolsuper);
