@@ -143,21 +143,12 @@ def require(
 GROUND = ("server", "schema", "ledgers", "unreadable")
 
 # What is asked about steps, in the order in which it is told.
+# fmt: off
 CONCERNS = (
-    "acting",
-    "writing",
-    "owners",
-    "rights",
-    "types",
-    "additions",
-    "parts",
-    "in_the_way",
-    "planted_code",
-    "row_security",
-    "keeping",
-    "scheduler",
-    "dependents",
+    "acting", "writing", "owners", "rights", "types", "additions", "parts", "in_the_way", "planted_code",
+    "row_security", "keeping", "scheduler", "dependents",
 )
+# fmt: on
 
 
 def _ask(session: sa.Connection, course: Course, *concerns: str) -> list[Refusal]:
