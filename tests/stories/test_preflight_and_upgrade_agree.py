@@ -70,18 +70,30 @@ def test_preflight_and_upgrade_agree_on_a_database_that_was_tampered_with(stage:
     assert min(stage.counted.values()) > 5
 
 
-@pytest.mark.parametrize("name", CHANGES)
+def _number(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
+# All of them take minutes; the draws above meet the others, too.
+ALONE = [name for name in CHANGES if PROFILE == "hostile_long" or _number(name) % 4 == 0]
+
+
+@pytest.mark.parametrize("name", ALONE)
 def test_preflight_and_upgrade_agree_on_one_change_alone(stage: Stage, name: str) -> None:
-    number = zlib.crc32(name.encode())
     fitting = [start for start in START_TRAITS if fits(CHANGES[name], start)]
     # Every start and every role has its share of the catalogue, the same every time.
-    start, role = fitting[number % len(fitting)], list(ROLES)[number // 7 % len(ROLES)]
+    start, role = fitting[_number(name) % len(fitting)], list(ROLES)[_number(name) // 7 % len(ROLES)]
     outcome = stage.keep(start, role, name)
     assert outcome.applied == [name], "the catalogue promises a change that cannot be made"
 
 
 @pytest.mark.parametrize("start", START_TRAITS)
-@pytest.mark.parametrize("role", ROLES)
-def test_untouched_databases_go_through(stage: Stage, start: str, role: str) -> None:
-    outcome = stage.keep(start, role)
-    assert outcome.goes_through or role == "member_who_must_set_role", outcome.preflight
+def test_untouched_databases_go_through(stage: Stage, start: str) -> None:
+    number = list(START_TRAITS).index(start)
+    for role in ROLES if PROFILE == "hostile_long" else [list(ROLES)[number % len(ROLES)]]:
+        outcome = stage.keep(start, role)
+        # Who may not make a schema cannot keep what only the legacy tables hold.
+        few = role == "member_who_must_set_role" or (
+            start == "v034_with_losses" and role in {"owner_with_few_rights", "member_who_becomes_the_owner"}
+        )
+        assert outcome.goes_through or few, outcome.preflight

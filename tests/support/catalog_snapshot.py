@@ -18,7 +18,7 @@ PINNED = (
     "-c search_path=public -c row_security=off -c TimeZone=UTC -c DateStyle=ISO -c statement_timeout=0"
     " -c lock_timeout=10s -c default_transaction_read_only=off"
     " -c default_transaction_isolation=read\\ committed"
-    " -c session_replication_role=replica -c default_tablespace="
+    " -c session_replication_role=origin -c default_tablespace="
     " -c standard_conforming_strings=on -c local_preload_libraries= -c xmlbinary=base64"
     " -c idle_session_timeout=0 -c idle_in_transaction_session_timeout=0 -c client_min_messages=warning"
 )

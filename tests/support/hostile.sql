@@ -605,11 +605,11 @@ CREATE INDEX idx_task_usage_hourly_workspace_time ON workspace (created_at);
 CREATE TABLE uq_task_usage_hourly_key (x integer);
 
 -- name: table_under_the_name_of_the_private_queue
--- on: not_ours
+-- on: not_ours legacy
 CREATE TABLE task_usage_hourly_invalidation (x integer);
 
 -- name: table_of_a_stranger_like_the_private_queue
--- on: not_ours
+-- on: not_ours legacy
 CREATE TABLE task_usage_hourly_invalidation (
     bucket_hour timestamptz, task_id uuid, issue_id uuid, agent_id uuid, enqueued_at timestamptz NOT NULL DEFAULT now());
 CREATE FUNCTION planted() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;
@@ -867,7 +867,7 @@ UPDATE task_usage_hourly_rollup_state SET watermark_at = now() - interval '10 mi
 DELETE FROM task_usage_hourly_rollup_state;
 
 -- name: hourly_rows_are_wrong
--- on: hourly
+-- on: hourly legacy
 UPDATE task_usage_hourly SET input_tokens = input_tokens + 1;
 
 -- name: usage_dated_at_infinity

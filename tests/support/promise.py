@@ -114,7 +114,7 @@ class Stage:
             raise Broken(
                 f"stage.keep({call})\napplied: {', '.join(outcome.applied) or 'nothing'}\n"
                 + "\n".join(outcome.wrong)
-                + f"\n--- preflight\n{outcome.preflight}\n--- upgrade\n{outcome.upgrade}"
+                + f"\n--- preflight\n{outcome.preflight[-1500:]}\n--- upgrade\n{outcome.upgrade[-1500:]}"
             )
         return outcome
 

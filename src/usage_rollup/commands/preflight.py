@@ -31,7 +31,7 @@ def preflight(as_json: JsonOption = False) -> None:
 def _show(out: Console, found: flight.Preflight) -> None:
     if found.refusals:
         out.print("`alembic upgrade head` would be refused", style="bold red")
-    elif found.not_seen:
+    elif not found.goes_through:
         out.print("not all could be seen that decides on `alembic upgrade head`", style="bold yellow")
     else:
         out.print("`alembic upgrade head` would go through", style="bold green")

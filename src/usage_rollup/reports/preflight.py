@@ -65,7 +65,9 @@ class Preflight:
 
     @property
     def goes_through(self) -> bool:
-        """Say whether the upgrade would go through; what could not be seen counts against it."""
+        """Say whether the upgrade would go through; what could not be seen counts against its steps."""
+        if self.place is not None and not self.place.pending:
+            return not self.refusals
         return not self.refusals and not self.not_seen
 
     def is_pending(self, *revisions: str) -> bool:
