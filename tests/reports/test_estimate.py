@@ -14,8 +14,6 @@ from usage_rollup.reports import estimate
 from usage_rollup.reports.estimate import Estimate, Walk
 from usage_rollup.session.connection import snapshot
 
-pytestmark = pytest.mark.server
-
 WALK = Walk(has_state=True, unfinished=False, ours=False)
 
 

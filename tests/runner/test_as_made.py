@@ -11,8 +11,6 @@ from tests.support.verdicts import both_refuse, goes_through, mend, messages
 from usage_rollup.contract import HOURLY, LEGACY
 from usage_rollup.runner import footprint
 
-pytestmark = pytest.mark.server
-
 COLUMNS = """
 SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod)
 FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid

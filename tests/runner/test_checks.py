@@ -19,8 +19,6 @@ from usage_rollup.contract import BASELINE, HOURLY, LEGACY, STEMS
 from usage_rollup.runner import footprint
 from usage_rollup.session.options import Options
 
-pytestmark = pytest.mark.server
-
 NEEDLESS = "CREATE FUNCTION needless() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'"
 
 

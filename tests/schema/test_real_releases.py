@@ -14,8 +14,6 @@ from tests.support.product import event, small_world
 from tests.support.releases import PAST_104, RELEASES, Facts, facts
 from usage_rollup.contract import HOURLY
 
-pytestmark = pytest.mark.server
-
 
 def found(database: Database, release: str) -> Facts:
     """Read from a database what the release's file tells."""

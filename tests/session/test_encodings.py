@@ -18,8 +18,6 @@ from tests.support.shapes import make_products
 from tests.support.v034 import build_v034
 from tests.support.ways import WAYS, Way
 
-pytestmark = pytest.mark.server
-
 # A byte that is no UTF-8, and one that is: what comes out of the first is bytes.
 WRITE_ODD = """
 UPDATE task_usage SET model = 'mod' || chr(232) || 'le ' || repeat('x', 10)

@@ -10,8 +10,6 @@ from tests.support.database import Database
 from tests.support.roles import MakeRole, give_everything_to
 from tests.support.ways import WAYS
 
-pytestmark = pytest.mark.server
-
 
 @pytest.fixture
 def owned(v034: Database, make_role: MakeRole) -> tuple[Database, str]:

@@ -21,8 +21,6 @@ from tests.support.shapes import make_products
 from tests.support.v034 import generate_history
 from tests.support.ways import WAYS, Way
 
-pytestmark = pytest.mark.server
-
 # Signature, result. The types are those that a driver sends (smallint for small numbers), that literals
 # have (integer), or that nobody means, which is what unknown literals are resolved to (text).
 FUNCTIONS = [

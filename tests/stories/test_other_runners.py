@@ -19,8 +19,6 @@ from tests.support.walks import advisory_locks, runners
 from usage_rollup.contract import STEMS
 from usage_rollup.hourly import slices
 
-pytestmark = pytest.mark.server
-
 STAMP = "UPDATE task_usage_hourly_rollup_state SET watermark_at = clock_timestamp()"
 LOOKED = "another runner went past 103 here: comparing the hourly rollup with raw usage"
 NOT_PROVEN = "the hourly rollup is not proven after another runner went past 103"
