@@ -318,7 +318,7 @@ def reads(connection: Connection) -> dict[str, int]:
             SELECT c.relname, pg_stat_get_xact_tuples_returned(c.oid) + (
                 SELECT sum(pg_stat_get_xact_tuples_returned(i.indexrelid))
                 FROM pg_index i WHERE i.indrelid = c.oid)
-            FROM unnest(%s::text[]) AS t JOIN pg_class c ON c.oid = t::regclass
+            FROM unnest(%s::text[]) AS t JOIN pg_class c ON c.oid = ('public.' || t)::regclass
             """,
             [list(RAW_TABLES)],
         ).fetchall()

@@ -17,6 +17,7 @@ from tests.support.v034 import V034_STEMS, generate_history
 from tests.support.walks import advisory_locks, committed_months, write_history
 from tests.support.ways import WAYS, Script, Way, refused
 from usage_rollup.contract import BASELINE, STEMS
+from usage_rollup.runner.adoption import ANOTHER_TABLE
 
 pytestmark = pytest.mark.server
 
@@ -217,7 +218,8 @@ UPGRADES = [
     (
         another_applications_version,
         "alembic_version holds ae1027a6acf4, which is no revision of this chain",
-        "point DATABASE_URL at the product's database, or use the release of this package that wrote it",
+        "point DATABASE_URL at the product's database, or use the release of this package that wrote it;"
+        f" where the table is another application's, {ANOTHER_TABLE}",
     ),
     (
         another_products_tables,

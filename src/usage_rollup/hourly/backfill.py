@@ -169,11 +169,7 @@ def repair(session: sa.Connection, options: Options) -> int:
     Entered and left outside a transaction, holding 4246. Leaves the proof for 103 in the session's
     settings. Raises BackfillRefused when hours still differ.
     """
-    session.execute(
-        sa.text(
-            "SELECT public.rollup_task_usage_hourly_window(timestamptz '-infinity', timestamptz '-infinity')"
-        )
-    )
+    session.execute(sa.text(_DRAIN))
     repaired = 0
     for _ in range(_REPAIRS):
         differing = slices.plan_repair(session)
@@ -223,6 +219,8 @@ def _skip(reason: str) -> Backfill:
     log.info("no backfill: %s", reason)
     return Backfill(skipped=reason)
 
+
+_DRAIN = "SELECT public.rollup_task_usage_hourly_window(timestamptz '-infinity', timestamptz '-infinity')"
 
 _PUT_STATE_BACK = "INSERT INTO public.task_usage_hourly_rollup_state (id) VALUES (1) ON CONFLICT DO NOTHING"
 

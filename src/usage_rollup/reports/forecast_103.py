@@ -5,7 +5,6 @@ Both read in the caller's transaction; `reading` has the functions of 102.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,6 @@ from ..hourly import backfill, pipeline
 from ..hourly.pipeline import Reading
 from ..queries import beside, filled
 from ..runner import checks
-from ..session.options import Options
 
 _SQL = beside(__file__)
 
@@ -107,21 +105,11 @@ def guard(
     )
 
 
-def looks_ahead(session: sa.Connection, steps: Sequence[str], options: Options) -> bool:
-    """Say whether it matters before the first of `steps` what the legacy tables hold.
-
-    It does where the role may not make the schema to keep them in.
-    """
-    return "103" in steps and options.keep_legacy is None and bool(checks.keeping(session))
-
-
-def refusals(session: sa.Connection, steps: Sequence[str], options: Options) -> list[Refusal]:
-    """Return what 103 would refuse for what the legacy tables hold, when that matters.
+def refusals(session: sa.Connection) -> list[Refusal]:
+    """Return what 103 would refuse for what the legacy tables hold, once checks.looks_ahead() to it.
 
     Entered and left outside a transaction.
     """
-    if not looks_ahead(session, steps, options):
-        return []
     return legacy(session, pipeline.reading(session), None).refusals
 
 

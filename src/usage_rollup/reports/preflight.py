@@ -134,7 +134,7 @@ class _Look:
             self.usage(self.reading)
         elif found.place and self.not_lent and self.reads_data:
             steps = [step.name[:3] for step in found.place.pending]
-            stops = forecast_103.looks_ahead(self.session, steps, self.options)
+            stops = checks.looks_ahead(self.session, steps, self.options)
             (found.refusals if stops else found.doubts).append(self.not_lent)
         if found.guard and found.guard.held_back and self.reading:
             who, hint = self.session.execute(self.reading.sql(slices.HELD_BACK_BY)).one()

@@ -7,6 +7,7 @@ concerns the steps still to be taken counts.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ _CREATING = {True: {"097", "101", "102"}, False: {"103"}}
 
 # From where an upgrade or downgrade begins to the steps it takes, oldest or newest first.
 Plan = Callable[[str | None], Sequence[str]]
-Forecast = Callable[[sa.Connection, Sequence[str], Options], list[Refusal]]
+Forecast = Callable[[sa.Connection], list[Refusal]]
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def find(
     """Return every reason to refuse `command`, in the caller's transaction, or each statement by itself.
 
     `plan` tells the steps from where the database stands; it is asked once that is known, and not for a
-    stamp, which changes nothing but the version. `forecast` tells what only the data can, of the steps and
-    options it is given. Only reads.
+    stamp, which changes nothing but the version. `forecast` tells what only the data can, where
+    that matters. Only reads.
     """
     before = Course(command, version_table=options.version_table)
     server = _ask(session, before, "server")
@@ -88,21 +89,24 @@ def find(
         return Found((*server, *ground, *acting), None)
     standing = adoption.look(session)
     refusals = standing.refused(command)
-    start = standing.version if command == "downgrade" else standing.start
     steps: tuple[str, ...] = ()
-    if refusals and command == "upgrade" and standing.shown == "097":
+    if command == "downgrade":
+        steps = tuple(plan(standing.version))
+        if "097" in steps and not refusals:
+            refusals = adoption.look(session, to_nothing=True).refused("base")
+        # Nothing to undo is nothing to refuse; and where a way back must not be begun no step matters.
+        steps, refusals = ((), refusals) if steps and refusals else (steps, [])
+    elif refusals and command == "upgrade" and standing.shown == "097":
         # Half of a v0.3.4, or one that was only stamped: what else is against it is told as well.
         steps = tuple(plan("097"))
     elif not refusals and command != STAMP:
-        steps = tuple(plan(start))
-    if command == "downgrade" and "097" in steps and not refusals:
-        refusals = adoption.look(session, to_nothing=True).refused("base")
+        steps = tuple(plan(standing.start))
     records = command == STAMP or (command == "upgrade" and standing.reason is not None)
     course = Course(command, steps, options.keep_legacy, records, options.version_table)
     asked = _ask(session, course, *CONCERNS) if course.writes else []
     # Data is read only where nothing else is in the way of reading it.
-    if forecast and not (server or refusals or asked):
-        asked += forecast(session, steps, options)
+    if forecast and not (server or refusals or asked) and looks_ahead(session, steps, options):
+        asked += forecast(session)
     doubts = _ask(session, course, "doubts") if steps else []
     return Found((*server, *refusals, *asked), standing, tuple(doubts))
 
@@ -139,21 +143,12 @@ def require(
 GROUND = ("server", "schema", "ledgers", "unreadable")
 
 # What is asked about steps, in the order in which it is told.
+# fmt: off
 CONCERNS = (
-    "acting",
-    "writing",
-    "owners",
-    "rights",
-    "types",
-    "additions",
-    "parts",
-    "in_the_way",
-    "planted_code",
-    "row_security",
-    "keeping",
-    "scheduler",
-    "dependents",
+    "acting", "writing", "owners", "rights", "types", "additions", "parts", "in_the_way", "planted_code",
+    "row_security", "keeping", "scheduler", "dependents",
 )
+# fmt: on
 
 
 def _ask(session: sa.Connection, course: Course, *concerns: str) -> list[Refusal]:
@@ -163,6 +158,14 @@ def _ask(session: sa.Connection, course: Course, *concerns: str) -> list[Refusal
 def keeping(session: sa.Connection) -> list[Refusal]:
     """Return why the legacy tables, which must be kept, could not be."""
     return _ask(session, Course("upgrade", ("103",), keep_legacy=True), "keeping")
+
+
+def looks_ahead(session: sa.Connection, steps: Sequence[str], options: Options) -> bool:
+    """Say whether it matters before the first of `steps` what the legacy tables hold.
+
+    It does where the role may not make the schema to keep them in.
+    """
+    return "103" in steps and options.keep_legacy is None and bool(keeping(session))
 
 
 def query(course: Course, *concerns: str) -> str:
@@ -208,10 +211,7 @@ def _gaps(course: Course) -> dict[str, str]:
         "legacy_tables": array(LEGACY.columns),
         "functions": _records(
             {
-                "name": f.name,
-                "arguments": f.arguments,
-                "defaults": f.defaults,
-                "result": f.result,
+                **dataclasses.asdict(f),
                 "altered": altered_,
                 "made": f in made,
                 "used": f in hourly_functions,
