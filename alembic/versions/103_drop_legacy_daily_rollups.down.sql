@@ -25,6 +25,22 @@
 -- Not brought back: legacy rows that 103 dropped and raw rows do not tell, the pg_cron jobs, policies, and places
 -- in publications that name a table.
 
+-- What 103 let others read, and they others; a role that is gone has nothing left.
+DO $readers$
+DECLARE
+    v_reader text;
+BEGIN
+    FOR v_reader IN
+        SELECT CASE s.name WHEN '' THEN 'PUBLIC' ELSE quote_ident(s.name) END
+        FROM public.task_usage_hourly_legacy_settings AS s
+        WHERE s.step = '103' AND s.kind = 'reader' AND (s.name = '' OR s.name IN (SELECT r.rolname FROM pg_roles AS r))
+    LOOP
+        EXECUTE format('REVOKE SELECT ON public.task_usage_hourly FROM %s CASCADE', v_reader);
+    END LOOP;
+    DELETE FROM public.task_usage_hourly_legacy_settings AS s WHERE s.step = '103' AND s.kind = 'reader';
+END
+$readers$;
+
 DO $legacy$
 DECLARE
     v_tables CONSTANT text[] := ARRAY[

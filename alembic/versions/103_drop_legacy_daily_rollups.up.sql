@@ -151,7 +151,7 @@ BEGIN
 END
 $$;
 
--- Who could read a legacy rollup reads the hourly one from now on: reports go there.
+-- Who could read a legacy rollup reads the hourly one from now on: reports go there. Remembered for the way back.
 DO $$
 DECLARE
     v_reader record;
@@ -162,7 +162,7 @@ BEGIN
     END IF;
     FOR v_reader IN
         SELECT CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(r.rolname) END AS name,
-            bool_or(g.is_grantable) AS may_grant, bool_and(g.of_columns) AS of_columns
+            r.rolname, bool_or(g.is_grantable) AS may_grant, bool_and(g.of_columns) AS of_columns
         FROM (
             SELECT a.grantee, a.is_grantable, false AS of_columns
             FROM pg_class c CROSS JOIN LATERAL aclexplode(COALESCE(c.relacl, acldefault('r', c.relowner))) AS a
@@ -177,6 +177,10 @@ BEGIN
         LEFT JOIN pg_roles r ON r.oid = g.grantee
         WHERE (g.grantee = 0 OR r.oid IS NOT NULL) AND g.grantee <> (
             SELECT h.relowner FROM pg_class h WHERE h.oid = to_regclass('public.task_usage_hourly'))
+            AND NOT EXISTS (
+                SELECT FROM pg_class h CROSS JOIN LATERAL aclexplode(h.relacl) AS a
+                WHERE h.oid = to_regclass('public.task_usage_hourly') AND a.privilege_type = 'SELECT'
+                    AND a.grantee = g.grantee)
         GROUP BY g.grantee, r.rolname ORDER BY 1
     LOOP
         BEGIN
@@ -187,6 +191,10 @@ BEGIN
             END IF;
             EXECUTE format('GRANT SELECT ON public.task_usage_hourly TO %s%s', v_reader.name,
                 CASE WHEN v_reader.may_grant THEN ' WITH GRANT OPTION' ELSE '' END);
+            IF to_regclass('public.task_usage_hourly_legacy_settings') IS NOT NULL THEN
+                INSERT INTO public.task_usage_hourly_legacy_settings (step, kind, relation, name)
+                VALUES ('103', 'reader', 'task_usage_hourly', COALESCE(v_reader.rolname, ''));
+            END IF;
         EXCEPTION WHEN insufficient_privilege THEN
             v_left := v_left || v_reader.name;
         END;

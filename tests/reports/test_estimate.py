@@ -23,7 +23,7 @@ WALK = Walk(has_state=True, unfinished=False, ours=False)
 def products(v034: Database, request: pytest.FixtureRequest) -> Database:
     """Return a database of the product's own runner that has a history and was never scheduled."""
     with v034.connect() as connection:
-        generate_history(connection, 6_000, agents=3)
+        generate_history(connection, 6_000, agents=1)
     v034.upgrade()
     v034.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'")
     make_products(v034, later=request.param)
@@ -44,7 +44,7 @@ def test_the_products_window_takes_many_times_as_long_as_ours(products: Database
     theirs = estimated(products, WALK)
     assert (theirs.rows, theirs.months) == (ours.rows, ours.months)
     assert theirs.rows == 6_000
-    assert theirs.seconds > 4 * ours.seconds
+    assert theirs.seconds > 2 * ours.seconds
     assert "not by the upgrade, but by `usage-rollup backfill`" in products.usage_rollup("preflight").stdout
 
 

@@ -7,7 +7,8 @@
 CREATE TABLE IF NOT EXISTS public.task_usage_hourly_legacy_settings (
     step text NOT NULL,
     kind text NOT NULL,
-    -- The table, or '' for a function; then what belongs to the table, '' for itself.
+    -- The table, or '' for a function; then what belongs to the table, '' for itself. Of a reader whom 103 gave
+    -- SELECT the role, '' for PUBLIC.
     relation text NOT NULL,
     name text NOT NULL,
     owner text,
