@@ -115,7 +115,6 @@ SETTINGS = (
     ("IntervalStyle", "sql_standard"),
     ("client_encoding", "'LATIN1'"),
     ("client_encoding", "'SQL_ASCII'"),
-    ("client_encoding", "'EUC_JP'"),
     ("session_replication_role", "replica"),
     ("default_tablespace", "'nowhere'"),
     ("default_table_access_method", "'nowhere'"),

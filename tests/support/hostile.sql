@@ -498,15 +498,15 @@ CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NU
 CREATE TRIGGER trg_swallow BEFORE INSERT ON task_usage_hourly FOR EACH ROW EXECUTE FUNCTION swallow();
 
 -- name: hourly_tokens_are_integers
--- on: hourly
+-- on: hourly legacy
 ALTER TABLE task_usage_hourly ALTER COLUMN input_tokens TYPE integer USING 0;
 
 -- name: hourly_state_is_missing
--- on: hourly
+-- on: hourly legacy
 DROP TABLE task_usage_hourly_rollup_state;
 
 -- name: hourly_queue_is_missing
--- on: hourly
+-- on: hourly legacy
 DROP TABLE task_usage_hourly_dirty;
 
 -- name: hourly_trigger_is_missing
@@ -884,6 +884,7 @@ SELECT task_id, 'claude', 'much ' || n, 9223372036854775807, now() - interval '3
 FROM (SELECT task_id FROM task_usage LIMIT 1) AS t, generate_series(1, 2) AS n;
 
 -- name: task_of_no_runtime
+-- on: legacy
 ALTER TABLE agent_task_queue ALTER COLUMN runtime_id DROP NOT NULL;
 UPDATE agent_task_queue SET runtime_id = NULL WHERE id = (SELECT task_id FROM task_usage LIMIT 1);
 

@@ -6,9 +6,12 @@ import logging
 from dataclasses import dataclass
 from datetime import timedelta
 
+import psycopg
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from ..contract import TICK_JOB
+from ..errors import explain
 from ..queries import beside
 from ..session.connection import policies_filter, transaction
 from . import pipeline
@@ -135,6 +138,14 @@ def who_ticks(session: sa.Connection) -> str | None:
 
 
 def warn_if_nothing_ticks(session: sa.Connection) -> None:
-    """Warn, after an upgrade to 102 or later, when nothing ticks the hourly rollup."""
-    if pipeline.find(session).installed and who_ticks(session) is None:
-        log.warning("dashboards will not move until something ticks: run `usage-rollup schedule`")
+    """Warn, after an upgrade to 102 or later, when nothing ticks the hourly rollup.
+
+    What was done stays done, so what may not be looked at is no more than a warning.
+    """
+    try:
+        if pipeline.find(session).installed and who_ticks(session) is None:
+            log.warning("dashboards will not move until something ticks: run `usage-rollup schedule`")
+    except DBAPIError as error:
+        if not isinstance(error.orig, psycopg.Error) or error.connection_invalidated:
+            raise
+        log.warning("whether something ticks cannot be seen: %s", explain(error.orig).message)
