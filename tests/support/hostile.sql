@@ -492,11 +492,6 @@ ALTER TABLE task_usage_hourly ADD CONSTRAINT ck_nothing CHECK (event_count < 0) 
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused by a trigger'; END $$;
 CREATE TRIGGER trg_refuse BEFORE INSERT ON task_usage_hourly FOR EACH ROW EXECUTE FUNCTION refuse();
 
--- name: hourly_table_has_a_trigger_that_swallows_rows
--- on: hourly
-CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
-CREATE TRIGGER trg_swallow BEFORE INSERT ON task_usage_hourly FOR EACH ROW EXECUTE FUNCTION swallow();
-
 -- name: hourly_tokens_are_integers
 -- on: hourly legacy
 ALTER TABLE task_usage_hourly ALTER COLUMN input_tokens TYPE integer USING 0;

@@ -87,7 +87,7 @@ SLICE_GATES = ("slicing",)
 _GATES = (
     (TICK, "begun", "IF NOT pg_try_advisory_xact_lock(4246) THEN"),
     (TICK, "horizon", "SELECT LEAST(\n"),
-    (TICK, "rolled_up", "PERFORM public.prune_task_usage_hourly_dirty();"),
+    (TICK, "rolled_up", "PERFORM public.prune_task_usage_hourly_dirty(interval '7 days');"),
     (SETTLE, "locked", "v_queued := public.rollup_task_usage_hourly_drain(v_portion);"),
     (SETTLE, "drained", "v_hours := ARRAY("),
     (SETTLE, "recomputed", "EXIT WHEN NOT isfinite(p_deadline)"),

@@ -196,7 +196,7 @@ SELECT format('trigger %s on %s would run code of %s with the rights of whoever 
 FROM relations AS r
 JOIN pg_trigger AS t ON t.tgrelid = r.oid AND NOT t.tgisinternal
 JOIN pg_proc AS p ON p.oid = t.tgfoid
-WHERE r.relname = ANY (:hourly_tables)
+WHERE r.relname = ANY (:hourly_tables) AND p.proowner NOT IN (SELECT u.oid FROM trusted AS u)
 UNION ALL
 SELECT format('rule %s on %s changes what is written there', w.rulename, r.relname),
     format('DROP RULE %I ON %s', w.rulename, r.whole)
@@ -241,3 +241,9 @@ SELECT format('trigger %s on schema_migrations calls %s() for each step that is 
 FROM relations AS r JOIN pg_trigger AS t ON t.tgrelid = r.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'
 JOIN pg_proc AS p ON p.oid = t.tgfoid
 WHERE r.relname = 'schema_migrations'
+UNION ALL
+SELECT format('trigger %s on %s calls %s() for what is rolled up, and may refuse or change it', t.tgname, r.relname,
+        p.proname), format('if it does: ALTER TABLE %s DISABLE TRIGGER %I', r.whole, t.tgname)
+FROM relations AS r JOIN pg_trigger AS t ON t.tgrelid = r.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'
+JOIN pg_proc AS p ON p.oid = t.tgfoid
+WHERE r.relname = ANY (:hourly_tables) AND p.proowner IN (SELECT u.oid FROM trusted AS u)
