@@ -93,7 +93,8 @@ def test_what_would_refuse_a_row_is_named_and_mended(
 def test_a_pipeline_of_ours_that_lacks_a_part_is_not_gone_on_with(at_102: Database) -> None:
     at_102.execute("DROP FUNCTION task_usage_hourly_differences; DROP TABLE task_usage_hourly_left_out")
     assert messages(both_refuse(at_102)) == (
-        "parts of 102_task_usage_hourly_pipeline are missing:"
+        "refusing to drop legacy daily rollups: the hourly pipeline is not installed:"
+        " parts of 102_task_usage_hourly_pipeline are missing:"
         " function task_usage_hourly_differences, table task_usage_hourly_left_out"
     )
     at_102.downgrade("100")

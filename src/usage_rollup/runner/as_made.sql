@@ -61,6 +61,10 @@ FROM jsonb_to_recordset(:written) AS t ("table" text, columns text[])
 JOIN relations AS r ON r.relname = t."table" AND r.relkind IN ('r', 'p')
 JOIN pg_attribute AS a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
 WHERE a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND a.attname <> ALL (t.columns)
+    -- Of another application's ledger it is said already that it is one.
+    AND (r.relname <> 'schema_migrations' OR EXISTS (
+        SELECT FROM pg_attribute AS v
+        WHERE v.attrelid = r.oid AND v.attname = 'version' AND v.atttypid = 'text'::regtype))
 GROUP BY r.relname, r.whole
 UNION ALL
 SELECT format('constraint %s on %s is none of this chain''s and may refuse what is written there', k.conname, r.relname),
@@ -73,7 +77,8 @@ WHERE (k.contype IN ('c', 'f', 'x') OR k.contype = 'u' AND r.relname <> 'schema_
 
 -- name: parts
 -- 103 proves by what 102 made.
-SELECT 'parts of 102_task_usage_hourly_pipeline are missing: ' || string_agg(m.part, ', ' ORDER BY m.part) AS message,
+SELECT 'refusing to drop legacy daily rollups: the hourly pipeline is not installed: parts of 102_task_usage_hourly_pipeline'
+        ' are missing: ' || string_agg(m.part, ', ' ORDER BY m.part) AS message,
     'put them back: `alembic downgrade 100`, then `alembic upgrade head`' AS hint
 FROM (
     SELECT 'function ' || f.name AS part FROM jsonb_to_recordset(:functions) AS f (name text, arguments text[], used boolean)
