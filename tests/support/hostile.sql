@@ -415,6 +415,7 @@ ALTER TABLE task_usage_dashboard_daily DROP COLUMN task_count;
 ALTER TABLE task_usage ADD COLUMN note text;
 
 -- name: usage_lacks_a_column
+-- on: legacy
 ALTER TABLE task_usage DROP COLUMN cache_write_tokens;
 
 -- name: usage_has_no_key
