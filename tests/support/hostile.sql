@@ -490,6 +490,7 @@ ALTER TABLE task_usage_hourly ADD CONSTRAINT ck_nothing CHECK (event_count < 0) 
 
 -- name: hourly_table_has_a_trigger_that_raises
 -- on: hourly
+-- raises: refused by a trigger
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused by a trigger'; END $$;
 CREATE TRIGGER trg_refuse BEFORE INSERT ON task_usage_hourly FOR EACH ROW EXECUTE FUNCTION refuse();
 
