@@ -1,25 +1,33 @@
-"""Every way this package refuses to go on.
+"""Every way this package refuses to go on, and the exit status each ends a process with.
 
 alembic.util.CommandError        `alembic` prints one line, no traceback, exit status 255
-└── UsageRollupError
-    ├── ConfigurationError       the URL or an option is missing or malformed
-    ├── DatabaseUnavailable      no server answered in time, or it refused the login
-    ├── UnsuitableDatabase       wrong version, standby, read-only, pooled, privileges
-    ├── AdoptionRefused          no revision of ours describes this database
-    ├── DowngradeRefused         the way back could not or must not be finished
-    ├── LockBusy                 another session holds a lock past the deadline
-    ├── BackfillRefused          the hourly rollup cannot be made to tell the truth
-    └── StatementFailed          PostgreSQL refused a statement, or the session was lost
+└── UsageRollupError          1
+    ├── ConfigurationError    2  the URL or an option is missing or malformed
+    ├── DatabaseUnavailable  75  no server answered in time, or it had no room for a session
+    ├── LoginRefused          1  a server answered, and refused the login, the database or TLS
+    ├── UnsuitableDatabase    1  wrong version, standby, read-only, pooled, privileges
+    ├── AdoptionRefused       1  no revision of ours describes this database
+    ├── DowngradeRefused      1  the way back could not or must not be finished
+    ├── LockBusy             75  another session holds a lock past the deadline
+    ├── BackfillRefused       1  the hourly rollup cannot be made to tell the truth
+    └── StatementFailed       1  PostgreSQL refused a statement
+        └── SessionLost      75  the session was lost, and again after it was opened anew
+
+75 is for what may pass by itself, as EX_TEMPFAIL of sysexits.h: the same command may be run again as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import psycopg
 from alembic.util import CommandError
+
+REFUSED = 1
+USAGE = 2
+TRY_AGAIN = 75  # sysexits.h EX_TEMPFAIL
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,8 @@ class Refusal:
 class UsageRollupError(CommandError):
     """Carry a Refusal up to whoever prints it."""
 
+    exit_status: ClassVar[int] = REFUSED
+
     def __init__(
         self, message: str | Refusal, *, detail: str | None = None, hint: str | None = None, **facts: Any
     ) -> None:
@@ -77,9 +87,17 @@ class UsageRollupError(CommandError):
 class ConfigurationError(UsageRollupError):
     """The environment does not say which database to migrate, or says it wrongly."""
 
+    exit_status = USAGE
+
 
 class DatabaseUnavailable(UsageRollupError):
-    """No session could be opened."""
+    """No session could be opened, and a later attempt may open one."""
+
+    exit_status = TRY_AGAIN
+
+
+class LoginRefused(UsageRollupError):
+    """The server answered and refused the session for good: role, password, database, TLS."""
 
 
 class UnsuitableDatabase(UsageRollupError):
@@ -97,6 +115,8 @@ class DowngradeRefused(UsageRollupError):
 class LockBusy(UsageRollupError):
     """A lock was not free within its deadline; the holder is named."""
 
+    exit_status = TRY_AGAIN
+
 
 class BackfillRefused(UsageRollupError):
     """The hook before 103 stopped; finished slices stay, the version stays at 102."""
@@ -111,6 +131,12 @@ class StatementFailed(UsageRollupError):
     ) -> Self:
         """Make one of explain()'s answer."""
         return cls(explain(error, doing=doing, sql=sql, hint=hint))
+
+
+class SessionLost(StatementFailed):
+    """The session ended under a statement; what was committed stays."""
+
+    exit_status = TRY_AGAIN
 
 
 def explain(

@@ -8,9 +8,9 @@ import sys
 import typer
 
 from .. import logs
-from ..errors import ConfigurationError, DatabaseUnavailable, LockBusy, UsageRollupError
+from ..errors import UsageRollupError
 from . import backfill, check, preflight, schedule, status, tick, upgrade, verify
-from .output import REFUSED, TRY_AGAIN, USAGE, write_json
+from .output import write_json
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +39,8 @@ def main() -> None:
     logs.escape_output()
     try:
         app()
-    except (DatabaseUnavailable, LockBusy) as error:
-        _fail(error, TRY_AGAIN)
-    except ConfigurationError as error:
-        _fail(error, USAGE)
     except UsageRollupError as error:
-        _fail(error, REFUSED)
-
-
-def _fail(error: UsageRollupError, status: int) -> None:
-    if "--json" in sys.argv[1:]:
-        write_json({**error.refusal.fields(), "status": status})
-    log.error("usage-rollup: %s", error)
-    sys.exit(status)
+        if "--json" in sys.argv[1:]:
+            write_json({**error.refusal.fields(), "status": error.exit_status})
+        log.error("usage-rollup: %s", error)
+        sys.exit(error.exit_status)

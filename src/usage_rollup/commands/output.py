@@ -13,11 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-# Exit statuses a script can rely on.
-REFUSED = 1
-USAGE = 2
+# Exit status of a comparison that found differences; those of refusals are told by errors.py.
 DIFFERENCES = 3
-TRY_AGAIN = 75  # sysexits.h EX_TEMPFAIL
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 

@@ -9,11 +9,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..errors import REFUSED
 from ..reports import preflight as flight
 from ..reports.place import Step
 from ..session import connection
 from ..session.options import read as read_options
-from .output import REFUSED, Fact, JsonOption, console, count, duration, show_facts, size, write_json
+from .output import Fact, JsonOption, console, count, duration, show_facts, size, write_json
 
 
 def preflight(as_json: JsonOption = False) -> None:

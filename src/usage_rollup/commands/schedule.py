@@ -10,10 +10,11 @@ import sys
 import typer
 
 from ..contract import TICK_JOB
+from ..errors import REFUSED
 from ..hourly import schedule as scheduling
 from ..session import connection
 from . import recipes
-from .output import REFUSED, JsonOption, console, write_json
+from .output import JsonOption, console, write_json
 
 _INTRODUCTIONS = {
     "environment_file": "/etc/usage-rollup.env, for cron and systemd, readable by the account that ticks:"
