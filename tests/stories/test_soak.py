@@ -206,6 +206,14 @@ def test_judge_finds_a_session_that_was_left(stage: Stage) -> None:
         judge(stage, HEAD)
 
 
+def test_watch_sees_a_rollup_that_is_written_without_its_lock(stage: Stage) -> None:
+    with stage.database.connect() as session:
+        session.execute("DELETE FROM task_usage_hourly WHERE false")
+        wait_until(lambda: stage.watch.finding, "the watch has seen it")
+    with pytest.raises(Finding, match="written without advisory lock 4246"):
+        stage.raise_findings()
+
+
 def test_writer_that_is_refused_something_no_server_expects_is_a_finding(stage: Stage) -> None:
     stage.database.execute("ALTER TABLE task_usage ADD CONSTRAINT absurd CHECK (input_tokens < 0) NOT VALID")
     stage.writers.go_on()

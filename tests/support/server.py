@@ -172,7 +172,13 @@ class ThrowAwayServer(Server):
     signal, leaves neither server nor directory behind; a machine that dies leaves the directory.
     """
 
-    def __init__(self, settings: Mapping[str, str], installed: Path | None = None) -> None:
+    def __init__(
+        self,
+        settings: Mapping[str, str],
+        installed: Path | None = None,
+        environment: Mapping[str, str] = {},
+    ) -> None:
+        self._environment = environment
         # /tmp whatever TMPDIR says: a socket's path may have 107 bytes.
         self._directory = Path(tempfile.mkdtemp(prefix="usage-rollup-pg-", dir="/tmp"))
         self._account = _unprivileged_account()
@@ -250,7 +256,7 @@ class ThrowAwayServer(Server):
         env = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
         return {
             "cwd": self._directory,
-            "env": {**env, "LC_ALL": "C"},
+            "env": {**env, "LC_ALL": "C", **self._environment},
             "start_new_session": True,
             **self._account,
         }

@@ -105,6 +105,7 @@ def _report(stage: Stage, seed: str, played: Played, finding: object) -> None:
         say(f"\n{output.name}:\n" + "\n".join(lines))
     stage.writers.stop()
     stage.ticks.stop()
+    stage.watch.stop()
     log = (stage.server.directory / "log").read_text(errors="replace").splitlines()[-_OUTPUT_LINES:]
     say("\nthe end of the server's log:\n" + "\n".join(log))
     say(f"\nreplay: make soak SEED={seed} CYCLES={number}")

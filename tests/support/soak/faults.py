@@ -112,6 +112,13 @@ def _disk_full(stage: Stage, fault: Fault, running: Command) -> bool:
     return True
 
 
+def _clock(stage: Stage, fault: Fault, running: Command) -> bool:
+    assert stage.clock is not None
+    with stage.clock.stepped(int(fault.target)):
+        time.sleep(fault.lasts_s)
+    return True
+
+
 _STRIKES: dict[str, Callable[[Stage, Fault, Command], bool]] = {
     "restart": _restart,
     "terminate": _terminate,
@@ -120,4 +127,5 @@ _STRIKES: dict[str, Callable[[Stage, Fault, Command], bool]] = {
     "lock": _lock,
     "rival": _rival,
     "disk full": _disk_full,
+    "clock": _clock,
 }

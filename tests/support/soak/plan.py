@@ -71,7 +71,7 @@ KINDS: dict[str, tuple[int, tuple[str, ...], float]] = {
     "rival": (3, ("4246", "7244554146635925501", "command"), 3.0),
     "disk full": (2, ("",), 1.5),
     "pooler restart": (2, ("",), 0.5),
-    "clock": (1, ("-30", "90"), 0.0),
+    "clock": (2, ("-20", "20"), 3.0),
 }
 
 # How many strike one command.
