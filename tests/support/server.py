@@ -218,6 +218,25 @@ class ThrowAwayServer(Server):
         self.stop()
         self._start(int(self._port))
 
+    @property
+    def directory(self) -> Path:
+        """Return where the server's data, log and socket are."""
+        return self._directory
+
+    @property
+    def port(self) -> int:
+        return int(self._port)
+
+    def keep(self) -> str:
+        """Stop the server for good, but leave its directory; return the command that starts it again."""
+        self.stop()
+        self._keeper.kill()
+        account = f"setpriv --reuid {self._account['user']} --clear-groups " if self._account else ""
+        return (
+            f"{account}{self._bin / 'postgres'} -D {self._directory / 'data'}"
+            f" -p {self._port} -k {self._directory} -c listen_addresses=127.0.0.1"
+        )
+
     def close(self) -> None:
         """Stop the server and delete its directory."""
         try:
