@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.support.database import ROOT
 from tests.support.soak.findings import Finding
-from tests.support.soak.plan import Fault
+from tests.support.soak.plan import POOLER, Fault
 
 # I14: whatever strikes, a command of this size has ended long before.
 _DEADLINE_S = 240.0
@@ -21,7 +21,7 @@ _STARTUP_TIMEOUT = "60s"
 
 # Faults after which a command may have lost its session once too often, or met a server that is away. To a
 # clock that is set forward every timeout looks over.
-_OUTAGES = {"restart", "terminate", "network", "pooler restart", "clock"}
+_OUTAGES = {"restart", "terminate", "network", "clock", POOLER}
 
 _TRY_AGAIN = {"usage-rollup": {75, 1}, "./entrypoint.sh": {75, 255}, "alembic": {255}}
 _FAILED = {"usage-rollup": {1}, "./entrypoint.sh": {255, 1}, "alembic": {255}}

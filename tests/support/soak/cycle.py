@@ -41,6 +41,7 @@ class Played:
 
 def play(stage: Stage, cycle: Cycle, played: Played) -> None:
     """Play the cycle, writing down in `played` what is done. Raises Finding."""
+    stage.lead(pooled=cycle.pooled)
     stage.writers.go_on()
     stage.ticks.go_on()
     for number, step in enumerate(cycle.steps, 1):

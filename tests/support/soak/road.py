@@ -19,7 +19,7 @@ class Road:
     """Listen on a loopback port and forward to another; one thread of its own does it all."""
 
     def __init__(self, upstream: int) -> None:
-        self._upstream = upstream
+        self.upstream = upstream  # where new connections lead to
         self._ways: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
         self._swallows = self._refuses = False
         self.travellers = 0  # connections accepted so far
@@ -94,7 +94,7 @@ class Road:
             _reset(here)
             return
         try:
-            answers, there = await asyncio.open_connection("127.0.0.1", self._upstream)
+            answers, there = await asyncio.open_connection("127.0.0.1", self.upstream)
         except OSError:
             _reset(here)
             return

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 from tests.support.database import Database
 from tests.support.legacy import roll_up_as_v034
+from tests.support.pgbouncer import PgBouncer, pgbouncer
 from tests.support.product import wait_until
 from tests.support.server import ThrowAwayServer
 from tests.support.soak.clock import Clock, steppable_clock
 from tests.support.soak.disk import Disk, small_disk
-from tests.support.soak.plan import KINDS
+from tests.support.soak.plan import KINDS, POOLER
 from tests.support.soak.road import Road
 from tests.support.soak.ticks import Ticks
 from tests.support.soak.watch import Watch
@@ -44,11 +46,17 @@ class Stage:
     road: Road
     disk: Disk | None
     clock: Clock | None
+    pooler: PgBouncer | None
     writers: Writers
     ticks: Ticks
     watch: Watch
     outputs: Path
     schema: list[str]  # of v0.3.4, before anything was done to it
+
+    def lead(self, *, pooled: bool) -> None:
+        """Let the road lead through the pooler, or straight to the server."""
+        assert self.pooler is not None or not pooled
+        self.road.upstream = self.pooler.port if self.pooler and pooled else self.server.port
 
     def raise_findings(self) -> None:
         """Raise what writers, ticks or the watch have found beside the commands."""
@@ -74,7 +82,7 @@ class Stage:
 
     def possible(self) -> frozenset[str]:
         """Return the kinds of faults that can be had here."""
-        had = {"disk full": self.disk, "clock": self.clock, "pooler restart": None}
+        had = {"disk full": self.disk, "clock": self.clock, POOLER: self.pooler}
         return frozenset(kind for kind in KINDS if had.get(kind, True))
 
 
@@ -88,11 +96,11 @@ def set_up(seed: str, rows: int) -> Iterator[Stage]:
         stack.callback(server.close)
         outputs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="usage-rollup-soak-")))
         database = _database(server, disk, rows)
-        road = Road(server.port)
+        road, pooler = Road(server.port), _pooler(server, stack)
         stack.callback(road.close)
         writers, ticks, watch = Writers(database.url), Ticks(database), Watch(database.url)
         schema = database.schema(in_order=False)
-        stage = Stage(server, database, road, disk, clock, writers, ticks, watch, outputs, schema)
+        stage = Stage(server, database, road, disk, clock, pooler, writers, ticks, watch, outputs, schema)
         homes = [
             row[0] for row in database.execute("SELECT id FROM workspace ORDER BY slug LIMIT %s", WRITERS)
         ]
@@ -103,6 +111,17 @@ def set_up(seed: str, rows: int) -> Iterator[Stage]:
         watch.start()
         stack.callback(watch.stop)
         yield stage
+
+
+def _pooler(server: ThrowAwayServer, stack: ExitStack) -> PgBouncer | None:
+    """Start a pooler in session mode, where one can be had."""
+    try:
+        # A session that nobody uses ends soon, so that the judge sees who has left one.
+        return stack.enter_context(
+            pgbouncer(server, pool_mode="session", server_idle_timeout=1, server_login_retry=1)
+        )
+    except pytest.skip.Exception:
+        return None
 
 
 def _database(server: ThrowAwayServer, disk: Disk | None, rows: int) -> Database:
