@@ -47,8 +47,7 @@ IN_SCRIPT = {
     "held_back_by": slices.HELD_BACK_BY,
     "slice_rows": str(slices.SLICE_ROWS),
     "repairs": str(_REPAIRS),
-    "blockers": blockers.sql("lock_wait"),
-    "busy": blockers.LOCK_WAIT_MESSAGE,
+    "name_the_holder": blockers.in_script("c_again"),
 }
 
 

@@ -175,18 +175,7 @@ BEGIN
                 END IF;
                 v_phase := 'done';
             END IF;
-        EXCEPTION WHEN lock_not_available THEN
-            PERFORM pg_stat_clear_snapshot();
-            SELECT * INTO STRICT v_blockers FROM (
-                :blockers
-            ) AS b;
-            RAISE EXCEPTION USING ERRCODE = 'lock_not_available',
-                MESSAGE = (
-                    :busy
-                ),
-                DETAIL = 'in the way: ' || v_blockers.who,
-                HINT = v_blockers.hint || '; then ' || c_again;
-        END;
+        :name_the_holder;
         COMMIT;
         IF v_said IS NOT NULL THEN
             RAISE INFO '%', v_said;

@@ -45,10 +45,11 @@ def tick(session: sa.Connection) -> Tick:
     """Run the installed tick, ours or the product's, in one READ COMMITTED transaction; commit.
 
     The transaction takes advisory lock 4246 first. When the tick fails it is rolled back, and the error
-    is written to the state row in a transaction of its own, where the next successful tick clears it. No
-    statement of it waits longer than LOCK_PATIENCE for somebody else's lock. Where the pipeline is the product's, 102's measure of the lag is lent to the session. Entered and left
-    outside a transaction. Raises UnsuitableDatabase before 102, LockBusy, which names the holder and
-    leaves the state row alone, and StatementFailed.
+    is written to the state row in a transaction of its own, where the next successful tick clears it.
+    No statement of it waits longer than LOCK_PATIENCE for somebody else's lock. Where the pipeline is the
+    product's, 102's measure of the lag is lent to the session. Entered and left outside a transaction. Raises
+    UnsuitableDatabase before 102, LockBusy, which names the holder and leaves the state row alone, and
+    StatementFailed.
     """
     installed = pipeline.require(session)
     started: datetime = session.scalar(sa.text("SELECT clock_timestamp()"))
@@ -113,7 +114,7 @@ def _record(connection: sa.Connection, started: datetime, error: str) -> None:
 
 _HURRY = """
 SELECT set_config('lock_timeout', ceil(EXTRACT(EPOCH FROM LEAST(
-    NULLIF(CAST(current_setting('lock_timeout') AS interval), '0'), CAST(:patience AS interval))) * 1000)::text, true)
+    NULLIF(current_setting('lock_timeout')::interval, '0'), CAST(:patience AS interval))) * 1000)::text, true)
 """
 
 _LAG = "SELECT public.task_usage_hourly_rollup_lag_seconds()"

@@ -31,6 +31,7 @@ from ..contract import (
 )
 from ..errors import AdoptionRefused, Refusal
 from ..queries import array, beside, filled, literal
+from ..session import blockers
 from ..session.options import Options
 from . import ledger, table_locks
 from .hooks import Work, before_adoption
@@ -150,6 +151,7 @@ def statement(*, to_nothing: bool) -> str:
         objects=OBJECTS,
         to_nothing="true" if to_nothing else "false",
         decision=decision(),
+        name_the_holder=blockers.in_script("'begin again'"),
     )
 
 

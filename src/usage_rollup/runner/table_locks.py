@@ -75,5 +75,8 @@ def statement(lock: Locks, recorded_in: Sequence[str] = ()) -> str:
         patience=literal(f"{PATIENCE_S:.0f}s"),
         names=array(table for tables in lock.values() for table in tables),
         wanted=wanted,
-        blockers=blockers.sql("table_locks", wanted=wanted),
+        # Of the locks that could not be had: who holds what is asked for after them may be a live server.
+        blockers=blockers.sql(
+            "table_locks", wanted=f"SELECT w.* FROM (\n{wanted}\n) AS w WHERE w.number = v_lock.number"
+        ),
     )

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from .. import queries
 from ..contract import BASELINE, HOURLY_ROLLUP
-from ..errors import LockBusy, Refusal, explain
+from ..errors import LockBusy, Refusal
 
 _SQL = queries.beside(__file__)
 
@@ -23,7 +23,7 @@ _LOCK_WAIT = queries.filled(
 )
 
 # Where it is, as one value.
-LOCK_WAIT_MESSAGE = queries.filled(_SQL["lock_wait_message"], lock_wait=_LOCK_WAIT)
+_LOCK_WAIT_MESSAGE = queries.filled(_SQL["lock_wait_message"], lock_wait=_LOCK_WAIT)
 
 # Rows (pid, virtualtransaction), whoever is asked for.
 _HOLDERS = {
@@ -68,10 +68,11 @@ def lock_busy(session: sa.Connection, error: psycopg.errors.LockNotAvailable) ->
     statement may have waited for, and is left outside a transaction. SQL of ours that raises the same says
     by itself who is in the way.
     """
-    if error.diag.message_hint:
-        return LockBusy(explain(error))
+    report = error.diag
+    if report.message_hint:
+        return LockBusy(report.message_primary or "", detail=report.message_detail, hint=report.message_hint)
     session.rollback()
-    message: str = session.scalar(sa.text(LOCK_WAIT_MESSAGE))
+    message: str = session.scalar(sa.text(_LOCK_WAIT_MESSAGE))
     blockers = _read(session, "lock_wait")
     return LockBusy(
         Refusal(
@@ -80,6 +81,16 @@ def lock_busy(session: sa.Connection, error: psycopg.errors.LockNotAvailable) ->
             f"{blockers.hint}; then begin again",
             facts={"sqlstate": error.sqlstate},
         )
+    )
+
+
+def in_script(again: str) -> str:
+    """Return what ends a block of PL/pgSQL, which has a record v_blockers, and does what lock_busy() does.
+
+    The expression `again` says what to do next.
+    """
+    return queries.filled(
+        _SQL["in_script"], blockers=sql("lock_wait"), message=_LOCK_WAIT_MESSAGE, again=again
     )
 
 

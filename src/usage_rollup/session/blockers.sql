@@ -77,6 +77,21 @@ FROM (
     :lock_wait
 ) AS h;
 
+-- name: in_script
+-- What follows is the end of a block that has a record v_blockers.
+EXCEPTION WHEN lock_not_available THEN
+    PERFORM pg_stat_clear_snapshot();
+    SELECT * INTO STRICT v_blockers FROM (
+        :blockers
+    ) AS b;
+    RAISE EXCEPTION USING ERRCODE = 'lock_not_available',
+        MESSAGE = (
+            :message
+        ),
+        DETAIL = 'in the way: ' || v_blockers.who,
+        HINT = v_blockers.hint || '; then ' || :again;
+END;
+
 -- name: lock_wait
 -- Whoever a statement of ours may have waited for, and at which table. Its wait is over, so this goes by what
 -- statements of ours need: of the tables they write, ROW EXCLUSIVE and single rows; of those they only read, and

@@ -37,9 +37,9 @@ class Options:
 
     `keep_legacy` (103): True keeps the legacy tables in schema legacy_usage, False drops them whatever they
     hold, None decides by what they hold. `jobs`: sessions that walk at once. `sleep_between_slices_s`:
-    seconds of rest for the server after each slice. `lock_timeout_s`: seconds to wait for any lock, an advisory
-    one, a step's table locks or that of a single statement; None is the patience each of them has by itself.
-    `version_table`: where Alembic keeps the revision, in schema public.
+    seconds of rest for the server after each slice. `lock_timeout_s`: seconds to wait for any lock, an
+    advisory one, a step's table locks or that of a single statement; None is the patience each of them has
+    by itself. `version_table`: where Alembic keeps the revision, in schema public.
     """
 
     keep_legacy: bool | None = None
