@@ -59,8 +59,8 @@ class Failed(Exception):
     answered: bool = False
 
 
-def open_session(params: dict[str, Any], seconds: float) -> psycopg.Connection[Any]:
-    """Open a session with the first server of `params` that lets one in, in autocommit.
+def log_in(params: dict[str, Any], seconds: float) -> pq.abc.PGconn:
+    """Open a session with the first server of `params` that lets one in.
 
     `params` are libpq's, by name. No address gets more than their connect_timeout, and all together no more
     than about `seconds`; the wait ends when a signal's handler raises. Raises Failed: of several hosts, what
@@ -70,15 +70,9 @@ def open_session(params: dict[str, Any], seconds: float) -> psycopg.Connection[A
     failures: list[Failed] = []
     for address in _addresses(params, seconds):
         try:
-            pgconn = _handshake(address, min(timeout_from_conninfo(params), deadline - time.monotonic()))
+            return _handshake(address, min(timeout_from_conninfo(params), deadline - time.monotonic()))
         except Failed as failed:
             failures.append(failed)
-        else:
-            connection: psycopg.Connection[Any] = psycopg.Connection(pgconn)
-            connection.autocommit = True
-            # A prepared statement lives on a server session that a pooler may hand to somebody else.
-            connection.prepare_threshold = None
-            return connection
     # One that answered and may let us in later, then one that never will, then silence.
     first = min(failures, key=lambda failed: (not failed.answered, failed.refused is not None))
     others = [failed.reason for failed in failures if failed is not first]
@@ -105,13 +99,20 @@ def run(session: psycopg.Connection[Any], statement: str, seconds: float) -> Non
                 break
             results.append(result)
     except psycopg.OperationalError as error:
-        raise Failed(_one_line(str(error))) from error
+        raise of_statement(str(error), None) from error
     for result in results:
         if state := result.error_field(pq.DiagnosticField.SQLSTATE):
             message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b""
-            passing = state.decode().startswith((*_PASSING, *_DEADLINES))
-            refused = None if passing else "a setting of the session was refused"
-            raise Failed(f"{message.decode(errors='replace')} (SQLSTATE {state.decode()})", refused, True)
+            raise of_statement(message.decode(errors="replace"), state.decode())
+
+
+def of_statement(message: str, state: str | None) -> Failed:
+    """Return what it means that a session's first statements failed, with an SQLSTATE or with its end."""
+    if state is None:
+        return Failed(_one_line(message))
+    passing = state.startswith((*_PASSING, *_DEADLINES))
+    refused = None if passing else "the first statement of the session was refused"
+    return Failed(f"{message} (SQLSTATE {state})", refused, answered=True)
 
 
 def _require_answer(answered: bool) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 from ..errors import DatabaseUnavailable, LoginRefused, UnsuitableDatabase, UsageRollupError
-from . import attempt, parameters, pinned, undecodable
+from . import attempt, parameters, pinned, poolers, undecodable
 from .options import seconds
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,10 @@ def _open(
     if guard:
         lifted = " ".join(f"-c {name}=0" for name in guard)
         params = {**params, "options": f"{options} {lifted}".strip()}
-    connection = attempt.open_session(params, seconds)
+    connection = poolers.Session(attempt.log_in(params, seconds))
+    # Each statement commits by itself, and a prepared one would live on a process that a pooler may lend.
+    connection.autocommit = True
+    connection.prepare_threshold = None
     try:
         version = connection.info.server_version // 10000
         if version < MINIMUM_VERSION:
@@ -121,6 +124,7 @@ def _open(
                 hint="upgrade the server with pg_upgrade or dump and restore, then try again",
             )
         try:
+            _require_own(connection, deadline - time.monotonic())
             for statement in pinned.statements(version, settings, options):
                 attempt.run(connection, statement, deadline - time.monotonic())
         except attempt.Failed as failed:
@@ -134,6 +138,13 @@ def _open(
         connection.close()
         raise
     return connection
+
+
+def _require_own(connection: poolers.Session, seconds: float) -> None:
+    try:
+        poolers.require_own(connection, seconds if math.isfinite(seconds) else parameters.CONNECT_TIMEOUT_S)
+    except psycopg.Error as error:
+        raise attempt.of_statement(error.diag.message_primary or str(error), error.sqlstate) from error
 
 
 def _log_notice(diagnostic: psycopg.errors.Diagnostic) -> None:
