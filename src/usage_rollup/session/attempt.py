@@ -196,6 +196,9 @@ def _failure(pgconn: pq.abc.PGconn, stage: pq.ConnStatus, address: dict[str, Any
     report = _LOCATION.sub("", _text(pgconn))
     states = _SQLSTATE.findall(report)
     reason = _one_line(_SQLSTATE.sub("", report))
+    if "08P01" in states and parameters.options(address):
+        # PgBouncer says that of everything, of being full as well.
+        return Failed(reason, "a pooler refused the settings sent with the login (options)", answered=True)
     if states:
         # Several where libpq has tried with TLS and without.
         passing = any(state.startswith(_PASSING) for state in states)

@@ -61,7 +61,9 @@ def connect(
         except _CutShort as cut:
             failed, again, guard = cut.failed, not guard, [] if guard else cut.deadlines
         except attempt.Failed as error:
-            failed, again = error, False
+            # What was refused together with a guard may be the guard.
+            failed = attempt.Failed(error.reason) if guard else error
+            again, guard = False, []
         waited_s = time.monotonic() - started
         left_s = timeout_s - waited_s
         if again and (not timeout_s or left_s > 0):
