@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from ..errors import StatementFailed
-from . import pinned, signals
+from . import blockers, pinned, signals
 from .database_url import conninfo_from_environment
 from .opening import DEFAULT_STARTUP_TIMEOUT_S, MINIMUM_VERSION, connect, startup_timeout_s
 from .options import Options
@@ -40,14 +40,19 @@ def migration_session(options: Options = Options()) -> Iterator[sa.Connection]: 
     waited for, pinned, given what SQL reads of `options`, and never pooled: when the block is left, however
     it is left, the session ends, and with it its transaction and every advisory lock. From here on SIGTERM
     and SIGINT leave the block. Raises ConfigurationError, DatabaseUnavailable, UnsuitableDatabase and, for
-    whatever PostgreSQL reports inside the block, StatementFailed.
+    whatever PostgreSQL reports inside the block, LockBusy or StatementFailed.
     """
     conninfo = conninfo_from_environment()
     timeout_s = startup_timeout_s()
     signals.exit_on_termination()
     try:
         with engine(conninfo, timeout_s, options.settings()).connect() as session:
-            yield session
+            try:
+                yield session
+            except DBAPIError as error:
+                if not isinstance(error.orig, psycopg.errors.LockNotAvailable):
+                    raise
+                raise blockers.lock_busy(session, error.orig) from error
     except DBAPIError as error:
         if not isinstance(error.orig, psycopg.Error):
             raise

@@ -43,9 +43,9 @@ def connect(
 ) -> psycopg.Connection[Any]:
     """Open a session, waiting up to `timeout_s` seconds for the server, and pin its settings.
 
-    `settings` are custom ones, with a dot in their names, besides pinned.SETTINGS. Waited for is whatever may
-    pass by itself: silence, a server that starts or stops, no room for one more session. A timeout of 0 is
-    one attempt, bounded by connect_timeout. Raises LoginRefused for what was refused for good and
+    `settings` come on top of pinned.SETTINGS. Waited for is whatever may pass by itself: silence, a server
+    that starts or stops, no room for one more session. A timeout of 0 is one attempt, bounded by
+    connect_timeout. Raises LoginRefused for what was refused for good and
     ConfigurationError for what libpq cannot use, at once; DatabaseUnavailable when the time is over, and
     UnsuitableDatabase for a server that is too old. Returns outside a transaction.
     """

@@ -75,7 +75,7 @@ def deadlines(version: int) -> list[str]:
 
 
 def statements(version: int, custom: Mapping[str, str], options: str = "") -> list[str]:
-    """Return what pins a session: deadlines, then SETTINGS and `custom` ones, with a dot in their names.
+    """Return what pins a session: deadlines, then SETTINGS, with `custom` ones over them.
 
     What `options` of the URL say of SERVER_TCP stays as it is. To be run one by one, outside a transaction.
     """
