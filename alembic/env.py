@@ -10,7 +10,6 @@ from usage_rollup.hourly.schedule import warn_if_nothing_ticks
 from usage_rollup.runner import adoption, checks, ledger, new_revision, script
 from usage_rollup.runner.hooks import with_hooks
 from usage_rollup.session import advisory_lock, connection, options
-from usage_rollup.session.suitability import require_session_pooling
 
 
 def forecast(session: Connection) -> list[Refusal]:
@@ -51,7 +50,6 @@ else:
     comparison = {}
     with connection.migration_session(run) as session:
         if mutating:
-            require_session_pooling(session)
             advisory_lock.acquire(session, MIGRATION_RUN, run.patience_s(advisory_lock.PATIENCE_S))
             standing = checks.require(session, work, context.get_context(), run, forecast)
         if upgrade:

@@ -5,7 +5,7 @@
 -- Why together: the product's runner writes its ledger row in a transaction after the step's, so a crash leaves
 --   the schema one step ahead of the ledger.
 -- Assumes: nothing; it writes nothing. Locks: ACCESS SHARE on the two ledgers and, on the way to nothing, on
---   the product's tables.
+--   the product's tables; who keeps it from them for longer than lock_timeout is named.
 -- Gaps are closed by adoption.py from contract.py.
 
 -- name: standing
@@ -22,6 +22,7 @@ DECLARE
     v_table text;
     v_is_filled boolean;
     v_standing jsonb;
+    v_blockers record;
 BEGIN
     IF to_regclass(format('public.%I', c_version_table)) IS NOT NULL THEN
         EXECUTE format(
@@ -53,7 +54,7 @@ BEGIN
         :decision
     ) AS d;
     PERFORM set_config('usage_rollup.standing', v_standing::text, false);
-END
+:name_the_holder
 $standing$;
 
 -- name: objects

@@ -18,7 +18,7 @@ from sqlalchemy.pool import NullPool
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
 from ..errors import DatabaseUnavailable, StatementFailed, UnsuitableDatabase
-from . import options, pinned, signals, undecodable
+from . import blockers, options, pinned, poolers, signals, undecodable
 from .database_url import conninfo_from_environment
 from .options import Options
 
@@ -42,14 +42,19 @@ def migration_session(options: Options = Options()) -> Iterator[sa.Connection]: 
     waited for, pinned, given what SQL reads of `options`, and never pooled: when the block is left, however
     it is left, the session ends, and with it its transaction and every advisory lock. From here on SIGTERM
     and SIGINT leave the block. Raises ConfigurationError, DatabaseUnavailable, UnsuitableDatabase and, for
-    whatever PostgreSQL reports inside the block, StatementFailed.
+    whatever PostgreSQL reports inside the block, LockBusy or StatementFailed.
     """
     conninfo = conninfo_from_environment()
     timeout_s = startup_timeout_s()
     signals.exit_on_termination()
     try:
         with engine(conninfo, timeout_s, options.settings()).connect() as session:
-            yield session
+            try:
+                yield session
+            except DBAPIError as error:
+                if not isinstance(error.orig, psycopg.errors.LockNotAvailable):
+                    raise
+                raise blockers.lock_busy(session, error.orig) from error
     except DBAPIError as error:
         if not isinstance(error.orig, psycopg.Error):
             raise
@@ -151,7 +156,7 @@ def connect(
 ) -> psycopg.Connection[Any]:
     """Open a session, waiting up to `timeout_s` seconds for the server, and pin its settings.
 
-    `settings` are custom ones, with a dot in their names, besides pinned.SETTINGS. Waits only while the
+    `settings` come on top of pinned.SETTINGS. Waits only while the
     server does not answer or says it is starting up (libpq's PQping, which needs no login); a refused login
     or an unknown database is final at once. Raises DatabaseUnavailable, and UnsuitableDatabase for a server
     that is too old. Returns outside a transaction.
@@ -200,6 +205,7 @@ def connect(
             f"PostgreSQL {MINIMUM_VERSION} or newer is required, this server is {version}",
             hint="upgrade the server with pg_upgrade or dump and restore, then try again",
         )
+    poolers.require_own(connection, timeout_s)
     for statement in pinned.statements(settings or {}):
         connection.execute(statement)
     undecodable.keep(connection)
@@ -207,14 +213,14 @@ def connect(
     return connection
 
 
-def _connect_once(conninfo: str) -> psycopg.Connection[Any]:
+def _connect_once(conninfo: str) -> poolers.Session:
     if "connect_timeout" not in conninfo_to_dict(conninfo):
         conninfo = make_conninfo(conninfo, connect_timeout=CONNECT_TIMEOUT_S)
     # With the start-up packet, so that the first messages can be read, too; nothing set elsewhere beats it.
     conninfo = make_conninfo(conninfo, client_encoding="UTF8")
     # A prepared statement lives on a server session that a pooler may hand to somebody else.
     # Autocommit, until a timeout for idle transactions that the role may carry is off.
-    return psycopg.connect(conninfo, prepare_threshold=None, autocommit=True)
+    return poolers.Session.connect(conninfo, prepare_threshold=None, autocommit=True)
 
 
 def _log_notice(diagnostic: psycopg.errors.Diagnostic) -> None:

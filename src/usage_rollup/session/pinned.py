@@ -49,7 +49,7 @@ _PINNED_FIRST = 5
 
 
 def statements(custom: Mapping[str, str]) -> Iterator[str]:
-    """Yield what pins a session: SETTINGS, then `custom` ones, with a dot in their names.
+    """Yield what pins a session: SETTINGS, with `custom` ones over them.
 
     To be run one by one, outside a transaction.
     """
