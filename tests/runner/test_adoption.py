@@ -480,7 +480,7 @@ def test_a_database_of_ours_is_adopted_forward_only(decide: Decide, current: str
 
 @pytest.mark.parametrize("ledger", [stems_at("104"), None], ids=["with_ledger", "without_ledger"])
 def test_a_head_that_lacks_the_pipeline_is_refused_and_can_go_back(
-    decide: Decide, ledger: set[str] | None
+    decide: Decide, ledger: frozenset[str] | None
 ) -> None:
     found = decide("104", ledger, objects_at("104", ours=True) - {PIPELINE})
     with pytest.raises(AdoptionRefused, match="somebody else has undone"):
@@ -489,7 +489,7 @@ def test_a_head_that_lacks_the_pipeline_is_refused_and_can_go_back(
 
 
 def test_a_later_release_may_do_without_the_pipeline(decide: Decide) -> None:
-    found = decide("104", {*stems_at("104"), "300_later"}, objects_at("104", ours=True) - {PIPELINE})
+    found = decide("104", stems_at("104") | {"300_later"}, objects_at("104", ours=True) - {PIPELINE})
     assert found.adoption() is None
 
 
