@@ -478,6 +478,21 @@ def test_a_database_of_ours_is_adopted_forward_only(decide: Decide, current: str
         assert f"alembic_version says {current}, and ledger and schema show {position}" in refusal.message
 
 
+@pytest.mark.parametrize("ledger", [stems_at("104"), None], ids=["with_ledger", "without_ledger"])
+def test_a_head_that_lacks_the_pipeline_is_refused_and_can_go_back(
+    decide: Decide, ledger: frozenset[str] | None
+) -> None:
+    found = decide("104", ledger, objects_at("104", ours=True) - {PIPELINE})
+    with pytest.raises(AdoptionRefused, match="somebody else has undone"):
+        found.adoption()
+    assert found.refused("downgrade") == []
+
+
+def test_a_later_release_may_do_without_the_pipeline(decide: Decide) -> None:
+    found = decide("104", stems_at("104") | {"300_later"}, objects_at("104", ours=True) - {PIPELINE})
+    assert found.adoption() is None
+
+
 @pytest.mark.parametrize("current", REVISIONS)
 def test_a_database_of_ours_without_a_ledger_stands_as_it_is(decide: Decide, current: str) -> None:
     found = decide(current, None, objects_at(current, ours=True))
