@@ -15,6 +15,12 @@ from ..queries import beside
 # Statements of (message, hint), and the WITH query that they read.
 SQL = beside(__file__)
 
+SHARED_SESSION = Refusal(
+    "this connection goes through a pooler in transaction mode, which shares sessions and with them advisory"
+    " locks",
+    hint="set MIGRATION_DATABASE_URL to a direct connection to the server",
+)
+
 
 def require_suitable(connection: sa.Connection) -> None:
     """Refuse a server or session that nothing of ours can be written on, with all reasons, before any change.
@@ -59,8 +65,4 @@ def require_session_pooling(connection: sa.Connection) -> None:
         with psycopg.connect(conninfo, prepare_threshold=None) as other:
             seen = other.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
         if seen == (backend_pid,):
-            raise UnsuitableDatabase(
-                "this connection goes through a pooler in transaction mode, which shares sessions and"
-                " with them advisory locks",
-                hint="set MIGRATION_DATABASE_URL to a direct connection to the server",
-            )
+            raise UnsuitableDatabase(SHARED_SESSION)
