@@ -7,9 +7,12 @@ KEEP   ?=
 ARGS   ?=
 MAX_ROWS ?= 10000000
 SAVE   ?=
+MINUTES ?= 10
+CYCLES ?=
+SEED   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all-postgres check lint bench snapshot freeze requirements clean
+.PHONY: help demo test test-all-postgres check lint bench soak snapshot freeze requirements clean
 
 help:            ## List what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST) | awk -F' - ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -44,6 +47,9 @@ lint: $(VENV)/installed  ## Run ruff, mypy, squawk, codespell and the rule of th
 bench: $(VENV)/installed ## Measure everything in one run: MAX_ROWS=10000000; SAVE=1 writes docs/speed.{json,svg}
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 	@$(BIN)/python -m benchmarks.run --max-rows $(MAX_ROWS) $(if $(SAVE),--save)
+
+soak: $(VENV)/installed  ## Play faults against the commands: MINUTES=10; SEED=… replays, CYCLES=… ends there
+	@$(BIN)/python -m tests.support.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(CYCLES),--cycles $(CYCLES))
 
 snapshot: $(VENV)/installed  ## Write catalog.txt, what `usage-rollup check` compares with, from the revisions
 	$(BIN)/python -m tests.support.snapshot

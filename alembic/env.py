@@ -11,7 +11,6 @@ from usage_rollup.runner import adoption, checks, ledger, new_revision, script
 from usage_rollup.runner.again import repeatable
 from usage_rollup.runner.hooks import with_hooks
 from usage_rollup.session import advisory_lock, connection, options, outages
-from usage_rollup.session.suitability import require_session_pooling
 
 
 def forecast(session: Connection) -> list[Refusal]:
@@ -55,7 +54,6 @@ else:
         """Do the command's work, from the lock to the last step; all of it again in another session."""
         steps, comparison = work, {}
         if mutating:
-            require_session_pooling(session)
             advisory_lock.acquire(session, MIGRATION_RUN, run.patience_s(advisory_lock.PATIENCE_S))
             standing = checks.require(session, work, context.get_context(), run, forecast)
             if upgrade:

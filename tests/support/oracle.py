@@ -58,7 +58,7 @@ ORDER BY 1
 """
 
 # Whatever is pending, queued or set aside.
-_WRONG = f"""
+WRONG = f"""
 {_DIFFERENCE}
 SELECT DISTINCT bucket_hour, agent_id, project_id, provider, left(model, 20) FROM differing
 WHERE bucket_hour >= '0001-01-01 00:00+00' AND bucket_hour < '9999-01-01 00:00+00' ORDER BY 1, 2, 3, 4, 5
@@ -99,7 +99,7 @@ def wrong_buckets(url: str) -> list[tuple[Any, ...]]:
 
     Nothing excuses one: neither the watermark, nor a queue, nor that it is set aside.
     """
-    return _rows(url, _WRONG)
+    return _rows(url, WRONG)
 
 
 def wrong_costs(url: str) -> list[tuple[Any, ...]]:

@@ -175,7 +175,7 @@ class ThrowAwayServer(Server):
     def __init__(self, settings: Mapping[str, str], installed: Path | None = None) -> None:
         # /tmp whatever TMPDIR says: a socket's path may have 107 bytes.
         self._directory = Path(tempfile.mkdtemp(prefix="usage-rollup-pg-", dir="/tmp"))
-        self._account = _unprivileged_account()
+        self._account = unprivileged_account()
         self._process: subprocess.Popen[bytes] | None = None
         if self._account:
             os.chown(self._directory, self._account["user"], self._account["group"])
@@ -217,6 +217,25 @@ class ThrowAwayServer(Server):
         """Start the server again on its directory and port, stopping it first where it runs."""
         self.stop()
         self._start(int(self._port))
+
+    @property
+    def directory(self) -> Path:
+        """Return where the server's data, log and socket are."""
+        return self._directory
+
+    @property
+    def port(self) -> int:
+        return int(self._port)
+
+    def keep(self) -> str:
+        """Stop the server for good, but leave its directory; return the command that starts it again."""
+        self.stop()
+        self._keeper.kill()
+        account = f"setpriv --reuid {self._account['user']} --clear-groups " if self._account else ""
+        return (
+            f"{account}{self._bin / 'postgres'} -D {self._directory / 'data'}"
+            f" -p {self._port} -k {self._directory} -c listen_addresses=127.0.0.1"
+        )
 
     def close(self) -> None:
         """Stop the server and delete its directory."""
@@ -275,10 +294,7 @@ class ThrowAwayServer(Server):
 
     def _start_on_free_port(self) -> int:
         for _ in range(PORT_ATTEMPTS):
-            # Below the range of outgoing connections, so that `restart` finds it free again.
-            port = random.SystemRandom().randrange(15_000, 32_000)
-            if not _port_is_free(port):
-                continue
+            port = free_port()
             try:
                 self._start(port)
             except RuntimeError:
@@ -345,7 +361,7 @@ def open_server(settings: Mapping[str, str] = {}) -> Iterator[Server]:
             yield server
 
 
-def _unprivileged_account() -> dict[str, Any]:
+def unprivileged_account() -> dict[str, Any]:
     """Choose the account for the server's processes, as Popen's arguments; none unless root."""
     if os.geteuid() != 0:
         return {}
@@ -365,6 +381,15 @@ def _verifier(password: str) -> str:
     stored = hashlib.sha256(client).digest()
     texts = (base64.b64encode(binary).decode() for binary in (salt, stored, server))
     return "SCRAM-SHA-256$1:{}${}:{}".format(*texts)
+
+
+def free_port() -> int:
+    """Choose a free port below the range of outgoing connections, so that a restart finds it free again."""
+    for _ in range(PORT_ATTEMPTS):
+        port = random.SystemRandom().randrange(15_000, 32_000)
+        if _port_is_free(port):
+            return port
+    raise RuntimeError(f"no free loopback port in {PORT_ATTEMPTS} attempts")
 
 
 def _port_is_free(port: int) -> bool:

@@ -22,7 +22,7 @@ from ..hourly import pipeline, slices, unseen
 from ..hourly.pipeline import Reading
 from ..queries import beside
 from ..runner import checks, table_locks
-from ..session import advisory_lock, blockers, suitability
+from ..session import advisory_lock, blockers
 from ..session.connection import snapshot
 from ..session.options import Options
 from . import estimate, forecast_103, odd_usage, place, trigger_rights
@@ -82,7 +82,6 @@ def preflight(session: sa.Connection, options: Options) -> Preflight:
     advisory lock and waits at most half a second for a table.
     """
     look = _Look(session, options)
-    look.ask("the server", lambda: suitability.require_session_pooling(session), None)
     look.lend()
     with snapshot(session):
         session.exec_driver_sql("SET LOCAL lock_timeout = '500ms'")

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from .. import queries
 from ..contract import HOURLY_ROLLUP, MIGRATION_RUN
 from ..errors import LockBusy, UnsuitableDatabase
-from . import blockers, suitability
+from . import blockers, pool_mode
 from .blockers import Blockers
 
 NAMES = {MIGRATION_RUN: "migration run", HOURLY_ROLLUP: "hourly rollup"}
@@ -82,7 +82,9 @@ def require_held(session: sa.Connection) -> None:
     keys = [key for key, times in _held_by(session).items() if times > 0]
     held = session.scalars(sa.text(f"SELECT DISTINCT {_KEY} {_OF_THIS_PROCESS}")).all()
     if not {*keys} <= {*held}:
-        raise UnsuitableDatabase(suitability.SHARED_SESSION)
+        raise UnsuitableDatabase(
+            pool_mode.SHARED, detail="locks of this session are not held any more", hint=pool_mode.DIRECT
+        )
 
 
 def _held_by(session: sa.Connection) -> Counter[int]:

@@ -18,7 +18,7 @@ from sqlalchemy.pool import NullPool
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
 from ..errors import DatabaseUnavailable, SessionLost, StatementFailed, UnsuitableDatabase
-from . import options, pinned, signals, undecodable
+from . import options, pinned, poolers, signals, undecodable
 from .database_url import conninfo_from_environment
 from .options import Options
 
@@ -225,6 +225,7 @@ def connect(
             f"PostgreSQL {MINIMUM_VERSION} or newer is required, this server is {version}",
             hint="upgrade the server with pg_upgrade or dump and restore, then try again",
         )
+    poolers.require_own(connection, timeout_s)
     for statement in pinned.statements(settings or {}):
         connection.execute(statement)
     undecodable.keep(connection)
@@ -232,14 +233,14 @@ def connect(
     return connection
 
 
-def _connect_once(conninfo: str) -> psycopg.Connection[Any]:
+def _connect_once(conninfo: str) -> poolers.Session:
     if "connect_timeout" not in conninfo_to_dict(conninfo):
         conninfo = make_conninfo(conninfo, connect_timeout=CONNECT_TIMEOUT_S)
     # With the start-up packet, so that the first messages can be read, too; nothing set elsewhere beats it.
     conninfo = make_conninfo(conninfo, client_encoding="UTF8")
     # A prepared statement lives on a server session that a pooler may hand to somebody else.
     # Autocommit, until a timeout for idle transactions that the role may carry is off.
-    return psycopg.connect(conninfo, prepare_threshold=None, autocommit=True)
+    return poolers.Session.connect(conninfo, prepare_threshold=None, autocommit=True)
 
 
 def _log_notice(diagnostic: psycopg.errors.Diagnostic) -> None:

@@ -22,12 +22,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
-import psycopg
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import DatabaseUnavailable, Refusal, SessionLost
-from . import connection
+from . import connection, poolers
 from .database_url import conninfo_from_environment
 from .options import Options
 
@@ -136,13 +135,11 @@ def _is_standby(session: sa.Connection) -> bool:
 
 def _note_backend(session: sa.Connection, run: _Run) -> None:
     """Note the process that serves the session, unless a pooler may give it to somebody else afterwards."""
-    pid, since = session.execute(
-        sa.text("SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()")
-    ).one()
     driver = session.connection.driver_connection
-    assert isinstance(driver, psycopg.Connection)
-    if pid == driver.info.backend_pid:
-        run.backends.add((pid, since))
+    assert isinstance(driver, poolers.Session)
+    if not driver.pooled:
+        started = "SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+        run.backends.add((driver.info.backend_pid, session.scalar(sa.text(started))))
 
 
 def _end_backends(session: sa.Connection, run: _Run) -> None:
