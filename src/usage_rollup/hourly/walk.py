@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, suppress
 from typing import Any
@@ -88,7 +88,7 @@ def _by_workers(leader: sa.Connection, options: Options) -> Iterator[Slice]:
         advisory_lock.acquire_shared(everyone, HOURLY_ROLLUP, patience_s)
         pool = stack.enter_context(ThreadPoolExecutor(len(workers)))
         running: dict[Future[Slice | None], sa.Connection] = {}
-        stack.callback(_end, [_driver(worker) for worker in workers])
+        stack.callback(_end, running, {worker: _driver(worker) for worker in workers})
         idle = list(workers)
         while True:
             waited_for = advisory_lock.is_waited_for(leader, HOURLY_ROLLUP)
@@ -129,13 +129,19 @@ def _driver(session: sa.Connection) -> psycopg.Connection[Any]:
     return driver
 
 
-def _end(drivers: list[psycopg.Connection[Any]]) -> None:
-    """Cancel what runs, and let nobody wait for an answer: a server that is gone gives none."""
-    with ThreadPoolExecutor(len(drivers)) as pool:
-        list(pool.map(_cancel, drivers))
-    for driver in drivers:
+def _end(
+    running: Mapping[Future[Slice | None], sa.Connection],
+    drivers: Mapping[sa.Connection, psycopg.Connection[Any]],
+) -> None:
+    """Cancel what runs, and let nobody wait for an answer for ever: a server that is gone gives none."""
+    if not running:
+        return
+    with ThreadPoolExecutor(len(running)) as pool:
+        list(pool.map(_cancel, [drivers[worker] for worker in running.values()]))
+    _, unanswered = wait(running, _CANCEL_TIMEOUT_S)
+    for future in unanswered:
         with suppress(OSError, psycopg.OperationalError):
-            socket.socket(fileno=os.dup(driver.fileno())).shutdown(socket.SHUT_RDWR)
+            socket.socket(fileno=os.dup(drivers[running[future]].fileno())).shutdown(socket.SHUT_RDWR)
 
 
 def _cancel(driver: psycopg.Connection[Any]) -> None:
