@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import psycopg
 import pytest
 
+from tests.support.crashes import Boundary, stopped_at, waits_at
 from tests.support.database import ROOT, Database, MakeDatabase
 from tests.support.go_runner import (
     GO_102,
@@ -26,7 +27,6 @@ from tests.support.processes import finish
 from tests.support.product import event, small_world, wait_until
 from tests.support.server import Server
 from tests.support.v034 import V034_STEMS
-from tests.support.walks import migrating_backend
 from usage_rollup.contract import (
     BASELINE,
     BUILT_BY_THE_WALK,
@@ -193,13 +193,10 @@ def test_the_missing_stem_and_the_version_are_recorded_together(make_database: M
     crashed = taken_by_go_to(make_database, "101")
     unrecord(crashed, STEMS["101"])
     ledger = crashed.ledger
-    with crashed.connect() as blocker:
-        # May be read, not written: the adoption stops at the ledger.
-        blocker.execute("LOCK TABLE schema_migrations IN SHARE MODE")
+    at_the_ledger = Boundary("schema_migrations", "INSERT")
+    with stopped_at(crashed, at_the_ledger):
         runner = crashed.spawn("alembic", "upgrade", "head")
-        wait_until(
-            lambda: migrating_backend(crashed, "schema_migrations"), "the adoption waiting for the ledger"
-        )
+        wait_until(lambda: waits_at(crashed, at_the_ledger), "the adoption at the ledger")
         runner.kill()
         finish(runner, -signal.SIGKILL)
         end_sessions(crashed)
@@ -481,6 +478,21 @@ def test_a_database_of_ours_is_adopted_forward_only(decide: Decide, current: str
         assert found.adoption() == Adoption(position, (), found.reason or "")
         (refusal,) = found.refused("downgrade")
         assert f"alembic_version says {current}, and ledger and schema show {position}" in refusal.message
+
+
+@pytest.mark.parametrize("ledger", [stems_at("104"), None], ids=["with_ledger", "without_ledger"])
+def test_a_head_that_lacks_the_pipeline_is_refused_and_can_go_back(
+    decide: Decide, ledger: frozenset[str] | None
+) -> None:
+    found = decide("104", ledger, objects_at("104", ours=True) - {PIPELINE})
+    with pytest.raises(AdoptionRefused, match="somebody else has undone"):
+        found.adoption()
+    assert found.refused("downgrade") == []
+
+
+def test_a_later_release_may_do_without_the_pipeline(decide: Decide) -> None:
+    found = decide("104", stems_at("104") | {"300_later"}, objects_at("104", ours=True) - {PIPELINE})
+    assert found.adoption() is None
 
 
 @pytest.mark.parametrize("current", REVISIONS)

@@ -11,6 +11,7 @@ import pytest
 from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
 
+from tests.support.crashes import Boundary, stopped_at, waits_at
 from tests.support.database import ROOT, Database, MakeDatabase
 from tests.support.outages import end_sessions
 from tests.support.processes import finish
@@ -239,17 +240,16 @@ def test_version_row_ledger_stem_and_step_commit_together(make_database: MakeDat
     database = make_database(REVISIONS[REVISIONS.index(revision) - 1])
     if revision == "100":
         database.upgrade("097")  # adoption is a transaction of its own
-    before = database.catalog()
-    with database.connect() as blocker:
-        # The ledger may be read, not written: what stops here is all but committed.
-        blocker.execute("LOCK TABLE schema_migrations IN SHARE MODE")
+    # What stops here is all but committed.
+    at_the_ledger = Boundary("schema_migrations", "INSERT")
+    with stopped_at(database, at_the_ledger):
+        before = database.catalog()
         runner = database.spawn("alembic", "upgrade", revision)
-        wait_until(lambda: migrating_backend(database, "schema_migrations"), "the step at its ledger row")
-        pid = migrating_backend(database, "schema_migrations")
+        wait_until(lambda: waits_at(database, at_the_ledger), "the step at its ledger row")
         # First the runner, which would begin the step again in another session.
         runner.kill()
         finish(runner, -signal.SIGKILL)
-        assert database.value("SELECT pg_terminate_backend(%s, 10000)", pid)
+        end_sessions(database)
     assert database.catalog() == before
     assert database.revision != revision
 
