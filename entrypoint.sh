@@ -7,15 +7,16 @@
 # cancels its running statement in the server before it exits (143, 130).
 set -u
 
-# To standard error; as an object a line where the migration logs such.
-say() {
+# To standard error; as an object a line where the migration logs such. In a subshell, because a reader that is
+# gone ends by SIGPIPE whoever writes.
+say() (
     if [ "${LOG_FORMAT:-text}" = json ]; then
         printf '{"time": "%s", "level": "ERROR", "logger": "entrypoint", "message": "%s"}\n' \
             "$(date -u +%Y-%m-%dT%H:%M:%S+00:00)" "$(printf '%s' "$1" | sed 's/"/\\"/g')" >&2
     else
         printf '%s\n' "$1" >&2
     fi
-}
+)
 
 case "${MIGRATE:-on}" in
 on | off) migrate=${MIGRATE:-on} ;;

@@ -76,3 +76,6 @@ else:
                 context.run_migrations()
         if upgrade:
             warn_if_nothing_ticks(session)
+
+if not mutating or context.is_offline_mode():
+    logs.require_answer()

@@ -34,11 +34,19 @@ app.command()(check.check)
 app.command()(status.status)
 
 
+# Commands whose exit status tells what they did, whether or not anybody reads of it.
+_WORK = {"upgrade", "backfill", "tick", "schedule", "unschedule"}
+
+
 def main() -> None:
     """Run a command; turn a refusal into one message and its exit status."""
     logs.escape_output()
     try:
         app()
+    except SystemExit as done:
+        if not done.code and ("--dry-run" in sys.argv or not _WORK & set(sys.argv[1:2])):
+            logs.require_answer()
+        raise
     except UsageRollupError as error:
         if "--json" in sys.argv[1:]:
             write_json({**error.refusal.fields(), "status": error.exit_status})
