@@ -1,8 +1,14 @@
 """Run migrations: connect, lock, adopt, configure, run, in the order things happen."""
 
+from alembic import context
+from usage_rollup.session import signals
+
+# The first act of the command line, where a signal may come during the imports.
+if context.config.cmd_opts:
+    signals.exit_at_once()
+
 from sqlalchemy import Connection
 
-from alembic import context
 from usage_rollup import logs
 from usage_rollup.contract import MIGRATION_RUN
 from usage_rollup.errors import Refusal

@@ -15,9 +15,27 @@ depends_on = None
 LOCK: dict[str, list[str]] = {}
 
 
+TABLES = [
+    "user",
+    "workspace",
+    "agent_runtime",
+    "agent",
+    "project",
+    "issue",
+    "agent_task_queue",
+    "task_usage",
+    "task_usage_daily",
+    "task_usage_daily_dirty",
+    "task_usage_rollup_state",
+    "task_usage_dashboard_daily",
+    "task_usage_dashboard_dirty",
+    "task_usage_dashboard_rollup_state",
+]
+
+
 def upgrade() -> None:
     apply_sql(__file__, "up", lock=LOCK)
 
 
 def downgrade() -> None:
-    apply_sql(__file__, "down")
+    apply_sql(__file__, "down", lock={"ACCESS EXCLUSIVE": TABLES})

@@ -24,6 +24,16 @@ LOCK = {
 }
 
 
+# What only this revision has made: writers get there by the tables above, readers by themselves.
+PRIVATE = [
+    "task_usage_hourly_backfill",
+    "task_usage_hourly_invalidation",
+    "task_usage_hourly_left_out",
+    "task_usage_hourly_legacy_settings",
+    "task_usage_hourly_set_aside",
+]
+
+
 def upgrade() -> None:
     apply_sql(__file__, "up", lock=LOCK)
 
@@ -32,5 +42,5 @@ def downgrade() -> None:
     apply_sql(
         __file__,
         "down",
-        lock={"ACCESS EXCLUSIVE": [table for tables in LOCK.values() for table in tables]},
+        lock={"ACCESS EXCLUSIVE": [*(table for tables in LOCK.values() for table in tables), *PRIVATE]},
     )

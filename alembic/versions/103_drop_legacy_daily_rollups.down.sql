@@ -17,8 +17,8 @@
 --
 -- Assumes: that part, applied in the same transaction, before this file; agent_runtime.timezone is back (104
 --   undone); our 102 is installed; READ COMMITTED.
--- Locks: ACCESS EXCLUSIVE on agent_task_queue, issue and task_usage, so nothing is written meanwhile;
---   on the kept tables, for 2 s each at most.
+-- Locks: ACCESS EXCLUSIVE on agent_task_queue, issue and task_usage, so nothing is written meanwhile, and on
+--   the kept tables.
 -- Owners, grants, comments, replica identity and the like are again what they were before 103. Roles that are
 -- gone since, and what the owner of task_usage may not do, are named in a warning.
 --
@@ -79,12 +79,10 @@ BEGIN
     GROUP BY n.nspname ORDER BY length(n.nspname) DESC, n.nspname DESC LIMIT 1;
 
     IF v_kept @> v_tables THEN
-        PERFORM set_config('lock_timeout', '2s', true);
         FOREACH v_name IN ARRAY v_tables LOOP
             EXECUTE format('DROP TABLE public.%I', v_name);
             EXECUTE format('ALTER TABLE %I.%I SET SCHEMA public', v_schema, v_name);
         END LOOP;
-        PERFORM set_config('lock_timeout', '0', true);
         BEGIN
             EXECUTE format('DROP SCHEMA %I', v_schema);
         EXCEPTION WHEN dependent_objects_still_exist OR insufficient_privilege THEN

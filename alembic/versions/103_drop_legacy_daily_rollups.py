@@ -44,4 +44,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    apply_sql(__file__, "down", lock={"ACCESS EXCLUSIVE": TABLES[:3]}, first=[LEGACY])
+    kept = [f"legacy_usage.{table}" for table in TABLES[3:]]
+    apply_sql(__file__, "down", lock={"ACCESS EXCLUSIVE": [*TABLES[:3], *kept]}, first=[LEGACY])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 import psycopg
 import pytest
 
+from tests.support.crashes import Boundary, stopped_at, waits_at
 from tests.support.database import ROOT, Database, MakeDatabase
 from tests.support.go_runner import (
     GO_102,
@@ -189,15 +190,11 @@ def test_the_missing_stem_and_the_version_are_recorded_together(make_database: M
     crashed = taken_by_go_to(make_database, "101")
     unrecord(crashed, STEMS["101"])
     ledger = crashed.ledger
-    with crashed.connect() as blocker:
-        # May be read, not written: the adoption stops at the ledger.
-        blocker.execute("LOCK TABLE schema_migrations IN SHARE MODE")
+    at_the_ledger = Boundary("schema_migrations", "INSERT")
+    with stopped_at(crashed, at_the_ledger):
         runner = crashed.spawn("alembic", "upgrade", "head")
-        waiting = (
-            "SELECT pg_terminate_backend(l.pid) FROM pg_locks l"
-            " WHERE l.relation = 'schema_migrations'::regclass AND NOT l.granted"
-        )
-        wait_until(lambda: crashed.execute(waiting), "the adoption waiting for the ledger")
+        wait_until(lambda: waits_at(crashed, at_the_ledger), "the adoption at the ledger")
+        crashed.execute("SELECT pg_terminate_backend(%s)", waits_at(crashed, at_the_ledger))
         output, _ = runner.communicate(timeout=30)
     assert runner.returncode != 0
     assert "Traceback" not in output
@@ -479,6 +476,21 @@ def test_a_database_of_ours_is_adopted_forward_only(decide: Decide, current: str
         assert found.adoption() == Adoption(position, (), found.reason or "")
         (refusal,) = found.refused("downgrade")
         assert f"alembic_version says {current}, and ledger and schema show {position}" in refusal.message
+
+
+@pytest.mark.parametrize("ledger", [stems_at("104"), None], ids=["with_ledger", "without_ledger"])
+def test_a_head_that_lacks_the_pipeline_is_refused_and_can_go_back(
+    decide: Decide, ledger: frozenset[str] | None
+) -> None:
+    found = decide("104", ledger, objects_at("104", ours=True) - {PIPELINE})
+    with pytest.raises(AdoptionRefused, match="somebody else has undone"):
+        found.adoption()
+    assert found.refused("downgrade") == []
+
+
+def test_a_later_release_may_do_without_the_pipeline(decide: Decide) -> None:
+    found = decide("104", stems_at("104") | {"300_later"}, objects_at("104", ours=True) - {PIPELINE})
+    assert found.adoption() is None
 
 
 @pytest.mark.parametrize("current", REVISIONS)

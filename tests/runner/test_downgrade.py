@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.support.crashes import Boundary, stopped_at, waits_at
 from tests.support.database import ROOT, Database, MakeDatabase
 from tests.support.horizon import begin, without_margin
 from tests.support.legacy import lose_raw_rows, roll_up_as_v034, where_legacy_is
@@ -23,7 +24,6 @@ from tests.support.rollup import hourly
 from tests.support.server import Server
 from tests.support.sessions import is_gone
 from tests.support.v034 import build_v034, generate_history
-from tests.support.walks import migrating_backend
 from usage_rollup.contract import STEMS
 
 pytestmark = pytest.mark.server
@@ -506,7 +506,10 @@ def test_kept_tables_that_somebody_reads_are_not_waited_for_long(kept: tuple[Dat
     before = database.catalog()
     with database.connect() as reader:
         reader.execute("SELECT FROM legacy_usage.task_usage_daily")
-        assert "(SQLSTATE 55P03)" in database.refused("downgrade", "102")
+        refused = database.refused("-x", "lock-timeout=1s", "downgrade", "102")
+        assert (
+            "legacy_usage.task_usage_dashboard_rollup_state within 1 s\nDETAIL: in the way: pid " in refused
+        )
     assert database.catalog() == before
     database.downgrade("102")
 
@@ -559,14 +562,14 @@ def test_way_back_killed_at_a_step_is_where_it_was_before_that_step_and_can_be_r
     order = list(STEMS)
     if revision != "104":
         head.downgrade(revision)
-    before = head.catalog()
     target = order[order.index(revision) - 1]
-    with head.connect() as blocker:
-        # The ledger may be read, not written: what stops here is all but committed.
-        blocker.execute("LOCK TABLE schema_migrations IN SHARE MODE")
+    # What stops here is all but committed.
+    at_the_ledger = Boundary("schema_migrations", "DELETE")
+    with stopped_at(head, at_the_ledger):
+        before = head.catalog()
         process = head.spawn("alembic", "downgrade", target)
-        wait_until(lambda: migrating_backend(head, "schema_migrations"), "the step at its ledger row")
-        pid = migrating_backend(head, "schema_migrations")
+        wait_until(lambda: waits_at(head, at_the_ledger), "the step at its ledger row")
+        pid = waits_at(head, at_the_ledger)
         assert pid is not None
         if how == "pg_terminate_backend":
             head.execute("SELECT pg_terminate_backend(%s)", pid)

@@ -29,7 +29,7 @@ from tests.support.walks import (
     write_history,
 )
 from usage_rollup.errors import ConfigurationError
-from usage_rollup.session.connection import DEFAULT_STARTUP_TIMEOUT_S, connect, startup_timeout_s
+from usage_rollup.session.opening import DEFAULT_STARTUP_TIMEOUT_S, connect, startup_timeout_s
 
 pytestmark = pytest.mark.process
 

@@ -10,6 +10,7 @@ import pytest
 from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
 
+from tests.support.crashes import Boundary, stopped_at, waits_at
 from tests.support.database import ROOT, Database, MakeDatabase
 from tests.support.product import event, small_world, upsert_usage, usage, wait_until
 from tests.support.roles import MakeRole, give_everything_to, owners
@@ -236,14 +237,13 @@ def test_version_row_ledger_stem_and_step_commit_together(make_database: MakeDat
     database = make_database(REVISIONS[REVISIONS.index(revision) - 1])
     if revision == "100":
         database.upgrade("097")  # adoption is a transaction of its own
-    before = database.catalog()
-    with database.connect() as blocker:
-        # The ledger may be read, not written: what stops here is all but committed.
-        blocker.execute("LOCK TABLE schema_migrations IN SHARE MODE")
+    # What stops here is all but committed.
+    at_the_ledger = Boundary("schema_migrations", "INSERT")
+    with stopped_at(database, at_the_ledger):
+        before = database.catalog()
         runner = database.spawn("alembic", "upgrade", revision)
-        wait_until(lambda: migrating_backend(database, "schema_migrations"), "the step at its ledger row")
-        pid = migrating_backend(database, "schema_migrations")
-        assert database.value("SELECT pg_terminate_backend(%s)", pid)
+        wait_until(lambda: waits_at(database, at_the_ledger), "the step at its ledger row")
+        assert database.value("SELECT pg_terminate_backend(%s)", waits_at(database, at_the_ledger))
         output, _ = runner.communicate(timeout=30)
     assert runner.returncode != 0
     assert "Traceback" not in output

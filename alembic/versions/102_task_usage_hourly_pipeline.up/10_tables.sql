@@ -67,6 +67,17 @@ COMMENT ON TABLE public.task_usage_hourly_set_aside IS
     'Buckets of task_usage_hourly that PostgreSQL refused, and why; label is provider and model.';
 
 -- A table without replica identity refuses UPDATE and DELETE as soon as a publication FOR ALL TABLES
--- exists. It costs nothing unpublished.
-ALTER TABLE public.task_usage_hourly_invalidation REPLICA IDENTITY FULL;
-ALTER TABLE public.task_usage_hourly_set_aside REPLICA IDENTITY FULL;
+-- exists. It costs nothing unpublished. Where they were there already nobody is kept out to set it again.
+DO $$
+DECLARE
+    v_table regclass;
+BEGIN
+    FOR v_table IN
+        SELECT c.oid FROM pg_class c
+        WHERE c.relreplident <> 'f' AND c.oid IN (
+            'public.task_usage_hourly_invalidation'::regclass, 'public.task_usage_hourly_set_aside'::regclass)
+    LOOP
+        EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', v_table);
+    END LOOP;
+END
+$$;

@@ -117,6 +117,7 @@ RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_se
 DECLARE
     v_started CONSTANT timestamptz := clock_timestamp();
     v_day CONSTANT interval := interval '24 hours';
+    v_lock_timeout CONSTANT text := current_setting('lock_timeout');
     v_from timestamptz; v_to timestamptz; v_next timestamptz;
     v_held_back_by text;
     v_rows bigint;
@@ -124,6 +125,9 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(4246) THEN
         RETURN 0;
     END IF;
+    -- Workspace deletion waits ten seconds for that lock, so nothing here waits longer than five for another one.
+    PERFORM set_config('lock_timeout', ceil(EXTRACT(EPOCH FROM LEAST(
+        NULLIF(v_lock_timeout::interval, '0'), interval '5 seconds')) * 1000)::text, true);
     -- The horizon must be older than the snapshot it vouches for; a snapshot of the whole
     -- transaction was taken before anything here could be read.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
@@ -165,6 +169,7 @@ BEGIN
         last_run_started_at = v_started, last_run_finished_at = clock_timestamp(), last_run_rows = v_rows,
         last_error = v_held_back_by
     WHERE id = 1;
+    PERFORM set_config('lock_timeout', v_lock_timeout, true);
     RETURN v_rows;
 END
 $$;

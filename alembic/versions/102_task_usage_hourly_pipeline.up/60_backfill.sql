@@ -30,7 +30,7 @@ COMMENT ON TABLE public.task_usage_hourly_left_out IS
 -- Building these four at once over the finished rows costs a third of keeping them up row by row. When
 -- none is missing no lock is taken.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_build_indexes()
-RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off SET lock_timeout = '1min' AS $$
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 BEGIN
     IF num_nonnulls(
         to_regclass('public.idx_task_usage_hourly_workspace_time'),

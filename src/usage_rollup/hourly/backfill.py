@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from ..contract import HOURLY_ROLLUP, LAG_THRESHOLD
 from ..errors import BackfillRefused, Refusal
 from ..queries import array, literal
-from ..session import advisory_lock
+from ..session import advisory_lock, blockers
 from ..session.connection import transaction
 from ..session.options import Options
 from . import pipeline, slices
@@ -47,6 +47,7 @@ IN_SCRIPT = {
     "held_back_by": slices.HELD_BACK_BY,
     "slice_rows": str(slices.SLICE_ROWS),
     "repairs": str(_REPAIRS),
+    "name_the_holder": blockers.in_script("c_again"),
 }
 
 

@@ -2,10 +2,12 @@
 --
 -- What: the same lock, horizon, slices, watermark and proof in the same order, by the same functions of 102. It
 --   goes around one loop, because a DO block has no functions of its own: each round takes the lock if it was
---   given up, reads the state, and does the next thing that is missing, one transaction each.
+--   given up, reads the state, and does the next thing that is missing, in one transaction. What is done is
+--   told when it is committed.
 -- Assumes: 102. Runs outside a transaction, in the session that goes on to 103, which finds advisory lock 4246
 --   held and the proof in a setting.
--- Locks: advisory :hourly_rollup, by polling; the session keeps it.
+-- Locks: advisory :hourly_rollup, by polling; the session keeps it. For tables and rows that others have locked a
+--   round waits as long as lock_timeout says, then names them.
 -- Undone by: nothing. Killed at any moment, the next run goes on with the slices that are left.
 -- Gaps are closed by IN_SCRIPT of backfill.py.
 
@@ -17,13 +19,15 @@ DECLARE
     v_phase text := 'history';
     v_state record;
     v_horizon timestamptz;
-    v_walked boolean := false;
+    v_analyzed boolean := false;
+    v_has_walked boolean;
     v_planned boolean := false;
     v_slice record;
     v_slices bigint := 0;
     v_repairs int := 0;
     v_count bigint;
     v_table text;
+    v_said text;
     v_blockers record;
 BEGIN
     -- The guard of 103 decides.
@@ -34,148 +38,160 @@ BEGIN
         RETURN;
     END IF;
 
-    LOOP
+    WHILE v_phase <> 'done' LOOP
         IF NOT v_has_lock THEN
             :take_lock;
             v_has_lock := true;
             COMMIT;
         END IF;
-        INSERT INTO public.task_usage_hourly_rollup_state (id) VALUES (1) ON CONFLICT (id) DO NOTHING;
-        SELECT s.watermark_at, NOT EXISTS (SELECT FROM public.task_usage) AS no_usage,
-            EXISTS (SELECT FROM public.task_usage_hourly_backfill) AS unfinished,
-            make_interval(secs => public.task_usage_hourly_rollup_lag_seconds()) AS lag
-        INTO STRICT v_state FROM public.task_usage_hourly_rollup_state s WHERE s.id = 1;
-        COMMIT;
-        IF v_state.watermark_at > clock_timestamp() THEN
-            RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
-                MESSAGE = format('the watermark of the hourly rollup lies in the future: %s', v_state.watermark_at),
-                HINT = 'UPDATE public.task_usage_hourly_rollup_state SET watermark_at = ''epoch'' WHERE id = 1; then '
-                    || c_again;
-        END IF;
+        v_said := NULL;
+        v_has_walked := false;
 
-        -- Without statistics, as after a restore, the planner guesses. What is being vacuumed is left out.
-        IF v_phase = 'history' AND NOT v_walked AND NOT v_state.no_usage
-            AND (v_state.unfinished OR v_state.lag > :lag_threshold)
-        THEN
-            v_walked := true;
-            FOR v_table IN
-                SELECT t FROM unnest(:analyzed) AS t
-                WHERE NOT EXISTS (SELECT FROM pg_stats s WHERE s.schemaname = 'public' AND s.tablename = t)
-            LOOP
-                EXECUTE format('ANALYZE (SKIP_LOCKED) public.%I', v_table);
-                COMMIT;
-            END LOOP;
-        END IF;
-
-        -- What is planned, a slice a transaction.
-        IF v_state.unfinished AND NOT (v_phase = 'history' AND v_state.no_usage) THEN
-            SELECT * INTO v_slice FROM public.rollup_task_usage_hourly_slice();
-            IF NOT FOUND THEN
-                PERFORM public.rollup_task_usage_hourly_finish();
-                COMMIT;
-                CONTINUE;
+        BEGIN
+            INSERT INTO public.task_usage_hourly_rollup_state (id) VALUES (1) ON CONFLICT (id) DO NOTHING;
+            SELECT s.watermark_at, NOT EXISTS (SELECT FROM public.task_usage) AS no_usage,
+                EXISTS (SELECT FROM public.task_usage_hourly_backfill) AS unfinished,
+                make_interval(secs => public.task_usage_hourly_rollup_lag_seconds()) AS lag
+            INTO STRICT v_state FROM public.task_usage_hourly_rollup_state s WHERE s.id = 1;
+            IF v_state.watermark_at > clock_timestamp() THEN
+                RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+                    MESSAGE = format('the watermark of the hourly rollup lies in the future: %s', v_state.watermark_at),
+                    HINT = 'UPDATE public.task_usage_hourly_rollup_state SET watermark_at = ''epoch'' WHERE id = 1; then '
+                        || c_again;
             END IF;
-            COMMIT;
-            v_slices := v_slices + 1;
-            RAISE INFO 'slice %: % to %, % rows, % buckets',
-                v_slices, v_slice.slice_from, v_slice.slice_to, v_slice.usage_rows, v_slice.buckets;
-            -- Workspace deletion waits ten seconds for this lock.
-            IF c_rest > interval '0' OR EXISTS (
-                SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND NOT l.granted
-                    AND (l.classid::bigint << 32 | l.objid::bigint) = :hourly_rollup
-                    AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
+
+            -- Without statistics, as after a restore, the planner guesses. What is being vacuumed is left out.
+            IF v_phase = 'history' AND NOT v_analyzed AND NOT v_state.no_usage
+                AND (v_state.unfinished OR v_state.lag > :lag_threshold)
             THEN
-                PERFORM pg_advisory_unlock(:hourly_rollup);
-                v_has_lock := false;
-                COMMIT;
-                PERFORM pg_sleep_for(c_rest);
-            END IF;
+                v_analyzed := true;
+                FOR v_table IN
+                    SELECT t FROM unnest(:analyzed) AS t
+                    WHERE NOT EXISTS (SELECT FROM pg_stats s WHERE s.schemaname = 'public' AND s.tablename = t)
+                LOOP
+                    EXECUTE format('ANALYZE (SKIP_LOCKED) public.%I', v_table);
+                END LOOP;
 
-        ELSIF v_phase = 'history' AND (v_state.no_usage OR v_state.lag > :lag_threshold AND NOT v_planned) THEN
-            -- In a statement and transaction of its own, before any snapshot that relies on it.
-            v_horizon := public.task_usage_hourly_horizon(interval :horizon_wait);
-            COMMIT;
-            IF v_horizon = '-infinity' AND NOT v_state.no_usage THEN
+            -- What is planned, a slice a transaction.
+            ELSIF v_state.unfinished AND NOT (v_phase = 'history' AND v_state.no_usage) THEN
+                SELECT * INTO v_slice FROM public.rollup_task_usage_hourly_slice();
+                v_has_walked := FOUND;
+                IF v_has_walked THEN
+                    v_slices := v_slices + 1;
+                    v_said := format('slice %s: %s to %s, %s rows, %s buckets',
+                        v_slices, v_slice.slice_from, v_slice.slice_to, v_slice.usage_rows, v_slice.buckets);
+                ELSE
+                    PERFORM public.rollup_task_usage_hourly_finish();
+                END IF;
+
+            ELSIF v_phase = 'history' AND (v_state.no_usage OR v_state.lag > :lag_threshold AND NOT v_planned) THEN
+                IF v_horizon IS NULL THEN
+                    -- In a transaction of its own, before any snapshot that relies on it.
+                    v_horizon := public.task_usage_hourly_horizon(interval :horizon_wait);
+                    IF v_horizon = '-infinity' AND NOT v_state.no_usage THEN
+                        SELECT * INTO STRICT v_blockers FROM (
+                            :held_back_by
+                        ) AS b;
+                        RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+                            MESSAGE = 'no safe horizon: transactions are open whose start this role cannot see, or that'
+                                ' were prepared and left: ' || v_blockers.who,
+                            HINT = v_blockers.hint || '; then ' || c_again;
+                    END IF;
+                ELSE
+                    PERFORM public.rollup_task_usage_hourly_plan(
+                        v_horizon, bigint ':slice_rows', timestamptz '-infinity');
+                    v_planned := true;
+                    IF v_state.no_usage THEN
+                        v_said := 'no backfill: task_usage_empty';
+                        v_phase := 'drain';
+                    END IF;
+                END IF;
+
+            ELSIF v_phase = 'history' AND v_state.lag > :lag_threshold THEN
                 SELECT * INTO STRICT v_blockers FROM (
                     :held_back_by
                 ) AS b;
                 RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
-                    MESSAGE = 'no safe horizon: transactions are open whose start this role cannot see, or that were'
-                        ' prepared and left: ' || v_blockers.who,
+                    MESSAGE = format('the history is rolled up, but the watermark cannot follow: it trails by %s, held'
+                        ' back by %s', v_state.lag, v_blockers.who),
                     HINT = v_blockers.hint || '; then ' || c_again;
-            END IF;
-            PERFORM public.rollup_task_usage_hourly_plan(v_horizon, bigint ':slice_rows', timestamptz '-infinity');
-            COMMIT;
-            v_planned := true;
-            IF v_state.no_usage THEN
-                RAISE INFO 'no backfill: task_usage_empty';
+
+            ELSIF v_phase = 'history' THEN
                 v_phase := 'drain';
-            END IF;
+                IF v_analyzed THEN
+                    -- The proof and the dashboards plan their queries minutes before autovacuum would come by.
+                    ANALYZE (SKIP_LOCKED) public.task_usage_hourly
+                        (bucket_hour, workspace_id, runtime_id, agent_id, project_id);
+                ELSE
+                    v_said := 'no backfill: watermark_within_threshold';
+                END IF;
 
-        ELSIF v_phase = 'history' AND v_state.lag > :lag_threshold THEN
-            SELECT * INTO STRICT v_blockers FROM (
-                :held_back_by
-            ) AS b;
-            RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
-                MESSAGE = format('the history is rolled up, but the watermark cannot follow: it trails by %s, held back'
-                    ' by %s', v_state.lag, v_blockers.who),
-                HINT = v_blockers.hint || '; then ' || c_again;
+            ELSIF v_phase = 'drain' THEN
+                PERFORM public.rollup_task_usage_hourly_window(timestamptz '-infinity', timestamptz '-infinity');
+                v_phase := 'proof';
 
-        ELSIF v_phase = 'history' THEN
-            v_phase := 'drain';
-            IF v_walked THEN
-                -- The proof and the dashboards plan their queries minutes before autovacuum would come by.
-                ANALYZE (SKIP_LOCKED) public.task_usage_hourly
-                    (bucket_hour, workspace_id, runtime_id, agent_id, project_id);
-                COMMIT;
+            -- Compare in one snapshot, recompute what differs, compare again.
+            ELSIF v_phase = 'proof' AND v_repairs < :repairs THEN
+                v_count := public.rollup_task_usage_hourly_plan_repair(bigint ':slice_rows');
+                IF v_count = 0 THEN
+                    v_phase := 'proven';
+                ELSE
+                    v_repairs := v_repairs + 1;
+                    RAISE WARNING '% hours of the rollup differ from raw usage; recomputing them', v_count;
+                END IF;
+            ELSIF v_phase = 'proof' THEN
+                SELECT COUNT(*) INTO v_count FROM public.task_usage_hourly_differences(
+                    timestamptz '-infinity', timestamptz 'infinity', false);
+                IF v_count > 0 THEN
+                    RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
+                        MESSAGE = format('%s hours of the hourly rollup still differ from raw usage after they were'
+                            ' recomputed', v_count),
+                        HINT = 'SELECT public.task_usage_hourly_differences() names them';
+                END IF;
+                v_phase := 'proven';
+
+            ELSIF v_phase = 'proven' THEN
+                PERFORM set_config('usage_rollup.proof', s.watermark_at::text, false)
+                FROM public.task_usage_hourly_rollup_state s WHERE s.id = 1;
+                -- Whatever was left out once is in now.
+                DELETE FROM public.task_usage_hourly_left_out;
+                v_said := 'the hourly rollup matches raw usage';
+                v_phase := 'losses';
+
+            -- What the rollup cannot show, and what only the legacy rollups hold: 103 keeps that.
             ELSE
-                RAISE INFO 'no backfill: watermark_within_threshold';
+                SELECT COUNT(*) INTO v_count FROM public.task_usage_hourly_set_aside;
+                IF v_count > 0 THEN
+                    RAISE WARNING '% buckets are set aside, see task_usage_hourly_set_aside', v_count;
+                END IF;
+                SELECT COUNT(*) INTO v_count FROM public.task_usage_hourly_undated();
+                IF v_count > 0 THEN
+                    RAISE WARNING '% usage rows are dated outside years 1-9998: task_usage_hourly_undated()', v_count;
+                END IF;
+                SELECT COUNT(*) INTO v_count FROM public.task_usage_hourly_legacy_excess();
+                PERFORM set_config('usage_rollup.legacy_excess', v_count::text, false);
+                IF v_count > 0 THEN
+                    RAISE WARNING '% daily totals exist only in the legacy rollups', v_count;
+                END IF;
+                v_phase := 'done';
             END IF;
+        :name_the_holder;
+        COMMIT;
+        IF v_said IS NOT NULL THEN
+            RAISE INFO '%', v_said;
+        END IF;
 
-        ELSIF v_phase = 'drain' THEN
-            PERFORM public.rollup_task_usage_hourly_window(timestamptz '-infinity', timestamptz '-infinity');
+        -- Workspace deletion waits ten seconds for this lock.
+        IF v_has_walked AND (c_rest > interval '0' OR EXISTS (
+            SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND NOT l.granted
+                AND (l.classid::bigint << 32 | l.objid::bigint) = :hourly_rollup
+                AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())))
+        THEN
+            PERFORM pg_advisory_unlock(:hourly_rollup);
+            v_has_lock := false;
             COMMIT;
-            v_phase := 'proof';
-
-        -- Compare in one snapshot, recompute what differs, compare again.
-        ELSIF v_repairs < :repairs THEN
-            v_count := public.rollup_task_usage_hourly_plan_repair(bigint ':slice_rows');
-            COMMIT;
-            EXIT WHEN v_count = 0;
-            v_repairs := v_repairs + 1;
-            RAISE WARNING '% hours of the rollup differ from raw usage; recomputing them', v_count;
-        ELSE
-            SELECT COUNT(*) INTO v_count FROM public.task_usage_hourly_differences(
-                timestamptz '-infinity', timestamptz 'infinity', false);
-            COMMIT;
-            EXIT WHEN v_count = 0;
-            RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
-                MESSAGE = format('%s hours of the hourly rollup still differ from raw usage after they were recomputed',
-                    v_count),
-                HINT = 'SELECT public.task_usage_hourly_differences() names them';
+            PERFORM pg_sleep_for(c_rest);
         END IF;
     END LOOP;
-
-    PERFORM set_config('usage_rollup.proof', s.watermark_at::text, false)
-    FROM public.task_usage_hourly_rollup_state s WHERE s.id = 1;
-    -- Whatever was left out once is in now.
-    DELETE FROM public.task_usage_hourly_left_out;
-    COMMIT;
-    RAISE INFO 'the hourly rollup matches raw usage';
-
-    -- What the rollup cannot show, and what only the legacy rollups hold: 103 keeps that.
-    SELECT COUNT(*) INTO v_count FROM public.task_usage_hourly_set_aside;
-    IF v_count > 0 THEN
-        RAISE WARNING '% buckets are set aside, see task_usage_hourly_set_aside', v_count;
-    END IF;
-    SELECT COUNT(*) INTO v_count FROM public.task_usage_hourly_undated();
-    IF v_count > 0 THEN
-        RAISE WARNING '% usage rows are dated outside years 1-9998: task_usage_hourly_undated()', v_count;
-    END IF;
-    SELECT COUNT(*) INTO v_count FROM public.task_usage_hourly_legacy_excess();
-    PERFORM set_config('usage_rollup.legacy_excess', v_count::text, false);
-    IF v_count > 0 THEN
-        RAISE WARNING '% daily totals exist only in the legacy rollups', v_count;
-    END IF;
 END
 $backfill$;

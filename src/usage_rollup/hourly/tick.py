@@ -14,13 +14,16 @@ from sqlalchemy.exc import DBAPIError
 
 from ..contract import HOURLY_ROLLUP
 from ..errors import DatabaseUnavailable, LockBusy, StatementFailed, explain
-from ..session import advisory_lock
+from ..session import advisory_lock, blockers
 from ..session.connection import transaction
 from . import pipeline, slices
 from .pipeline import Pipeline
 from .slices import HeldBack
 
 log = logging.getLogger(__name__)
+
+# Workspace deletion waits ten seconds for 4246, which a tick holds meanwhile.
+LOCK_PATIENCE = "5 seconds"
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,10 @@ def tick(session: sa.Connection) -> Tick:
 
     The transaction takes advisory lock 4246 first. When the tick fails it is rolled back, and the error
     is written to the state row in a transaction of its own, where the next successful tick clears it.
-    Where the pipeline is the product's, 102's measure of the lag is lent to the session. Entered and left
-    outside a transaction. Raises UnsuitableDatabase before 102, LockBusy, which names the holder and
-    leaves the state row alone, and StatementFailed.
+    No statement of it waits longer than LOCK_PATIENCE for somebody else's lock. Where the pipeline is the
+    product's, 102's measure of the lag is lent to the session. Entered and left outside a transaction. Raises
+    UnsuitableDatabase before 102, LockBusy, which names the holder and leaves the state row alone, and
+    StatementFailed.
     """
     installed = pipeline.require(session)
     started: datetime = session.scalar(sa.text("SELECT clock_timestamp()"))
@@ -53,6 +57,8 @@ def tick(session: sa.Connection) -> Tick:
         with transaction(session):
             done = _run(session, installed)
     except DBAPIError as error:
+        if isinstance(error.orig, psycopg.errors.LockNotAvailable):
+            raise blockers.lock_busy(session, error.orig) from error
         if not isinstance(error.orig, psycopg.Error):
             raise
         report = explain(
@@ -86,6 +92,7 @@ def _run(connection: sa.Connection, installed: Pipeline) -> Tick:
             f" (advisory lock {HOURLY_ROLLUP}): {holders}",
             hint=f"another tick or a backfill is over by itself; otherwise {holders.hint}",
         )
+    connection.execute(sa.text(_HURRY), {"patience": LOCK_PATIENCE})
     before = connection.scalar(sa.text(_WATERMARK))
     # Not every release of the product's tick does it; first, because ours names who holds it back.
     connection.execute(sa.text(_CLEAR_ERROR))
@@ -104,6 +111,11 @@ def _record(connection: sa.Connection, started: datetime, error: str) -> None:
         reason = failure.orig if isinstance(failure, DBAPIError) else failure
         log.warning("last_error could not be written: %s", reason)
 
+
+_HURRY = """
+SELECT set_config('lock_timeout', ceil(EXTRACT(EPOCH FROM LEAST(
+    NULLIF(current_setting('lock_timeout')::interval, '0'), CAST(:patience AS interval))) * 1000)::text, true)
+"""
 
 _LAG = "SELECT public.task_usage_hourly_rollup_lag_seconds()"
 

@@ -20,7 +20,7 @@ from ..contract import HOURLY_ROLLUP, MIGRATION_RUN
 from ..errors import Refusal, UsageRollupError, explain
 from ..hourly import pipeline, slices, unseen
 from ..hourly.pipeline import Reading
-from ..queries import beside
+from ..queries import beside, filled
 from ..runner import checks, table_locks
 from ..session import advisory_lock, blockers
 from ..session.connection import snapshot
@@ -28,6 +28,8 @@ from ..session.options import Options
 from . import estimate, forecast_103, odd_usage, place, trigger_rights
 
 _SQL = beside(__file__)
+
+_HOLDERS = filled(_SQL["holders"], conflicts=blockers.CONFLICTS)
 
 T = TypeVar("T")
 
@@ -171,6 +173,9 @@ class _Look:
         """Name who holds what a pending step needs; refuse for what would outlast the step's patience."""
         steps_pending = self.found.place.pending if self.found.place else []
         wanted = [(t, mode) for step in steps_pending for mode, tables in step.locks.items() for t in tables]
+        if steps_pending:
+            ledgers = table_locks.ledgers(self.options.version_table)
+            wanted += [(ledger, table_locks.LEDGER_MODE) for ledger in ledgers]
         keys = [MIGRATION_RUN]
         if self.found.is_pending("103"):
             keys.append(HOURLY_ROLLUP)
@@ -183,7 +188,7 @@ class _Look:
             "names": [f"advisory lock {key} ({advisory_lock.NAMES[key]})" for key in keys],
             "patience_s": patience_s,
         }
-        for holder in self.session.execute(sa.text(_SQL["holders"]), parameters).all():
+        for holder in self.session.execute(sa.text(_HOLDERS), parameters).all():
             who = blockers.describe(self.session, [(holder.pid, holder.virtualtransaction)])
             if holder.in_vain:
                 self.found.refusals.append(

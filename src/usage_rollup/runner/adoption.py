@@ -31,8 +31,9 @@ from ..contract import (
 )
 from ..errors import AdoptionRefused, Refusal
 from ..queries import array, beside, filled, literal
+from ..session import blockers
 from ..session.options import Options
-from . import ledger
+from . import ledger, table_locks
 from .hooks import Work, before_adoption
 
 log = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ def with_adoption(work: Work, adoption: Adoption | None, connection: sa.Connecti
     log.info("%s", adoption.reason)
 
     def adopt(**_: Any) -> None:
+        table_locks.lock_tables(connection, {}, table_locks.ledgers(options.version_table))
         if adoption.missing_stems:
             ledger.add(connection, adoption.missing_stems)
 
@@ -149,6 +151,7 @@ def statement(*, to_nothing: bool) -> str:
         objects=OBJECTS,
         to_nothing="true" if to_nothing else "false",
         decision=decision(),
+        name_the_holder=blockers.in_script("'begin again'"),
     )
 
 

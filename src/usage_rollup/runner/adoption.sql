@@ -5,7 +5,7 @@
 -- Why together: the product's runner writes its ledger row in a transaction after the step's, so a crash leaves
 --   the schema one step ahead of the ledger.
 -- Assumes: nothing; it writes nothing. Locks: ACCESS SHARE on the two ledgers and, on the way to nothing, on
---   the product's tables.
+--   the product's tables; who keeps it from them for longer than lock_timeout is named.
 -- Gaps are closed by adoption.py from contract.py.
 
 -- name: standing
@@ -22,6 +22,7 @@ DECLARE
     v_table text;
     v_is_filled boolean;
     v_standing jsonb;
+    v_blockers record;
 BEGIN
     IF to_regclass(format('public.%I', c_version_table)) IS NOT NULL THEN
         EXECUTE format(
@@ -53,7 +54,7 @@ BEGIN
         :decision
     ) AS d;
     PERFORM set_config('usage_rollup.standing', v_standing::text, false);
-END
+:name_the_holder
 $standing$;
 
 -- name: objects
@@ -91,7 +92,9 @@ WITH seen AS (
 ), facts AS (
     SELECT s.*, p.piped, p.piped AND NOT s.objects && s.legacy_tables AS dropped,
         :our_functions = ANY (s.objects) AS ours,
-        v_version IN ('102', '103') AND :pipeline <> ALL (s.objects)
+        -- At the head, where a later release has not gone on with what it has made of it.
+        (v_version IN ('102', '103') OR v_version = :head AND COALESCE(s.newest, :head_stem) = :head_stem)
+            AND :pipeline <> ALL (s.objects)
             AND (:our_functions = ANY (s.objects) OR 'table task_usage_hourly' = ANY (s.objects)) AS half_undone,
         -- Later releases changed more of the schema than this chain knows; only the ledger counts, unless the
         -- legacy rollups are all there.

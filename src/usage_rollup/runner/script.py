@@ -21,7 +21,7 @@ from ..queries import beside, filled, literal
 from ..session import advisory_lock, pinned
 from ..session.connection import MINIMUM_VERSION
 from ..session.options import Options
-from . import adoption, checks, ledger
+from . import adoption, checks, ledger, table_locks
 from .hooks import Hook, Work, before_upgrade
 
 _SQL = beside(__file__)
@@ -142,5 +142,11 @@ def _begin(start: str, target: str, course: checks.Course) -> str:
         *([] if start == NOTHING else [filled(_SQL["version_table"], **gaps)]),
         adoption.statement(to_nothing=course.command == "downgrade" and target == NOTHING),
         filled(_SQL["begin"], **gaps),
+        *([] if course.command != "upgrade" else _adopt(gaps, course.version_table)),
     ]
     return "\n\n".join(f"{statement};" for statement in ("BEGIN", *statements, "COMMIT"))
+
+
+def _adopt(gaps: dict[str, str], version_table: str) -> list[str]:
+    lock_tables = table_locks.statement({}, table_locks.ledgers(version_table))
+    return [lock_tables, filled(_SQL["adopt"], **gaps)]

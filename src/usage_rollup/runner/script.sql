@@ -44,7 +44,7 @@ END
 $ground$;
 
 -- name: begin
--- A script made for another place must not begin. Where the product's own runner stopped is taken over here.
+-- A script made for another place must not begin.
 DO $begin$
 DECLARE
     c_start CONSTANT text := :start;
@@ -74,15 +74,24 @@ BEGIN
         ) AS q);
     END IF;
     :refuse
-    IF c_command = 'upgrade' AND c_standing ->> 'reason' IS NOT NULL THEN
+END
+$begin$;
+
+-- name: adopt
+-- Where the product's own runner stopped is taken over here.
+DO $adopt$
+DECLARE
+    c_standing CONSTANT jsonb := current_setting('usage_rollup.standing')::jsonb;
+BEGIN
+    IF c_standing ->> 'reason' IS NOT NULL THEN
         RAISE INFO '%', c_standing ->> 'reason';
         INSERT INTO public.schema_migrations (version)
         SELECT jsonb_array_elements_text(c_standing -> 'missing_stems') ON CONFLICT DO NOTHING;
         DELETE FROM public.:version_table;
-        INSERT INTO public.:version_table (version_num) VALUES (c_start);
+        INSERT INTO public.:version_table (version_num) VALUES (:start);
     END IF;
 END
-$begin$;
+$adopt$;
 
 -- name: refuse
 IF jsonb_array_length(v_reasons) = 1 THEN

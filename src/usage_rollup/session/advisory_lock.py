@@ -6,6 +6,7 @@ it waits; pg_try_advisory_lock() asked again and again does none of that.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from itertools import takewhile
@@ -18,6 +19,8 @@ from ..errors import LockBusy
 from . import blockers
 from .blockers import Blockers
 
+log = logging.getLogger(__name__)
+
 NAMES = {MIGRATION_RUN: "migration run", HOURLY_ROLLUP: "hourly rollup"}
 
 # A healthy migration run or tick is over long before; a crash loop's supervisor is still patient.
@@ -25,12 +28,17 @@ PATIENCE_S = 600.0
 
 _POLL_INTERVAL_S = 0.1
 
+# When a wait is announced, and how often again: everyday traffic is over before the first.
+_SAY_AFTER_S = 3.0
+_SAY_EVERY_S = 60.0
+
 
 def acquire(session: sa.Connection, key: int, patience_s: float = PATIENCE_S) -> None:
     """Take the session lock `key`, waiting up to `patience_s` seconds.
 
     The lock is held by the session until it ends or calls release(); taking it again nests. No transaction
-    is open between attempts, so no snapshot is held while waiting. Raises LockBusy, naming the holder.
+    is open between attempts, so no snapshot is held while waiting. A wait of more than a few seconds is
+    announced with its holder and its end, and again every minute. Raises LockBusy, naming the holder.
     """
     _take([session], key, patience_s, shared=False)
 
@@ -45,7 +53,8 @@ def acquire_shared(sessions: Sequence[sa.Connection], key: int, patience_s: floa
 
 
 def _take(sessions: Sequence[sa.Connection], key: int, patience_s: float, *, shared: bool) -> None:
-    give_up = time.monotonic() + patience_s
+    started = time.monotonic()
+    give_up, say_at = started + patience_s, started + _SAY_AFTER_S
     attempt = sa.text(f"SELECT pg_try_advisory_lock{_SHARED[shared]}(CAST(:key AS bigint))")
     while True:
         taken = list(takewhile(lambda session: session.scalar(attempt, {"key": key}), sessions))
@@ -61,6 +70,15 @@ def _take(sessions: Sequence[sa.Connection], key: int, patience_s: float, *, sha
                 hint=holders.hint,
                 lock=key,
             )
+        if time.monotonic() >= say_at:
+            log.info(
+                "waiting for advisory lock %d (%s), %.0f s more at most; held by %s",
+                key,
+                NAMES[key],
+                give_up - time.monotonic(),
+                describe_holders(sessions[0], key),
+            )
+            say_at += _SAY_EVERY_S
         time.sleep(_POLL_INTERVAL_S)
 
 

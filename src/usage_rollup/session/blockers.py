@@ -6,11 +6,32 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
 import sqlalchemy as sa
 
 from .. import queries
+from ..contract import BASELINE, HOURLY_ROLLUP
+from ..errors import LockBusy, Refusal
 
 _SQL = queries.beside(__file__)
+
+# Rows (mode, held modes that keep it out).
+CONFLICTS = _SQL["conflicts"]
+
+_LOCK_WAIT = queries.filled(
+    _SQL["lock_wait"], product=queries.array(BASELINE.columns), hourly_rollup=str(HOURLY_ROLLUP)
+)
+
+# Where it is, as one value.
+_LOCK_WAIT_MESSAGE = queries.filled(_SQL["lock_wait_message"], lock_wait=_LOCK_WAIT)
+
+# Rows (pid, virtualtransaction), whoever is asked for.
+_HOLDERS = {
+    "given": _SQL["given"],
+    "advisory_lock": _SQL["advisory_lock"],
+    "table_locks": queries.filled(_SQL["table_locks"], conflicts=CONFLICTS),
+    "lock_wait": f"SELECT h.pid, h.virtualtransaction FROM (\n{_LOCK_WAIT}\n) AS h",
+}
 
 
 @dataclass(frozen=True)
@@ -40,12 +61,45 @@ def of_advisory_lock(connection: sa.Connection, key: int) -> Blockers:
     return _read(connection, "advisory_lock", key=key)
 
 
+def lock_busy(session: sa.Connection, error: psycopg.errors.LockNotAvailable) -> LockBusy:
+    """Return what to raise for a statement whose wait for somebody else's lock has come to its deadline.
+
+    `session` is one that has given up the transaction of that statement; it is asked who holds what the
+    statement may have waited for, and is left outside a transaction. SQL of ours that raises the same says
+    by itself who is in the way.
+    """
+    report = error.diag
+    if report.message_hint:
+        return LockBusy(report.message_primary or "", detail=report.message_detail, hint=report.message_hint)
+    session.rollback()
+    message: str = session.scalar(sa.text(_LOCK_WAIT_MESSAGE))
+    blockers = _read(session, "lock_wait")
+    return LockBusy(
+        Refusal(
+            message,
+            f"in the way: {blockers.who}",
+            f"{blockers.hint}; then begin again",
+            facts={"sqlstate": error.sqlstate},
+        )
+    )
+
+
+def in_script(again: str) -> str:
+    """Return what ends a block of PL/pgSQL, which has a record v_blockers, and does what lock_busy() does.
+
+    The expression `again` says what to do next.
+    """
+    return queries.filled(
+        _SQL["in_script"], blockers=sql("lock_wait"), message=_LOCK_WAIT_MESSAGE, again=again
+    )
+
+
 def sql(holders: str, **values: str) -> str:
     """Return the query, of `who` and `hint`, that all of these are, for a DO block.
 
-    `holders` is advisory_lock with its `key`, or table_locks with its `tables`.
+    `holders` is advisory_lock with its `key`, table_locks with what is `wanted`, or lock_wait.
     """
-    return queries.filled(queries.filled(_SQL["who"], holders=_SQL[holders]), **values)
+    return queries.filled(queries.filled(_SQL["who"], holders=_HOLDERS[holders]), **values)
 
 
 def _read(connection: sa.Connection, holders: str, **parameters: Any) -> Blockers:

@@ -6,6 +6,7 @@ the session besides: usage_rollup.<name>.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -20,6 +21,12 @@ _LONGEST_S = 366 * 86_400.0
 DURATION = rf"[0-9]+(?:\.[0-9]*)?|(?:{_PART.pattern})+"
 
 
+# How long a statement, or a step's table locks, may wait for other sessions' locks before the next run tries.
+LOCK_PATIENCE_S = 120.0
+
+# What lock_timeout takes; 0 would be no bound at all.
+_SHORTEST_MS, _LONGEST_MS = 1, 2**31 - 1
+
 # Alembic's own name for it, which another application in the same schema may have taken.
 VERSION_TABLE = "alembic_version"
 
@@ -30,9 +37,9 @@ class Options:
 
     `keep_legacy` (103): True keeps the legacy tables in schema legacy_usage, False drops them whatever they
     hold, None decides by what they hold. `jobs`: sessions that walk at once. `sleep_between_slices_s`:
-    seconds of rest for the server after each slice. `lock_timeout_s`: seconds to wait for an advisory lock
-    or a step's table locks; None is the patience each of them has by itself. `version_table`: where Alembic
-    keeps the revision, in schema public.
+    seconds of rest for the server after each slice. `lock_timeout_s`: seconds to wait for any lock, an
+    advisory one, a step's table locks or that of a single statement; None is the patience each of them has
+    by itself. `version_table`: where Alembic keeps the revision, in schema public.
     """
 
     keep_legacy: bool | None = None
@@ -46,8 +53,9 @@ class Options:
         return default_s if self.lock_timeout_s is None else self.lock_timeout_s
 
     def settings(self) -> dict[str, str]:
-        """Return what SQL reads of them, as settings of a session: intervals are written in seconds."""
-        settings = {}
+        """Return the settings of a run's sessions: the bound of all their waiting, and what SQL reads."""
+        patience_ms = math.ceil(self.patience_s(LOCK_PATIENCE_S) * 1000)
+        settings = {"lock_timeout": f"{min(max(patience_ms, _SHORTEST_MS), _LONGEST_MS)}ms"}
         if self.keep_legacy is not None:
             settings["usage_rollup.keep_legacy"] = "true" if self.keep_legacy else "false"
         if self.sleep_between_slices_s:
