@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from ..errors import StatementFailed
+from ..errors import SessionLost, StatementFailed
 from . import blockers, pinned, signals
 from .database_url import conninfo_from_environment
 from .opening import DEFAULT_STARTUP_TIMEOUT_S, MINIMUM_VERSION, connect, startup_timeout_s
@@ -33,20 +34,24 @@ __all__ = [
 
 
 @contextmanager
-def migration_session(options: Options = Options()) -> Iterator[sa.Connection]:  # noqa: B008
-    """Open the one session that migrates the database the environment names.
+def migration_session(
+    options: Options = Options(),  # noqa: B008
+    conninfo: str | None = None,
+    **execution_options: Any,
+) -> Iterator[sa.Connection]:
+    """Open one session on the database that the environment, or `conninfo`, names.
 
     Each statement commits by itself: transaction() and snapshot() say what belongs together. The session is
     waited for, pinned, given what SQL reads of `options`, and never pooled: when the block is left, however
     it is left, the session ends, and with it its transaction and every advisory lock. From here on SIGTERM
     and SIGINT leave the block. Raises ConfigurationError, DatabaseUnavailable, UnsuitableDatabase and, for
-    whatever PostgreSQL reports inside the block, LockBusy or StatementFailed.
+    whatever PostgreSQL reports inside the block, LockBusy or StatementFailed: SessionLost where it is over.
     """
-    conninfo = conninfo_from_environment()
+    conninfo = conninfo_from_environment() if conninfo is None else conninfo
     timeout_s = startup_timeout_s()
     signals.exit_on_termination()
     try:
-        with engine(conninfo, timeout_s, options.settings()).connect() as session:
+        with engine(conninfo, timeout_s, options.settings(), **execution_options).connect() as session:
             try:
                 yield session
             except DBAPIError as error:
@@ -56,20 +61,41 @@ def migration_session(options: Options = Options()) -> Iterator[sa.Connection]: 
     except DBAPIError as error:
         if not isinstance(error.orig, psycopg.Error):
             raise
-        again = (
-            "run the same command again; what was committed stays" if error.connection_invalidated else None
-        )
-        raise StatementFailed.of(error.orig, hint=again) from error
+        raise StatementFailed.of(error.orig) from error
 
 
-def engine(conninfo: str, timeout_s: float, settings: Mapping[str, str] | None = None) -> sa.Engine:
-    """Return what opens sessions by connect(), each statement committing by itself, and pools none."""
-    return sa.create_engine(
+def engine(
+    conninfo: str, timeout_s: float, settings: Mapping[str, str] | None = None, **execution_options: Any
+) -> sa.Engine:
+    """Return what opens sessions by connect(), each statement committing by itself, and pools none.
+
+    Whatever is being done when a session is lost raises SessionLost, which is no DBAPIError: who handles a
+    failed statement does not take it for one.
+    """
+    created = sa.create_engine(
         "postgresql+psycopg://",
         creator=lambda: connect(conninfo, timeout_s, settings),
         poolclass=NullPool,
+        # A session ends when it is closed; a rollback before could only fail.
+        pool_reset_on_return=None,
         isolation_level="AUTOCOMMIT",
+        execution_options=execution_options,
     )
+    sa.event.listen(created, "handle_error", _tell_loss)
+    return created
+
+
+def _tell_loss(context: sa.engine.ExceptionContext) -> None:
+    """Raise SessionLost for an error that is the end of its session; SQLAlchemy's handle_error."""
+    error = context.original_exception
+    if not isinstance(error, psycopg.Error):
+        return
+    # PostgreSQL and poolers end a session after FATAL. While one is opened, libpq alone says that it ended.
+    fatal = error.diag.severity_nonlocalized in {"FATAL", "PANIC"}
+    unsaid = context.connection is None and isinstance(error, psycopg.OperationalError) and not error.sqlstate
+    if context.is_disconnect or fatal or unsaid:
+        context.is_disconnect = True
+        raise SessionLost.of(error, hint="run the same command again; what was committed stays") from error
 
 
 @contextmanager
