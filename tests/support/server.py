@@ -116,6 +116,11 @@ class Server:
         with self._connect() as conn:
             return conn.info.server_version
 
+    @property
+    def port(self) -> int:
+        """Return its TCP port, the default one where none is named."""
+        return int(self._port or 5432)
+
     def create_database(self, name: str, template: str | None = None) -> str:
         """Create a database, empty or as a copy of template, and return its URL.
 
@@ -228,10 +233,6 @@ class ThrowAwayServer(Server):
     def directory(self) -> Path:
         """Return where the server's data, log and socket are."""
         return self._directory
-
-    @property
-    def port(self) -> int:
-        return int(self._port)
 
     def keep(self) -> str:
         """Stop the server for good, but leave its directory; return the command that starts it again."""

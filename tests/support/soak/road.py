@@ -42,6 +42,11 @@ class Road:
         """End every connection with RST, on both sides."""
         self._do(self._cut)
 
+    def say(self, answer: bytes) -> None:
+        """Answer every client in the server's place."""
+        for here, _ in self._ways.copy():
+            self._loop.call_soon_threadsafe(here.write, answer)
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep every byte on the road, ends of connections too, until the block ends."""
