@@ -42,6 +42,7 @@ def _soak(stage: Stage, seed: str, minutes: float, cycles: int | None) -> int:
         say(f"cannot be had here: {', '.join(sorted(missing))}")
     started = time.monotonic()
     total: Counter[str] = Counter()
+    statuses: Counter[str] = Counter()
     attempts = commands = played_cycles = 0
     for cycle in islice(draw(seed, stage.possible()), cycles):
         if cycles is None and time.monotonic() - started > 60 * minutes:
@@ -49,13 +50,17 @@ def _soak(stage: Stage, seed: str, minutes: float, cycles: int | None) -> int:
         played = Played(cycle)
         try:
             play(stage, cycle, played)
-        except (Finding, KeyboardInterrupt) as finding:
+        except KeyboardInterrupt:
+            say(f"stopped in cycle {cycle.number}")
+            break
+        except Finding as finding:
             _report(stage, seed, played, finding)
             return 1
         except Exception:
             _report(stage, seed, played, traceback.format_exc())
             return 1
         total += played.struck
+        statuses += played.statuses
         attempts += played.attempts
         commands += len(cycle.steps)
         played_cycles += 1
@@ -65,6 +70,7 @@ def _soak(stage: Stage, seed: str, minutes: float, cycles: int | None) -> int:
         f"nothing found: {played_cycles} cycles in {(time.monotonic() - started) / 60:.1f} min,"
         f" {commands} commands in {attempts} attempts, {total.total()} faults ({_kinds(total)})"
     )
+    say(f"run again after: {_kinds(statuses)}")
     say(f"writers: {_kinds(stage.writers.count)}; {_kinds(stage.ticks.count)}")
     say(f"again: make soak SEED={seed}")
     return 0
@@ -110,6 +116,8 @@ def _report(stage: Stage, seed: str, played: Played, finding: object) -> None:
     say("\nthe end of the server's log:\n" + "\n".join(log))
     say(f"\nreplay: make soak SEED={seed} CYCLES={number}")
     say(f"the database `{stage.database.name}` is kept; start its server again: {stage.keep()}")
+    if stage.disk is not None:
+        say(f"its tablespace is on a disk of its own; when you are done: umount {stage.disk.directory}")
 
 
 def say(text: str) -> None:

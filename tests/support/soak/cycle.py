@@ -31,6 +31,7 @@ class Played:
     struck: Counter[str] = field(default_factory=Counter)
     missed: int = 0
     attempts: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)  # of commands that had to be run again
     rows: int = 0
     seconds: float = 0.0
     started: float = field(default_factory=time.monotonic)
@@ -79,6 +80,8 @@ def _step(stage: Stage, step: Step, played: Played, name: str) -> None:
         played.note(f"{command} ended with {command.process.returncode}")
         if done and not left:
             return
+        if not done:
+            played.statuses[f"status {command.process.returncode}"] += 1
     raise Finding(f"{command} has not done its work in {_ATTEMPTS} attempts\n{command.said}")
 
 
