@@ -1,15 +1,22 @@
 """Run migrations: connect, lock, adopt, configure, run, in the order things happen."""
 
+from alembic import context
+from usage_rollup.session import signals
+
+# The first act of the command line, where a signal may come during the imports.
+if context.config.cmd_opts:
+    signals.exit_at_once()
+
 from sqlalchemy import Connection
 
-from alembic import context
 from usage_rollup import logs
 from usage_rollup.contract import MIGRATION_RUN
 from usage_rollup.errors import Refusal
 from usage_rollup.hourly.schedule import warn_if_nothing_ticks
 from usage_rollup.runner import adoption, checks, ledger, new_revision, script
+from usage_rollup.runner.again import repeatable
 from usage_rollup.runner.hooks import with_hooks
-from usage_rollup.session import advisory_lock, connection, options
+from usage_rollup.session import advisory_lock, connection, options, outages
 
 
 def forecast(session: Connection) -> list[Refusal]:
@@ -47,13 +54,17 @@ elif context.is_offline_mode():
     with context.begin_transaction():
         context.run_migrations()
 else:
-    comparison = {}
-    with connection.migration_session(run) as session:
+    work = repeatable(work)
+
+    def migrate(session: Connection) -> None:
+        """Do the command's work, from the lock to the last step; all of it again in another session."""
+        steps, comparison = work, {}
         if mutating:
             advisory_lock.acquire(session, MIGRATION_RUN, run.patience_s(advisory_lock.PATIENCE_S))
             standing = checks.require(session, work, context.get_context(), run, forecast)
-        if upgrade:
-            work = with_hooks(adoption.with_adoption(work, standing.adoption(), session, run), session, run)
+            if upgrade:
+                steps = adoption.with_adoption(work, standing.adoption(), session, run)
+            steps = with_hooks(steps, session, run)
         elif work.__name__ == "retrieve_migrations":
             # check and revision --autogenerate; no other command has to wait for the metadata.
             from usage_rollup.schema import autogenerate
@@ -62,7 +73,7 @@ else:
         with connection.in_transactions(session):
             context.configure(
                 connection=session,
-                fn=work,
+                fn=steps,
                 transaction_per_migration=True,
                 on_version_apply=ledger.record_step,
                 process_revision_directives=new_revision.number,
@@ -76,3 +87,8 @@ else:
                 context.run_migrations()
         if upgrade:
             warn_if_nothing_ticks(session)
+
+    outages.in_session(migrate, run)
+
+if not mutating or context.is_offline_mode():
+    logs.require_answer()

@@ -15,7 +15,7 @@ import typer.main
 from tests.support.database import ROOT, Database
 from tests.support.places import PLACE
 from tests.support.v034 import generate_history
-from usage_rollup.commands.cli import app
+from usage_rollup.commands.app import app
 
 pytestmark = [pytest.mark.packaging, pytest.mark.xdist_group("package")]
 

@@ -14,10 +14,15 @@ from types import TracebackType
 from typing import Any
 
 from alembic.config import Config
+from alembic.util import messaging
 
-from .errors import ConfigurationError, UsageRollupError
+from . import streams
+from .errors import REFUSED, TRY_AGAIN, ConfigurationError, UsageRollupError
 
 log = logging.getLogger(__name__)
+
+# What `alembic` exits with by itself: -1, as a process sees it.
+ALEMBIC_REFUSED = 255
 
 
 def wants_json() -> bool:
@@ -69,24 +74,37 @@ def configure() -> None:
 def configure_alembic(config: Config) -> None:
     """Log a run of `alembic` as its ini file says; with JSON nothing of alembic is printed beside it.
 
-    Raises ConfigurationError.
+    What may pass by itself ends the command line with the refusal's own exit status. Raises
+    ConfigurationError.
     """
     escape_output()
+    config.stdout = sys.stdout
+    streams.print_instead_on_error()
     if config.config_file_name is not None:
         fileConfig(config.config_file_name, disable_existing_loggers=False)
+    # Only the command line reports a refusal there, before it prints FAILED: and exits.
+    messaging.log.setLevel(logging.ERROR)
+    messaging.log.propagate = False
     if wants_json():
-        messaging = logging.getLogger("alembic.util.messaging")
-        messaging.setLevel(logging.ERROR)
-        messaging.propagate = False
-        messaging.addHandler(_handler(_Refusal(), None))
+        messaging.log.addHandler(_handler(_Refusal(), None))
         _log_what_python_prints()
+    else:
+        messaging.log.addHandler(_TryAgain(config))
+
+
+def require_answer() -> None:
+    """Exit with 1, and a sentence in the log, where the answer could not be written to standard output."""
+    if why := streams.unwritten():
+        log.error("the answer could not be written to standard output: %s", why)
+        sys.exit(REFUSED)
 
 
 def escape_output() -> None:
-    """Let standard output and error show escaped what their encoding has no character for, and not fail.
+    """Let nothing fail that is printed or logged, whatever becomes of standard output and error.
 
-    A byte that was no UTF-8 is shown as `\\xff`.
+    What their encoding has no character for is shown escaped, and a byte that was no UTF-8 as `\\xff`.
     """
+    streams.guard()
     codecs.register_error("escape", _escape)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -104,11 +122,30 @@ def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 class _Refusal(logging.StreamHandler[Any]):
-    """Log what alembic refuses, and exit as it would, before it prints the same as FAILED: again."""
+    """Log what alembic refuses, and exit, before it prints the same as FAILED: again."""
 
     def emit(self, record: logging.LogRecord) -> None:
         super().emit(record)
-        sys.exit(255)
+        sys.exit(TRY_AGAIN if _may_pass() else ALEMBIC_REFUSED)
+
+
+class _TryAgain(logging.Handler):
+    """Print what may pass by itself as alembic would, and exit with its status; leave the rest to alembic."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if _may_pass():
+            messaging.msg(f"FAILED: {record.getMessage()}", **self.config.messaging_opts)
+            sys.exit(TRY_AGAIN)
+
+
+def _may_pass() -> bool:
+    """Tell whether the refusal being handled, by alembic, is one that may pass by itself."""
+    error = sys.exc_info()[1]
+    return isinstance(error, UsageRollupError) and error.exit_status == TRY_AGAIN
 
 
 def _handler(handler: logging.Handler, text: str | None) -> logging.Handler:

@@ -134,7 +134,33 @@ def test_recipes_run_a_program_that_is_there(instead: dict[str, str]) -> None:
     assert subcommand == "tick"
     # A crontab knows no continued lines.
     assert [name for name in ("cron", "compose") if instead[name].count("\n") != 1] == []
-    assert 'command: ["usage-rollup", "tick"]' in instead["kubernetes"]
+
+
+def kubernetes_command(recipe: str) -> list[str]:
+    (line,) = (line for line in recipe.splitlines() if "command: " in line)
+    command: list[str] = json.loads(line.split("command: ")[1])
+    return command
+
+
+def test_recipes_are_green_while_a_lock_is_busy_and_red_once_a_password_was_rotated(
+    at_102: Database, instead: dict[str, str]
+) -> None:
+    (success,) = (
+        line.removeprefix("SuccessExitStatus=").split()
+        for line in instead["systemd_service"].splitlines()
+        if line.startswith("SuccessExitStatus=")
+    )
+    green = {0, *map(int, success)}
+    pod = kubernetes_command(instead["kubernetes"])
+    rotated = at_102.url.replace(":multica@", ":rotated@")
+
+    assert at_102.run("usage-rollup", "tick").returncode in green
+    assert at_102.run(*pod).returncode == 0
+    assert at_102.run("usage-rollup", "tick", DATABASE_URL=rotated).returncode not in green
+    assert at_102.run(*pod, DATABASE_URL=rotated).returncode != 0
+    at_102.connect(autocommit=True).execute("SELECT pg_advisory_lock(4246)")
+    assert at_102.run("usage-rollup", "tick").returncode in green - {0}
+    assert at_102.run(*pod).returncode == 0
 
 
 def test_pg_cron_of_another_database_is_named_with_the_statement_to_run_there(at_102: Database) -> None:

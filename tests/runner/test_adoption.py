@@ -5,6 +5,7 @@ What a script tells as well is in tests/stories/test_upgrade_both_ways.py.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 
 import psycopg
@@ -21,6 +22,8 @@ from tests.support.go_runner import (
     taken_by_go_to,
     unrecord,
 )
+from tests.support.outages import end_sessions
+from tests.support.processes import finish
 from tests.support.product import event, small_world, wait_until
 from tests.support.server import Server
 from tests.support.v034 import V034_STEMS
@@ -194,10 +197,9 @@ def test_the_missing_stem_and_the_version_are_recorded_together(make_database: M
     with stopped_at(crashed, at_the_ledger):
         runner = crashed.spawn("alembic", "upgrade", "head")
         wait_until(lambda: waits_at(crashed, at_the_ledger), "the adoption at the ledger")
-        crashed.execute("SELECT pg_terminate_backend(%s)", waits_at(crashed, at_the_ledger))
-        output, _ = runner.communicate(timeout=30)
-    assert runner.returncode != 0
-    assert "Traceback" not in output
+        runner.kill()
+        finish(runner, -signal.SIGKILL)
+        end_sessions(crashed)
     assert crashed.revision is None
     assert crashed.ledger == ledger
     crashed.upgrade()
@@ -476,6 +478,21 @@ def test_a_database_of_ours_is_adopted_forward_only(decide: Decide, current: str
         assert found.adoption() == Adoption(position, (), found.reason or "")
         (refusal,) = found.refused("downgrade")
         assert f"alembic_version says {current}, and ledger and schema show {position}" in refusal.message
+
+
+@pytest.mark.parametrize("ledger", [stems_at("104"), None], ids=["with_ledger", "without_ledger"])
+def test_a_head_that_lacks_the_pipeline_is_refused_and_can_go_back(
+    decide: Decide, ledger: frozenset[str] | None
+) -> None:
+    found = decide("104", ledger, objects_at("104", ours=True) - {PIPELINE})
+    with pytest.raises(AdoptionRefused, match="somebody else has undone"):
+        found.adoption()
+    assert found.refused("downgrade") == []
+
+
+def test_a_later_release_may_do_without_the_pipeline(decide: Decide) -> None:
+    found = decide("104", stems_at("104") | {"300_later"}, objects_at("104", ours=True) - {PIPELINE})
+    assert found.adoption() is None
 
 
 @pytest.mark.parametrize("current", REVISIONS)

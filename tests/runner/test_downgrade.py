@@ -545,14 +545,11 @@ def test_absurd_usage_is_left_out_of_what_is_rebuilt_and_stops_nothing(v034: Dat
 # Killed
 
 
-KILLS = ["SIGKILL", "SIGTERM", "pg_terminate_backend"]
-
-
 @pytest.mark.parametrize(
     ("revision", "how"),
     [
         *((revision, "SIGKILL") for revision in STEMS if revision > "097"),
-        *(("103", how) for how in KILLS[1:]),
+        ("103", "SIGTERM"),
     ],
 )
 def test_way_back_killed_at_a_step_is_where_it_was_before_that_step_and_can_be_repeated(
@@ -571,12 +568,9 @@ def test_way_back_killed_at_a_step_is_where_it_was_before_that_step_and_can_be_r
         wait_until(lambda: waits_at(head, at_the_ledger), "the step at its ledger row")
         pid = waits_at(head, at_the_ledger)
         assert pid is not None
-        if how == "pg_terminate_backend":
-            head.execute("SELECT pg_terminate_backend(%s)", pid)
-        else:
-            process.send_signal(getattr(signal, how))
+        process.send_signal(getattr(signal, how))
         printed, _ = process.communicate(timeout=30)
-        assert process.returncode == {"SIGKILL": -9, "SIGTERM": 143, "pg_terminate_backend": 255}[how]
+        assert process.returncode == {"SIGKILL": -9, "SIGTERM": 143}[how]
         assert "Traceback" not in printed
     wait_until(lambda: is_gone(head, pid), "its session is over")
     assert head.catalog() == before

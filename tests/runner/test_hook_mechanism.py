@@ -57,11 +57,11 @@ def before_upgrade(connection: sa.Connection, options: object) -> None:
 
 # What the naive designs would be, written into env.py in place of the real lines.
 AS_ONE_TRANSACTION = ("transaction_per_migration=True", "transaction_per_migration=False")
-MATERIALISED = ("fn=work,", "fn=lambda heads, context: list(work(heads, context)),")
+MATERIALISED = ("fn=steps,", "fn=lambda heads, context: list(steps(heads, context)),")
 NAIVE_HOOKS = (
-    "with_hooks(adoption.with_adoption(work, standing.adoption(), session, run), session, run)",
+    "with_hooks(steps, session, run)",
     "(lambda real: lambda heads, context: ((before_upgrade(step) or (lambda *_: None))(session, run)"
-    " or step for step in real(heads, context)))(work)",
+    " or step for step in real(heads, context)))(steps)",
 )
 IMPORTED = ("import with_hooks", "import before_upgrade")
 SAYS_ITS_WORK = ("mutating = ", "print('work:', work.__name__)\nmutating = ")

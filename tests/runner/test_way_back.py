@@ -140,6 +140,8 @@ ALTER FUNCTION enqueue_task_usage_dashboard_dirty_for_tu() SECURITY DEFINER;
 REVOKE INSERT ON task_usage_daily_dirty FROM postgres;
 REVOKE EXECUTE ON FUNCTION rollup_task_usage_daily() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION rollup_task_usage_daily() TO {reader} WITH GRANT OPTION;
+-- The longest signature, longer than a name may be.
+REVOKE EXECUTE ON FUNCTION rollup_task_usage_dashboard_daily_window(timestamptz, timestamptz) FROM PUBLIC;
 GRANT SELECT ON task_usage_daily, task_usage_dashboard_dirty TO PUBLIC;
 GRANT SELECT, DELETE ON task_usage_daily TO {reader} WITH GRANT OPTION;
 GRANT INSERT, UPDATE ON task_usage_daily, task_usage_dashboard_dirty TO {reader};

@@ -21,15 +21,10 @@ from tests.support.server import Server, start_server
 from tests.support.v034 import build_v034
 from tests.support.walks import (
     advisory_locks,
-    blocked_at,
-    committed_months,
-    runners,
-    slices,
-    wait_until_blocked,
     write_history,
 )
 from usage_rollup.errors import ConfigurationError
-from usage_rollup.session.connection import DEFAULT_STARTUP_TIMEOUT_S, connect, startup_timeout_s
+from usage_rollup.session.opening import DEFAULT_STARTUP_TIMEOUT_S, connect, startup_timeout_s
 
 pytestmark = pytest.mark.process
 
@@ -377,62 +372,3 @@ def test_member_of_the_owner_migrates_and_new_objects_belong_to_the_owner(
         "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class WHERE relname LIKE 'task_usage_hourly%'"
         " UNION SELECT DISTINCT pg_get_userbyid(proowner) FROM pg_proc WHERE proname LIKE '%usage_hourly%'"
     ) == [(owner,)]
-
-
-# The session that is lost.
-
-
-def test_lost_session_is_one_message_and_the_next_run_completes(at_102: Database) -> None:
-    months = write_history(at_102)
-    with blocked_at(at_102, months[2]):
-        process = at_102.spawn("alembic", "upgrade", "head")
-        pid = wait_until_blocked(at_102)
-        assert len(advisory_locks(at_102)) == 2
-        assert at_102.value("SELECT pg_terminate_backend(%s)", pid)
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode not in (0, None), output
-        assert "Traceback" not in output
-        assert output.count("FAILED: ") == 1
-        assert "terminating connection due to administrator command" in output
-        wait_until(lambda: advisory_locks(at_102) == [], "the locks are free")
-        assert at_102.revision == "102"
-        assert committed_months(at_102) == months[:2]
-        assert slices(output) == 2
-    resumed = at_102.upgrade()
-    assert slices(resumed) == len(months) - 2
-    assert at_102.revision == "104"
-
-
-def run_lock(database: Database) -> str:
-    database.connect(autocommit=True).execute("SELECT pg_advisory_lock(7244554146635925501)")
-    return ""
-
-
-def rollup_lock(database: Database) -> str:
-    database.connect(autocommit=True).execute("SELECT pg_advisory_lock(4246)")
-    return "Context impl"
-
-
-def table_locks(database: Database) -> str:
-    database.connect().execute("SELECT FROM task_usage_daily")
-    return "waiting for table locks"
-
-
-@pytest.mark.parametrize("wait_for", [run_lock, rollup_lock, table_locks])
-def test_session_lost_while_it_waits_is_one_message(
-    at_102: Database, wait_for: Callable[[Database], str]
-) -> None:
-    reached = wait_for(at_102)
-    process = at_102.spawn("alembic", "upgrade", "head")
-    if reached:
-        read_until(process, reached)
-    wait_until(lambda: runners(at_102) == 1, "the upgrade is connected")
-    at_102.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND application_name = 'usage-rollup'"
-    )
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode not in (0, None), output
-    assert "Traceback" not in output
-    assert output.count("FAILED: ") == 1
-    assert at_102.revision == "102"

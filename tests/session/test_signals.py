@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import sys
+
+import pytest
 
 from tests.support.database import Database
 from tests.support.processes import finish, read_until
@@ -39,3 +43,19 @@ def test_statement_is_cancelled_by_a_signal_that_comes_while_its_notice_is_logge
     read_until(process, "here")
     finish(process, 143)
     wait_until(lambda: runners(empty) == 0, "its session is gone")
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("command", "imported"),
+    [(("alembic", "upgrade", "head"), "psycopg"), (("usage-rollup", "tick"), "alembic.config")],
+)
+def test_signal_among_the_imports_ends_a_command_as_any_other_does(
+    empty: Database, command: tuple[str, ...], imported: str, signum: signal.Signals, status: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgres://u:p@127.0.0.1:{silent.getsockname()[1]}/d"
+        process = empty.spawn(*command, DATABASE_URL=url, PYTHONPROFILEIMPORTTIME="1")
+        read_until(process, f" {imported}\n")
+        process.send_signal(signum)
+        finish(process, status)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.database import NOWHERE, ROOT, Database
 from tests.support.entrypoint import ENTRYPOINT, SHELLS, STARTED
+from tests.support.processes import finish, read_until
 from tests.support.product import wait_until
 from tests.support.walks import runners
 
@@ -135,6 +136,44 @@ def test_migration_that_was_told_to_stop_has_not_failed(at_102: Database) -> Non
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 143, output
     assert "The migration failed" not in output
+
+
+def test_what_may_pass_by_itself_is_75_and_says_so(at_102: Database) -> None:
+    at_102.connect(autocommit=True).execute("SELECT pg_advisory_lock(7244554146635925501)")
+    for log_format in ("text", "json"):
+        alembic = run_alembic(at_102, LOCK_TIMEOUT="0", LOG_FORMAT=log_format)
+        assert alembic.returncode == 75
+        result = run(at_102, "echo", STARTED, LOCK_TIMEOUT="0", LOG_FORMAT=log_format)
+        assert result.returncode == 75
+        assert result.stdout == alembic.stdout
+        assert "may pass by itself" in result.stderr.splitlines()[-1]
+        assert "The migration failed" not in result.stderr
+        assert STARTED not in result.stdout
+
+
+def test_quiet_alembic_says_nothing_of_what_may_pass_by_itself(at_102: Database) -> None:
+    at_102.connect(autocommit=True).execute("SELECT pg_advisory_lock(7244554146635925501)")
+    result = at_102.run("alembic", "--quiet", "upgrade", "head", LOCK_TIMEOUT="0")
+    assert (result.returncode, result.stdout) == (75, "")
+
+
+def run_alembic(db: Database, **extra: str) -> subprocess.CompletedProcess[str]:
+    return db.run("alembic", "upgrade", "head", **extra)
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_reaches_a_migration_that_knows_none_yet(
+    v034: Database, tmp_path: Path, shell: list[str], signum: signal.Signals, status: int
+) -> None:
+    # Like Python before it has installed a handler: SIGINT is ignored, as a shell has it.
+    program = tmp_path / "alembic"
+    program.write_text("#!/bin/sh\necho begun\nexec sleep 600\n")
+    program.chmod(0o755)
+    process = v034.spawn(*shell, "entrypoint.sh", "echo", STARTED, PATH=f"{tmp_path}:/usr/bin:/bin")
+    read_until(process, "begun")
+    process.send_signal(signum)
+    assert STARTED not in finish(process, status)
 
 
 @pytest.mark.parametrize("shell", SHELLS, ids=" ".join)

@@ -8,7 +8,7 @@ import pytest
 import typer.main
 
 from tests.support.database import ROOT
-from usage_rollup.commands.cli import app
+from usage_rollup.commands.app import app
 from usage_rollup.session.options import KNOWN
 
 pytestmark = pytest.mark.offline

@@ -259,6 +259,16 @@ def test_a_held_ledger_ends_a_script_with_its_holder_named(v034: Database, held:
     assert v034.revision == "100"
 
 
+@pytest.mark.parametrize("held", ["task_usage", "the hourly table"])
+def test_a_table_that_cannot_be_read_ends_verify_with_75_and_its_holder_named(
+    at_102: Database, held: str
+) -> None:
+    with holding(at_102, held) as pid:
+        done = at_102.usage_rollup("verify", LOCK_TIMEOUT="1s")
+    assert done.returncode == 75, done.stderr
+    names_the_holder(done.stderr, pid)
+
+
 def test_a_tick_that_anybody_calls_gives_4246_back_while_the_state_row_is_held(at_102: Database) -> None:
     event(at_102.url, small_world(at_102.url))
     with holding(at_102, "the state row"), pytest.raises(psycopg.errors.LockNotAvailable):

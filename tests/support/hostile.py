@@ -190,7 +190,7 @@ def _change(name: str, sql: str, on: str = "") -> Change:
 def _of_their_own() -> Iterator[Change]:
     for name, text in beside(__file__).items():
         on = re.match(r"-- on: (.+)\n", text)
-        raises = re.match(r"-- raises: (.+)\n", text)
+        raises = re.search(r"^-- raises: (.+)$", text, re.M)
         yield Change(name, text, frozenset(on[1].split() if on else ()), raises=raises[1] if raises else "")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
@@ -60,7 +60,9 @@ def blocked_at(database: Database, month: datetime) -> Iterator[psycopg.Connecti
             {"month": month},
         )
         yield connection
-        connection.rollback()
+        # Its server may be down by then.
+        with suppress(psycopg.OperationalError):
+            connection.rollback()
 
 
 def wait_until_blocked(database: Database) -> int:

@@ -63,7 +63,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET row_security = off
         JOIN pg_proc p ON p.oid = to_regprocedure('public.' || f.signature)
         WHERE p_step = '103'
     )
-    SELECT p_step, 'table', t.relname, '', pg_get_userbyid(t.relowner),
+    SELECT p_step, 'table', t.relname::text, ''::text, pg_get_userbyid(t.relowner),
         public.task_usage_hourly_acl(COALESCE(t.relacl, acldefault('r', t.relowner))), obj_description(t.oid, 'pg_class'),
         CASE t.relreplident WHEN 'd' THEN 'DEFAULT' WHEN 'f' THEN 'FULL' WHEN 'n' THEN 'NOTHING' ELSE 'INDEX' END,
         (SELECT x.relname FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid

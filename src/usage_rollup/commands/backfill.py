@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
+import sqlalchemy as sa
 import typer
 from rich.table import Table
 
 from ..errors import ConfigurationError
 from ..hourly import catch_up
 from ..hourly.catch_up import Planned
-from ..session import connection, suitability
+from ..session import suitability
 from ..session.options import read as read_options
+from ..session.outages import in_session
 from .output import JsonOption, console, write_json
 
 
@@ -61,25 +63,25 @@ def backfill(
     options = read_options(
         flags={"jobs": jobs, "sleep-between-slices": sleep_between_slices, "lock-timeout": lock_timeout}
     )
-    with connection.migration_session(options) as session:
-        if dry_run:
-            _show_plan(catch_up.preview(session, months_back=months_back), as_json)
-            return
+    if dry_run:
+        planned = in_session(lambda session: catch_up.preview(session, months_back=months_back), options)
+        _show_plan(planned, as_json)
+        return
+
+    def work(session: sa.Connection) -> tuple[dict[str, Any], str]:
         suitability.require_suitable(session)
-        try:
-            if repair:
-                hours = catch_up.repair(session, options)
-                done = {"repaired_hours": hours}
-                said = f"hours repaired: {hours}"
-            else:
-                result = catch_up.catch_up(
-                    session, options, months_back=months_back, force_partial=force_partial
-                )
-                done = dataclasses.asdict(result)
-                said = f"usage rows rolled up: {result.rows:,}, in slices: {result.slices:,}"
-        except SystemExit:
-            sys.stderr.write("stopped: finished slices stay; run the same command to go on\n")
-            raise
+        if repair:
+            hours = catch_up.repair(session, options)
+            return {"repaired_hours": hours}, f"hours repaired: {hours}"
+        done = catch_up.catch_up(session, options, months_back=months_back, force_partial=force_partial)
+        said = f"usage rows rolled up: {done.rows:,}, in slices: {done.slices:,}"
+        return dataclasses.asdict(done), said
+
+    try:
+        done, said = in_session(work, options)
+    except SystemExit:
+        sys.stderr.write("stopped: finished slices stay; run the same command to go on\n")
+        raise
     if as_json:
         write_json(done)
     else:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import typer
 
 from ..schema import check as checking
-from ..session import connection
 from ..session.options import read as read_options
+from ..session.outages import in_session
 from .output import DIFFERENCES, Fact, JsonOption, console, show_facts, write_json
 
 _STYLES = {"+": "green", "-": "red", "@": "cyan"}
@@ -17,8 +17,7 @@ def check(as_json: JsonOption = False) -> None:
 
     Reads only. Only a database at head can be compared.
     """
-    with connection.migration_session(read_options()) as session:
-        found = checking.check(session)
+    found = in_session(checking.check, read_options())
     if as_json:
         write_json(found)
     else:

@@ -12,16 +12,15 @@ from rich.table import Table
 from ..errors import REFUSED
 from ..reports import preflight as flight
 from ..reports.place import Step
-from ..session import connection
 from ..session.options import read as read_options
+from ..session.outages import in_session
 from .output import Fact, JsonOption, console, count, duration, show_facts, size, write_json
 
 
 def preflight(as_json: JsonOption = False) -> None:
     """Tell what `alembic upgrade head` would do to this database; exit 1 when it would be refused."""
     options = read_options()
-    with connection.migration_session(options) as session:
-        found = flight.preflight(session, options)
+    found = in_session(lambda session: flight.preflight(session, options), options)
     if as_json:
         write_json({"goes_through": found.goes_through, **dataclasses.asdict(found)})
     else:

@@ -13,8 +13,8 @@ from ..hourly import slices
 from ..hourly.backfill import future_watermark
 from ..reports import covered_days
 from ..reports import status as reporting
-from ..session import connection
 from ..session.options import read as read_options
+from ..session.outages import in_session
 from . import strip
 from .output import Fact, JsonOption, console, duration, show_facts, write_json
 
@@ -31,8 +31,7 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show where the database stands and how the hourly rollup does; reads only."""
-    with connection.migration_session(read_options()) as session:
-        found = reporting.status(session)
+    found = in_session(reporting.status, read_options())
     if as_json:
         write_json(found)
         return

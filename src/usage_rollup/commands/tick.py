@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from datetime import timedelta
 
+import sqlalchemy as sa
+
 from ..contract import LAG_THRESHOLD
 from ..hourly import tick as ticks
 from ..reports import trigger_rights
-from ..session import connection
+from ..session.options import read as read_options
+from ..session.outages import in_session
 from .output import Fact, JsonOption, console, show_facts, write_json
 
 log = logging.getLogger(__name__)
@@ -20,11 +23,9 @@ def tick(as_json: JsonOption = False) -> None:
     Exits 75 when another session is writing the rollup, and 1 when it fails.
     The state row then keeps the reason, as last_error, until a tick succeeds.
     """
-    with connection.migration_session() as session:
-        done = ticks.tick(session)
-        for rights in trigger_rights.find(session):
-            if rights.missing:
-                log.warning("%s; %s", rights.meaning, rights.mend)
+    done, warnings = in_session(_tick, read_options())
+    for rights in warnings:
+        log.warning("%s; %s", rights.meaning, rights.mend)
     if as_json:
         write_json(done)
         return
@@ -40,3 +41,7 @@ def tick(as_json: JsonOption = False) -> None:
     show_facts(out, facts, width=14)
     if lag is not None and lag > LAG_THRESHOLD and not (done.held_back and done.held_back.stuck):
         out.print("One tick rolls up a day at most: `usage-rollup backfill` catches up at once.")
+
+
+def _tick(session: sa.Connection) -> tuple[ticks.Tick, list[trigger_rights.TriggerRights]]:
+    return ticks.tick(session), [rights for rights in trigger_rights.find(session) if rights.missing]

@@ -13,8 +13,8 @@ from .. import revisions
 from ..contract import STEMS
 from ..errors import ConfigurationError, UsageRollupError
 from ..runner import adoption
-from ..session import connection
 from ..session.options import read as read_options
+from ..session.outages import in_session
 from .output import JsonOption, write_json
 
 
@@ -51,5 +51,4 @@ def upgrade(
 
 def _current() -> str | None:
     """Return what alembic_version says, in a session of its own."""
-    with connection.migration_session(read_options()) as session:
-        return adoption.look(session).version
+    return in_session(lambda session: adoption.look(session).version, read_options())

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from ..contract import HOURLY_ROLLUP
-from ..errors import LockBusy, Refusal, UsageRollupError, explain
+from ..errors import LockBusy, Refusal, SessionLost, UsageRollupError, explain
 from ..queries import beside
 from ..session import advisory_lock
 from ..session.options import Options
@@ -50,7 +50,7 @@ def prove_before_adoption(session: sa.Connection, options: Options) -> None:
        at most, and each within DEADLINE.
 
     Entered and left outside a transaction; 4246 is given back. Killed at any moment, the next run does it
-    again, because the adoption is recorded afterwards. Raises only for a session that was lost.
+    again, because the adoption is recorded afterwards. Raises only SessionLost.
     """
     installed = pipeline.find(session)
     if not (installed.tables and installed.installed):
@@ -113,15 +113,15 @@ def _prove(session: sa.Connection, options: Options, *, ours: bool) -> None:
 
 
 def _attempt(act: Callable[[], None]) -> None:
-    """Do it, or warn of why it could not be done. Raises LockBusy, which leaves 4246 to others."""
+    """Do it, or warn of why not. Raises LockBusy, which leaves 4246 to others, and SessionLost."""
     try:
         act()
-    except LockBusy:
+    except (LockBusy, SessionLost):
         raise
     except UsageRollupError as error:
         _warn(error.refusal)
     except DBAPIError as error:
-        if not isinstance(error.orig, psycopg.Error) or error.connection_invalidated:
+        if not isinstance(error.orig, psycopg.Error):
             raise
         _warn(explain(error.orig))
 

@@ -19,7 +19,7 @@ from tenacity import retry, retry_if_exception, stop_after_attempt
 from ..contract import HOURLY_ROLLUP
 from ..errors import BackfillRefused, explain
 from ..queries import beside, filled
-from ..session import advisory_lock
+from ..session import advisory_lock, outages
 from ..session.connection import transaction, writing_snapshot
 from ..session.options import Options
 from . import pipeline, slices
@@ -59,6 +59,7 @@ def catch_up(session: sa.Connection, options: Options) -> Backfill:
         while (done := _step(session, horizon)) is not None:
             walked.append(done)
             progress.advance(done)
+            outages.reached(session, done.to)
             rest(session, options)
     return summary(walked)
 
@@ -102,9 +103,11 @@ def _repair(session: sa.Connection, reading: Reading, hour: datetime, pending: b
         return session.execute(reading.sql(_SQL["wrong_keys"]), {"hour": hour}).mappings().all()
 
     with writing_snapshot(session):
+        advisory_lock.require_held(session)
         refusals = _recompute(session, [key for key in wrong_keys() if not key["queued"]])
         left = [key for key in wrong_keys() if not (pending and key["queued"])]
     if not left:
+        outages.reached(session, hour)
         return None
     key, reason = next(iter(refusals), (left[0], _QUEUED if left[0]["queued"] else _LEFT))
     label = f"{key['provider']}/{key['model']}"
@@ -141,6 +144,7 @@ def _step(session: sa.Connection, horizon: str) -> Slice | None:
     """Roll up the next step and move the watermark with it; None when it stands at the horizon."""
     started = time.monotonic()
     with transaction(session):
+        advisory_lock.require_held(session)
         found = filled(_SQL["step"], events=_SQL["events"])
         step = session.execute(sa.text(found), {"horizon": horizon, "rows": STEP_ROWS}).one_or_none()
         if step is None:

@@ -146,6 +146,6 @@ def warn_if_nothing_ticks(session: sa.Connection) -> None:
         if pipeline.find(session).installed and who_ticks(session) is None:
             log.warning("dashboards will not move until something ticks: run `usage-rollup schedule`")
     except DBAPIError as error:
-        if not isinstance(error.orig, psycopg.Error) or error.connection_invalidated:
+        if not isinstance(error.orig, psycopg.Error):
             raise
         log.warning("whether something ticks cannot be seen: %s", explain(error.orig).message)

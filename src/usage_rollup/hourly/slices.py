@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from ..errors import BackfillRefused
 from ..queries import beside
+from ..session import advisory_lock
 from ..session.connection import transaction
 from .pipeline import Reading
 
@@ -140,15 +141,22 @@ def rows_left(session: sa.Connection) -> int:
 
 
 def walk_next(session: sa.Connection) -> Slice | None:
-    """Walk the first slice that nobody else is walking; None when there is none."""
+    """Walk the first slice that nobody else is walking, if this session still holds 4246; None without one.
+
+    Raises UnsuitableDatabase where a pooler has given the session's place to another.
+    """
     started = time.monotonic()
-    row = session.execute(sa.text("SELECT * FROM public.rollup_task_usage_hourly_slice()")).one_or_none()
+    with transaction(session):
+        advisory_lock.require_held(session)
+        row = session.execute(sa.text("SELECT * FROM public.rollup_task_usage_hourly_slice()")).one_or_none()
     return None if row is None else Slice(row[0], row[1], row[2], row[3], time.monotonic() - started)
 
 
 def finish(session: sa.Connection) -> None:
     """Move the watermark to the horizon of the plan, which is empty then; every slice must be walked."""
-    session.execute(sa.text("SELECT public.rollup_task_usage_hourly_finish()"))
+    with transaction(session):
+        advisory_lock.require_held(session)
+        session.execute(sa.text("SELECT public.rollup_task_usage_hourly_finish()"))
 
 
 _ROWS_LEFT = """

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from ..contract import HOURLY_ROLLUP
-from ..errors import DatabaseUnavailable, LockBusy, StatementFailed, explain
+from ..errors import LockBusy, StatementFailed, explain
 from ..session import advisory_lock, blockers
 from ..session.connection import transaction
 from . import pipeline, slices
@@ -48,8 +48,8 @@ def tick(session: sa.Connection) -> Tick:
     is written to the state row in a transaction of its own, where the next successful tick clears it.
     No statement of it waits longer than LOCK_PATIENCE for somebody else's lock. Where the pipeline is the
     product's, 102's measure of the lag is lent to the session. Entered and left outside a transaction. Raises
-    UnsuitableDatabase before 102, LockBusy, which names the holder and leaves the state row alone, and
-    StatementFailed.
+    UnsuitableDatabase before 102, LockBusy, which names the holder and leaves the state row alone,
+    StatementFailed, and SessionLost, which leaves it alone too.
     """
     installed = pipeline.require(session)
     started: datetime = session.scalar(sa.text("SELECT clock_timestamp()"))
@@ -107,9 +107,8 @@ def _record(connection: sa.Connection, started: datetime, error: str) -> None:
         with transaction(connection):
             connection.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
             connection.execute(sa.text(_RECORD), {"started": started, "error": error})
-    except (DBAPIError, DatabaseUnavailable) as failure:
-        reason = failure.orig if isinstance(failure, DBAPIError) else failure
-        log.warning("last_error could not be written: %s", reason)
+    except DBAPIError as failure:
+        log.warning("last_error could not be written: %s", failure.orig)
 
 
 _HURRY = """

@@ -8,8 +8,10 @@ transaction, before and after.
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, suppress
 from typing import Any
@@ -18,7 +20,8 @@ import psycopg
 import sqlalchemy as sa
 
 from ..contract import HOURLY_ROLLUP
-from ..session import advisory_lock
+from ..errors import DatabaseUnavailable
+from ..session import advisory_lock, outages
 from ..session.options import Options
 from . import slices
 from .progress import slice_progress
@@ -34,9 +37,10 @@ def walk(leader: sa.Connection, options: Options) -> list[Slice]:
     """Walk with `options.jobs` sessions at once, a transaction a slice, and move the watermark at the end.
 
     Between slices 4246 is given up for the rest that `options` ask for, and for a moment when a session is
-    blocked on it (workspace deletion waits 10 s). Raises LockBusy and DatabaseUnavailable.
+    blocked on it (workspace deletion waits 10 s). Raises LockBusy; SessionLost where any of them is lost.
     """
     rows = slices.rows_left(leader)
+    outages.reached(leader, ("rows left", rows))
     log.info("backfill: %d usage rows to walk", rows)
     walked = []
     # Closed however it is left: that is what cancels the workers' statements.
@@ -68,6 +72,7 @@ def _walked(leader: sa.Connection, options: Options) -> Generator[Slice, None, N
 def _by_workers(leader: sa.Connection, options: Options) -> Iterator[Slice]:
     """Yield the slices that sessions of their own walk, until each has found none.
 
+    Fewer walk where the server, the role or a pooler has no room for as many; none, and nothing is yielded.
     Meanwhile they and the leader hold 4246 shared, each on its own session; afterwards the leader holds it
     exclusively again. Between slices all give it up when a session is blocked on it. Left early, by an error
     or a signal, running statements are cancelled in the server, finished slices stay, and the locks go
@@ -75,13 +80,15 @@ def _by_workers(leader: sa.Connection, options: Options) -> Iterator[Slice]:
     """
     patience_s = options.patience_s(advisory_lock.PATIENCE_S)
     with ExitStack() as stack:
-        workers = [stack.enter_context(leader.engine.connect()) for _ in range(options.jobs)]
+        workers = [stack.enter_context(worker) for worker in _workers(leader, options.jobs)]
+        if not workers:
+            return
         everyone = [leader, *workers]
         advisory_lock.release(leader, HOURLY_ROLLUP)
         advisory_lock.acquire_shared(everyone, HOURLY_ROLLUP, patience_s)
-        pool = stack.enter_context(ThreadPoolExecutor(options.jobs))
+        pool = stack.enter_context(ThreadPoolExecutor(len(workers)))
         running: dict[Future[Slice | None], sa.Connection] = {}
-        stack.callback(_cancel, [_driver(worker) for worker in workers])
+        stack.callback(_end, running, {worker: _driver(worker) for worker in workers})
         idle = list(workers)
         while True:
             waited_for = advisory_lock.is_waited_for(leader, HOURLY_ROLLUP)
@@ -105,14 +112,39 @@ def _by_workers(leader: sa.Connection, options: Options) -> Iterator[Slice]:
     advisory_lock.acquire(leader, HOURLY_ROLLUP, patience_s)
 
 
+def _workers(leader: sa.Connection, jobs: int) -> Iterator[sa.Connection]:
+    """Yield `jobs` more sessions, or as many as can be had, and say so."""
+    for number in range(jobs):
+        try:
+            worker = outages.another(leader)
+        except DatabaseUnavailable as error:
+            log.warning("%d of %d sessions walk: %s", max(1, number), jobs, error.refusal.message)
+            return
+        yield worker
+
+
 def _driver(session: sa.Connection) -> psycopg.Connection[Any]:
     driver = session.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)
     return driver
 
 
-def _cancel(drivers: list[psycopg.Connection[Any]]) -> None:
-    """Cancel what runs; a session that is idle or gone has nothing to cancel."""
-    for driver in drivers:
-        with suppress(psycopg.OperationalError):
-            driver.cancel_safe(timeout=_CANCEL_TIMEOUT_S)
+def _end(
+    running: Mapping[Future[Slice | None], sa.Connection],
+    drivers: Mapping[sa.Connection, psycopg.Connection[Any]],
+) -> None:
+    """Cancel what runs, and let nobody wait for an answer for ever: a server that is gone gives none."""
+    if not running:
+        return
+    with ThreadPoolExecutor(len(running)) as pool:
+        list(pool.map(_cancel, [drivers[worker] for worker in running.values()]))
+    _, unanswered = wait(running, _CANCEL_TIMEOUT_S)
+    for future in unanswered:
+        with suppress(OSError, psycopg.OperationalError):
+            socket.socket(fileno=os.dup(drivers[running[future]].fileno())).shutdown(socket.SHUT_RDWR)
+
+
+def _cancel(driver: psycopg.Connection[Any]) -> None:
+    # A session that is idle or gone has nothing to cancel.
+    with suppress(psycopg.OperationalError):
+        driver.cancel_safe(timeout=_CANCEL_TIMEOUT_S)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from ..contract import HOURLY_ROLLUP, MIGRATION_RUN
-from ..errors import Refusal, UsageRollupError, explain
+from ..errors import Refusal, SessionLost, UsageRollupError, explain
 from ..hourly import pipeline, slices, unseen
 from ..hourly.pipeline import Reading
 from ..queries import beside, filled
@@ -108,10 +108,12 @@ class _Look:
         """Lend this session what reads usage, or keep why not: the upgrade makes it in public."""
         try:
             self.reading = pipeline.reading(self.session)
+        except SessionLost:
+            raise
         except UsageRollupError as error:
             self.not_lent = error.refusal
         except DBAPIError as error:
-            if not isinstance(error.orig, psycopg.Error) or error.connection_invalidated:
+            if not isinstance(error.orig, psycopg.Error):
                 raise
             self.not_lent = explain(error.orig)
 
@@ -152,10 +154,12 @@ class _Look:
             # Before the snapshot each statement stands alone.
             with self.session.begin_nested() if self.in_snapshot else nullcontext():
                 return question()
+        except SessionLost:
+            raise
         except UsageRollupError as error:
             self.found.refusals.append(error.refusal)
         except DBAPIError as error:
-            if not isinstance(error.orig, psycopg.Error) or error.connection_invalidated:
+            if not isinstance(error.orig, psycopg.Error):
                 raise
             if self.reads_data and error.orig.sqlstate not in _UNSEEN:
                 raise

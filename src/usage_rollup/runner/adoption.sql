@@ -92,7 +92,9 @@ WITH seen AS (
 ), facts AS (
     SELECT s.*, p.piped, p.piped AND NOT s.objects && s.legacy_tables AS dropped,
         :our_functions = ANY (s.objects) AS ours,
-        v_version IN ('102', '103') AND :pipeline <> ALL (s.objects)
+        -- At the head, where a later release has not gone on with what it has made of it.
+        (v_version IN ('102', '103') OR v_version = :head AND COALESCE(s.newest, :head_stem) = :head_stem)
+            AND :pipeline <> ALL (s.objects)
             AND (:our_functions = ANY (s.objects) OR 'table task_usage_hourly' = ANY (s.objects)) AS half_undone,
         -- Later releases changed more of the schema than this chain knows; only the ledger counts, unless the
         -- legacy rollups are all there.

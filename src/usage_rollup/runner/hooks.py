@@ -9,12 +9,14 @@ two steps runs after the previous one has committed and before the next begins.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import wraps
 from typing import Any
 
 import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext, MigrationStep, RevisionStep
 from alembic.script import ScriptDirectory
 
+from ..session import advisory_lock, outages
 from ..session.connection import alone
 from ..session.options import Options
 
@@ -27,16 +29,28 @@ def with_hooks(work: Work, session: sa.Connection, options: Options) -> Work:
 
     Only for upgrade steps, every time one is about to be applied. The hook gets the migrating session
     outside a transaction, each of its statements commits by itself, and when it raises, the revision is
-    not applied.
+    not applied. Every step, up, down or stamp, begins by making sure that the session holds its locks.
     """
 
     def work_with_hooks(heads: Any, context: MigrationContext) -> Iterator[MigrationStep]:
+        outages.reached(session, tuple(heads))
         for step in work(heads, context):
             if hook := before_upgrade(step):
                 _run(hook, session, options)
+            step.migration_fn = _locked(step.migration_fn, session)
             yield step
 
     return work_with_hooks
+
+
+def _locked(migrate: Callable[..., Any], session: sa.Connection) -> Callable[..., Any]:
+    # Alembic logs a step by the name of its function.
+    @wraps(migrate)
+    def migrate_locked(**arguments: Any) -> None:
+        advisory_lock.require_held(session)
+        migrate(**arguments)
+
+    return migrate_locked
 
 
 def before_upgrade(step: MigrationStep) -> Hook | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from itertools import takewhile
 
@@ -15,8 +16,8 @@ import sqlalchemy as sa
 
 from .. import queries
 from ..contract import HOURLY_ROLLUP, MIGRATION_RUN
-from ..errors import LockBusy
-from . import blockers
+from ..errors import LockBusy, UnsuitableDatabase
+from . import blockers, pool_mode
 from .blockers import Blockers
 
 log = logging.getLogger(__name__)
@@ -59,9 +60,11 @@ def _take(sessions: Sequence[sa.Connection], key: int, patience_s: float, *, sha
     while True:
         taken = list(takewhile(lambda session: session.scalar(attempt, {"key": key}), sessions))
         if len(taken) == len(sessions):
+            for session in sessions:
+                _held_by(session)[key] += 1
             return
         for session in taken:
-            release(session, key, shared=shared)
+            _unlock(session, key, shared=shared)
         if time.monotonic() >= give_up:
             holders = describe_holders(sessions[0], key)
             raise LockBusy(
@@ -84,6 +87,31 @@ def _take(sessions: Sequence[sa.Connection], key: int, patience_s: float, *, sha
 
 def release(session: sa.Connection, key: int, *, shared: bool = False) -> None:
     """Give the session lock `key` back once."""
+    _held_by(session)[key] -= 1
+    _unlock(session, key, shared=shared)
+
+
+def require_held(session: sa.Connection) -> None:
+    """Refuse to go on unless the server's process that answers now holds every lock this session took.
+
+    First in the transaction that relies on it: a pooler in transaction mode may serve the next one by another
+    process, and what is written there would be written by two runs at once. Raises UnsuitableDatabase.
+    """
+    keys = [key for key, times in _held_by(session).items() if times > 0]
+    held = session.scalars(sa.text(f"SELECT DISTINCT {_KEY} {_OF_THIS_PROCESS}")).all()
+    if not {*keys} <= {*held}:
+        raise UnsuitableDatabase(
+            pool_mode.SHARED, detail="locks of this session are not held any more", hint=pool_mode.DIRECT
+        )
+
+
+def _held_by(session: sa.Connection) -> Counter[int]:
+    """Return how often this session has taken each lock and not given it back; gone with the session."""
+    held: Counter[int] = session.info.setdefault("advisory_locks", Counter())
+    return held
+
+
+def _unlock(session: sa.Connection, key: int, *, shared: bool) -> None:
     session.execute(
         sa.text(f"SELECT pg_advisory_unlock{_SHARED[shared]}(CAST(:key AS bigint))"), {"key": key}
     )
@@ -125,8 +153,10 @@ _SQL = queries.beside(__file__)
 _SHARED = {False: "", True: "_shared"}
 
 # A bigint key is split into classid and objid; objsubid 1 marks that form.
-_ON_KEY = """
+_KEY = "(classid::bigint << 32 | objid::bigint)"
+_ADVISORY = """
 FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1
-    AND (classid::bigint << 32 | objid::bigint) = :key
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
+_ON_KEY = f"{_ADVISORY} AND {_KEY} = :key"
+_OF_THIS_PROCESS = f"{_ADVISORY} AND granted AND pid = pg_backend_pid()"

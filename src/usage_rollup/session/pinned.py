@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from .. import queries
 
 APPLICATION_NAME = "usage-rollup"
 
+# What would end a session, or its statements, that has not come to set anything yet, and since which version.
+# Lifted first, each by a statement of its own that looks nothing up: they may be as short as 1 ms.
+DEADLINES = {"statement_timeout": 15, "idle_session_timeout": 15, "transaction_timeout": 17}
+
+# The client's half of noticing a dead peer, within 45 s: probes of a connection on which nothing is sent, and
+# a bound for what was sent and is not acknowledged (tcp(7)). Parameters of libpq.
+CLIENT_TCP = {
+    "keepalives_idle": "20",
+    "keepalives_interval": "5",
+    "keepalives_count": "5",
+    "tcp_user_timeout": "45000",
+}
+
+# The server's half. Without effect on a Unix socket.
+SERVER_TCP = {
+    "tcp_keepalives_idle": "20",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "5",
+    "tcp_user_timeout": "45000",
+}
+
+# How often a server that is at work looks whether its client is still there; else it finds out at the end. An
+# error, SQLSTATE 22023, where its platform cannot tell.
+LOOK_FOR_CLIENT = {"client_connection_check_interval": "1s"}
+
 # Whatever the role, the database or the service file set: statements here mean the same everywhere.
-# Deadlines are set by the phases that need one. In the order in which they are pinned: the first keep the
-# session, and its statements from meaning something else, until the others are.
+# Deadlines are set by the phases that need one.
 SETTINGS = {
     "statement_timeout": "0",
     "idle_session_timeout": "0",
@@ -44,18 +68,28 @@ SETTINGS = {
     "usage_rollup.legacy_excess": "",
 }
 
-# Each by a statement of its own: all the others are one message, which a short timeout would cut short.
-_PINNED_FIRST = 5
+
+def deadlines(version: int) -> list[str]:
+    """Return the names of DEADLINES that a server of this major version knows."""
+    return [name for name, since in DEADLINES.items() if version >= since]
 
 
-def statements(custom: Mapping[str, str]) -> Iterator[str]:
-    """Yield what pins a session: SETTINGS, with `custom` ones over them.
+def statements(version: int, custom: Mapping[str, str], options: str = "") -> list[str]:
+    """Return what pins a session: deadlines, then SETTINGS, with `custom` ones over them.
 
-    To be run one by one, outside a transaction.
+    What `options` of the URL say of SERVER_TCP stays as it is. To be run one by one, outside a transaction.
     """
-    pins = [statement(name, value) for name, value in (SETTINGS | dict(custom)).items()]
-    yield from pins[:_PINNED_FIRST]
-    yield "; ".join(pins[_PINNED_FIRST:])
+    tcp = {name: value for name, value in SERVER_TCP.items() if name not in options}
+    pins = SETTINGS | tcp | dict(custom)
+    return [
+        *(f"SET {name} = 0" for name in deadlines(version)),
+        "; ".join(statement(name, value) for name, value in pins.items()),
+    ]
+
+
+def look_for_client(options: str = "") -> list[str]:
+    """Return the statement that pins LOOK_FOR_CLIENT, which may fail; none where `options` of the URL do."""
+    return [statement(name, value) for name, value in LOOK_FOR_CLIENT.items() if name not in options]
 
 
 def statement(name: str, value: str) -> str:

@@ -34,6 +34,10 @@ STARTED = 3
 # How many of a pool's free processes are tried, each kept from others for the milliseconds that takes.
 PROBES = 64
 
+SHARED = (
+    "this connection goes through a pooler in transaction mode, which shares sessions and with them advisory"
+    " locks"
+)
 DIRECT = "set MIGRATION_DATABASE_URL to a direct connection to the server, or to a pool in session mode"
 
 Row = list[str | None]
@@ -97,12 +101,7 @@ def judge(ours: Client, connect: Callable[[], Client]) -> None:
     try:
         _judge(ours, connect, probes)
     except Lent as error:
-        raise UnsuitableDatabase(
-            "this connection goes through a pooler in transaction mode, which shares sessions and"
-            " with them advisory locks",
-            detail=str(error),
-            hint=DIRECT,
-        ) from error
+        raise UnsuitableDatabase(SHARED, detail=str(error), hint=DIRECT) from error
     finally:
         for probe in probes:
             # With a transaction open, the pooler would end its process, which the pool would miss.

@@ -47,7 +47,7 @@ def require_own(session: Session, wait_s: float) -> None:
     where a pooler gives no session or cannot be judged now.
     """
     info = session.info
-    if _first_process(session, max(wait_s, CONNECT_TIMEOUT_S)) == str(info.backend_pid):
+    if _first_process(session, wait_s) == str(info.backend_pid):
         return
     pooler = (info.host, info.hostaddr, info.port, info.dbname, info.user)
     if pooler not in _judged:
