@@ -19,15 +19,16 @@ stop() {
 trap 'stop 143' TERM
 trap 'stop 130' INT
 
-# To standard error; as an object a line where the migration logs such.
-say() {
+# To standard error; as an object a line where the migration logs such. In a subshell, because a reader that is
+# gone ends by SIGPIPE whoever writes.
+say() (
     if [ "${LOG_FORMAT:-text}" = json ]; then
         printf '{"time": "%s", "level": "ERROR", "logger": "entrypoint", "message": "%s"}\n' \
             "$(date -u +%Y-%m-%dT%H:%M:%S+00:00)" "$(printf '%s' "$1" | sed 's/"/\\"/g')" >&2
     else
         printf '%s\n' "$1" >&2
     fi
-}
+)
 
 # A command that may start, unless we were told to stop.
 become() {

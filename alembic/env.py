@@ -89,3 +89,6 @@ else:
             warn_if_nothing_ticks(session)
 
     outages.in_session(migrate, run)
+
+if not mutating or context.is_offline_mode():
+    logs.require_answer()

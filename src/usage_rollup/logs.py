@@ -16,7 +16,8 @@ from typing import Any
 from alembic.config import Config
 from alembic.util import messaging
 
-from .errors import TRY_AGAIN, ConfigurationError, UsageRollupError
+from . import streams
+from .errors import REFUSED, TRY_AGAIN, ConfigurationError, UsageRollupError
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ def configure_alembic(config: Config) -> None:
     ConfigurationError.
     """
     escape_output()
+    config.stdout = sys.stdout
+    streams.print_instead_on_error()
     if config.config_file_name is not None:
         fileConfig(config.config_file_name, disable_existing_loggers=False)
     # Only the command line reports a refusal there, before it prints FAILED: and exits.
@@ -89,11 +92,19 @@ def configure_alembic(config: Config) -> None:
         messaging.log.addHandler(_TryAgain(config))
 
 
-def escape_output() -> None:
-    """Let standard output and error show escaped what their encoding has no character for, and not fail.
+def require_answer() -> None:
+    """Exit with 1, and a sentence in the log, where the answer could not be written to standard output."""
+    if why := streams.unwritten():
+        log.error("the answer could not be written to standard output: %s", why)
+        sys.exit(REFUSED)
 
-    A byte that was no UTF-8 is shown as `\\xff`.
+
+def escape_output() -> None:
+    """Let nothing fail that is printed or logged, whatever becomes of standard output and error.
+
+    What their encoding has no character for is shown escaped, and a byte that was no UTF-8 as `\\xff`.
     """
+    streams.guard()
     codecs.register_error("escape", _escape)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -10,6 +10,10 @@ from ..session import signals
 log = logging.getLogger(__name__)
 
 
+# Commands whose exit status tells what they did, whether or not anybody reads of it.
+_WORK = {"upgrade", "backfill", "tick", "schedule", "unschedule"}
+
+
 def main() -> None:
     """Run a command; turn a refusal into one message and its exit status."""
     signals.exit_at_once()
@@ -22,6 +26,10 @@ def main() -> None:
     logs.escape_output()
     try:
         app()
+    except SystemExit as done:
+        if not done.code and ("--dry-run" in sys.argv or not _WORK & set(sys.argv[1:2])):
+            logs.require_answer()
+        raise
     except UsageRollupError as error:
         if "--json" in sys.argv[1:]:
             write_json({**error.refusal.fields(), "status": error.exit_status})
