@@ -9,12 +9,14 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from benchmarks import commands, guard, history, hook, hot_path, results, tick
+from benchmarks import commands, guard, history, hook, hot_path, pause, results, tick
 from benchmarks.demo import ROOT
 from benchmarks.results import Result
 from tests.support.server import Server, open_server
 
 SIZES = (100_000, 1_000_000, 10_000_000)
+
+PAUSE_ROWS = 300_000
 
 console = Console(stderr=True)
 
@@ -69,6 +71,9 @@ def _measure(server: Server, sizes: list[int]) -> Iterator[Result]:
             large, small = per_row[case, 10_000_000], per_row[case, 1_000_000]
             name = f"{case}, a row, to that at 1 million"
             yield Result(name, "usual", 10_000_000, large * 1e6, large / small, target, "us")
+    rows = min(PAUSE_ROWS, sizes[-1])
+    console.print(f"{rows:,} rows, beside a live writer")
+    yield from pause.measure(server, rows)
     for kind in ("low aggregation", "mass correction"):
         for rows in sizes:
             if rows <= 1_000_000:

@@ -6,10 +6,12 @@ import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 
 from tests.support.database import Connection, Database
 from tests.support.pgbouncer import pgbouncer
@@ -17,10 +19,11 @@ from tests.support.pool import Pool
 from tests.support.processes import finish
 from tests.support.product import wait_until
 from tests.support.roles import MakeRole
+from tests.support.soak.road import Road
 from tests.support.walks import advisory_locks, blocked_at, wait_until_blocked, write_history
-from usage_rollup.errors import DatabaseUnavailable, UnsuitableDatabase
+from usage_rollup.errors import DatabaseUnavailable, SessionLost, UnsuitableDatabase
 from usage_rollup.session import pool_mode, poolers
-from usage_rollup.session.connection import connect
+from usage_rollup.session.connection import connect, engine
 from usage_rollup.session.pool_mode import Client, judge
 
 pytestmark = pytest.mark.process
@@ -353,3 +356,23 @@ def test_pool_whose_only_session_is_taken_is_one_sentence(at_102: Database, quer
     message, hint = result.stderr.splitlines()
     assert message.startswith("usage-rollup: the pooler in front of the database gave no session: ")
     assert "raise the pool's size" in hint
+
+
+# As PgBouncer writes it when the server is gone: no severity but the one for people, and ready for more until
+# it closes.
+_CRASHED = b"SFATAL\0C08P01\0Mserver conn crashed?\0\0"
+CRASHED = b"E" + (4 + len(_CRASHED)).to_bytes(4, "big") + _CRASHED + b"Z\0\0\0\x05I"
+
+
+def test_session_is_lost_when_the_pooler_says_so_and_has_not_closed_it_yet(at_102: Database) -> None:
+    own = at_102.server.port
+    road = Road(own)
+    created = engine(at_102.url.replace(f":{own}/", f":{road.port}/"), 5)
+    asked_so = "SELECT pid FROM pg_stat_activity WHERE query = $$SELECT 'asked'$$"
+    with created.connect() as session, ThreadPoolExecutor(1) as pool, road.swallowing():
+        asked = pool.submit(session.execute, sa.text("SELECT 'asked'"))
+        wait_until(lambda: at_102.execute(asked_so), "the question has arrived")
+        road.say(CRASHED)
+        with pytest.raises(SessionLost, match="server conn crashed"):
+            asked.result()
+    road.close()

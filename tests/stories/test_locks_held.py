@@ -151,6 +151,13 @@ def holding(database: Database, held: str, stem: str = "") -> Iterator[int]:
     live.rollback()
 
 
+def busy(database: Database, *command: str) -> str:
+    """Run a command of Alembic that must end in time, to be run again; return what it said."""
+    done = database.alembic("-x", "lock-timeout=1s", *command)
+    assert done.returncode == 75, done.stdout
+    return done.stdout
+
+
 def names_the_holder(said: str, pid: int) -> None:
     assert f"in the way: pid {pid} (postgres, {MINE}, idle in transaction since 20" in said
     assert f"SELECT pg_terminate_backend({pid})" in said
@@ -179,7 +186,7 @@ def test_a_held_ledger_ends_each_step_with_its_holder_named(
     database = make_database(before)
     schema = database.catalog()
     with holding(database, held, STEMS[step]) as pid:
-        said = database.refused("-x", "lock-timeout=1s", "upgrade", step)
+        said = busy(database, "upgrade", step)
     names_the_holder(said, pid)
     assert database.catalog() == schema
     database.upgrade(step)
@@ -191,7 +198,7 @@ def test_a_held_ledger_ends_the_way_back_with_its_holder_named(head: Database, h
         head.execute("DELETE FROM schema_migrations WHERE version = 'somebody''s'")
     schema = head.catalog()
     with holding(head, held, "somebody''s") as pid:
-        said = head.refused("-x", "lock-timeout=1s", "downgrade", "103")
+        said = busy(head, "downgrade", "103")
     names_the_holder(said, pid)
     assert head.catalog() == schema
     head.downgrade("103")
@@ -203,7 +210,7 @@ def test_a_held_ledger_ends_an_adoption_with_its_holder_named(make_database: Mak
     database.execute("DELETE FROM alembic_version" if "alembic" in held else "DROP TABLE alembic_version")
     before = database.catalog()
     with holding(database, held, STEMS["102"]) as pid:
-        said = database.refused("-x", "lock-timeout=1s", "upgrade", "101")
+        said = busy(database, "upgrade", "101")
     names_the_holder(said, pid)
     if "alembic" in held:
         assert database.catalog() == before
@@ -213,7 +220,7 @@ def test_a_held_ledger_ends_an_adoption_with_its_holder_named(make_database: Mak
 
 def test_a_stamp_waits_for_the_version_no_longer_than_it_may(head: Database) -> None:
     with holding(head, "a row of alembic_version") as pid:
-        names_the_holder(head.refused("-x", "lock-timeout=1s", "stamp", "103"), pid)
+        names_the_holder(busy(head, "stamp", "103"), pid)
     assert head.revision == "104"
 
 
@@ -259,6 +266,16 @@ def test_a_held_ledger_ends_a_script_with_its_holder_named(v034: Database, held:
     assert v034.revision == "100"
 
 
+@pytest.mark.parametrize("held", ["task_usage", "the hourly table"])
+def test_a_table_that_cannot_be_read_ends_verify_with_75_and_its_holder_named(
+    at_102: Database, held: str
+) -> None:
+    with holding(at_102, held) as pid:
+        done = at_102.usage_rollup("verify", LOCK_TIMEOUT="1s")
+    assert done.returncode == 75, done.stderr
+    names_the_holder(done.stderr, pid)
+
+
 def test_a_tick_that_anybody_calls_gives_4246_back_while_the_state_row_is_held(at_102: Database) -> None:
     event(at_102.url, small_world(at_102.url))
     with holding(at_102, "the state row"), pytest.raises(psycopg.errors.LockNotAvailable):
@@ -277,7 +294,7 @@ def test_kept_tables_that_are_read_end_the_way_back_before_anything_is_locked(
     v034.downgrade("103")
     reader = v034.connect(application_name=MINE)
     reader.execute("SELECT FROM legacy_usage.task_usage_daily")
-    said = v034.refused("-x", "lock-timeout=1s", "downgrade", "102")
+    said = busy(v034, "downgrade", "102")
     names_the_holder(said, reader.info.backend_pid)
     reader.rollback()
     v034.downgrade("102")

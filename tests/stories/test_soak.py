@@ -25,8 +25,8 @@ pytestmark = [pytest.mark.process, pytest.mark.xdist_group("soak")]
 
 ALL = frozenset(KINDS)
 
-# Its first cycle goes up by way of 102 and down again, and meets SIGTERM, restarts, rivals and a full disk.
-SEED = "6"
+# Its first cycle goes up by way of 102 and down again, through a pooler, and meets six kinds of faults.
+SEED = "343"
 
 
 @pytest.mark.offline
@@ -204,6 +204,14 @@ def test_judge_finds_a_session_that_was_left(stage: Stage) -> None:
         pytest.raises(Finding, match="session is left"),
     ):
         judge(stage, HEAD)
+
+
+def test_watch_sees_a_rollup_that_is_written_without_its_lock(stage: Stage) -> None:
+    with stage.database.connect() as session:
+        session.execute("DELETE FROM task_usage_hourly WHERE false")
+        wait_until(lambda: stage.watch.finding, "the watch has seen it")
+    with pytest.raises(Finding, match="written without advisory lock 4246"):
+        stage.raise_findings()
 
 
 def test_writer_that_is_refused_something_no_server_expects_is_a_finding(stage: Stage) -> None:

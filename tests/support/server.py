@@ -116,6 +116,11 @@ class Server:
         with self._connect() as conn:
             return conn.info.server_version
 
+    @property
+    def port(self) -> int:
+        """Return its TCP port, the default one where none is named."""
+        return int(self._port or 5432)
+
     def create_database(self, name: str, template: str | None = None) -> str:
         """Create a database, empty or as a copy of template, and return its URL.
 
@@ -172,7 +177,13 @@ class ThrowAwayServer(Server):
     signal, leaves neither server nor directory behind; a machine that dies leaves the directory.
     """
 
-    def __init__(self, settings: Mapping[str, str], installed: Path | None = None) -> None:
+    def __init__(
+        self,
+        settings: Mapping[str, str],
+        installed: Path | None = None,
+        environment: Mapping[str, str] = {},
+    ) -> None:
+        self._environment = environment
         # /tmp whatever TMPDIR says: a socket's path may have 107 bytes.
         self._directory = Path(tempfile.mkdtemp(prefix="usage-rollup-pg-", dir="/tmp"))
         self._account = unprivileged_account()
@@ -223,10 +234,6 @@ class ThrowAwayServer(Server):
         """Return where the server's data, log and socket are."""
         return self._directory
 
-    @property
-    def port(self) -> int:
-        return int(self._port)
-
     def keep(self) -> str:
         """Stop the server for good, but leave its directory; return the command that starts it again."""
         self.stop()
@@ -250,7 +257,7 @@ class ThrowAwayServer(Server):
         env = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
         return {
             "cwd": self._directory,
-            "env": {**env, "LC_ALL": "C"},
+            "env": {**env, "LC_ALL": "C", **self._environment},
             "start_new_session": True,
             **self._account,
         }

@@ -12,6 +12,7 @@ import typer
 from ..contract import TICK_JOB
 from ..errors import REFUSED
 from ..hourly import schedule as scheduling
+from ..session.options import read as read_options
 from ..session.outages import in_session
 from . import recipes
 from .output import JsonOption, console, write_json
@@ -33,7 +34,7 @@ def schedule(as_json: JsonOption = False) -> None:
 
     Exits 0 when a pg_cron job is there, 1 when a printed way must be chosen.
     """
-    done = in_session(scheduling.schedule)
+    done = in_session(scheduling.schedule, read_options())
     user = getpass.getuser()
     ways = recipes.recipes(os.path.abspath(sys.argv[0]), user)
     if as_json:
@@ -48,7 +49,7 @@ def schedule(as_json: JsonOption = False) -> None:
 
 def unschedule(as_json: JsonOption = False) -> None:
     """Remove the pg_cron job that ticks; say what else may tick."""
-    done = in_session(scheduling.unschedule)
+    done = in_session(scheduling.unschedule, read_options())
     if as_json:
         write_json(done)
         return

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from ..contract import LAG_THRESHOLD
 from ..hourly import tick as ticks
 from ..reports import trigger_rights
+from ..session.options import read as read_options
 from ..session.outages import in_session
 from .output import Fact, JsonOption, console, show_facts, write_json
 
@@ -22,7 +23,7 @@ def tick(as_json: JsonOption = False) -> None:
     Exits 75 when another session is writing the rollup, and 1 when it fails.
     The state row then keeps the reason, as last_error, until a tick succeeds.
     """
-    done, warnings = in_session(_tick)
+    done, warnings = in_session(_tick, read_options())
     for rights in warnings:
         log.warning("%s; %s", rights.meaning, rights.mend)
     if as_json:

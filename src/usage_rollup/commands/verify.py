@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ..hourly import slices
 from ..hourly import verify as verification
+from ..session.options import read as read_options
 from ..session.outages import in_session
 from .output import DIFFERENCES, JsonOption, console, count, write_json
 
@@ -41,7 +42,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Compare the hourly rollup with raw usage in one snapshot; exit 3 when it differs or none is judged."""
-    verdict = in_session(lambda session: verification.verify(session, since))
+    verdict = in_session(lambda session: verification.verify(session, since), read_options())
     if as_json:
         write_json({"equal": verdict.equal, **dataclasses.asdict(verdict)})
     else:

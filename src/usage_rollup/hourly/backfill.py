@@ -34,8 +34,7 @@ WATERMARK_WITHIN_THRESHOLD = "watermark_within_threshold"
 # How often hours that differ are recomputed before somebody has to look.
 _REPAIRS = 2
 
-# What the walk reads.
-_ANALYZED = ("task_usage", "agent_task_queue", "agent", "issue")
+_ANALYZED = ("task_usage", "agent_task_queue", "agent", "issue")  # what the walk reads
 
 # What backfill.sql, which does the same in a script, takes from here.
 IN_SCRIPT = {

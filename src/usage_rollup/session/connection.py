@@ -90,8 +90,9 @@ def _tell_loss(context: sa.engine.ExceptionContext) -> None:
     error = context.original_exception
     if not isinstance(error, psycopg.Error):
         return
-    # PostgreSQL and poolers end a session after FATAL. While one is opened, libpq alone says that it ended.
-    fatal = error.diag.severity_nonlocalized in {"FATAL", "PANIC"}
+    # PostgreSQL and poolers, which translate nothing, end a session after FATAL. While one is opened, libpq
+    # alone says that it ended.
+    fatal = (error.diag.severity_nonlocalized or error.diag.severity) in {"FATAL", "PANIC"}
     unsaid = context.connection is None and isinstance(error, psycopg.OperationalError) and not error.sqlstate
     if context.is_disconnect or fatal or unsaid:
         context.is_disconnect = True

@@ -77,7 +77,7 @@ def _line(played: Played) -> str:
     return (
         f"cycle {cycle.number:3}  {played.seconds:5.1f} s  {played.rows:7,} rows"
         f"  {played.struck.total():2} faults  {reruns:2} reruns  {steps}"
-        f"  [{_kinds(played.struck)}]"
+        f"{'  pooled' if cycle.pooled else ''}  [{_kinds(played.struck)}]"
     )
 
 
@@ -86,7 +86,7 @@ def _kinds(count: Counter[str]) -> str:
 
 
 def _plan(cycle: Cycle) -> str:
-    lines = [f"cycle {cycle.number}, from {cycle.start}"]
+    lines = [f"cycle {cycle.number}, from {cycle.start}{', through a pooler' if cycle.pooled else ''}"]
     for step in cycle.steps:
         lines.append(f"  {' '.join(step.command)}")
         lines += [f"      {fault}" for fault in step.faults]
@@ -105,6 +105,7 @@ def _report(stage: Stage, seed: str, played: Played, finding: object) -> None:
         say(f"\n{output.name}:\n" + "\n".join(lines))
     stage.writers.stop()
     stage.ticks.stop()
+    stage.watch.stop()
     log = (stage.server.directory / "log").read_text(errors="replace").splitlines()[-_OUTPUT_LINES:]
     say("\nthe end of the server's log:\n" + "\n".join(log))
     say(f"\nreplay: make soak SEED={seed} CYCLES={number}")

@@ -41,16 +41,17 @@ class Played:
 
 def play(stage: Stage, cycle: Cycle, played: Played) -> None:
     """Play the cycle, writing down in `played` what is done. Raises Finding."""
+    stage.lead(pooled=cycle.pooled)
     stage.writers.go_on()
     stage.ticks.go_on()
     for number, step in enumerate(cycle.steps, 1):
         _step(stage, step, played, f"{cycle.number:03}-{number}")
-        stage.writers.raise_findings()
-        stage.ticks.raise_findings()
+        stage.raise_findings()
     played.note("writers and ticks rest")
     wait_for_server(stage)
     stage.ticks.pause()
     stage.writers.pause()
+    stage.raise_findings()
     judge(stage, cycle.end)
     played.rows = stage.database.value("SELECT count(*) FROM task_usage")
     played.seconds = time.monotonic() - played.started

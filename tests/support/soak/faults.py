@@ -11,7 +11,7 @@ from contextlib import suppress
 import psycopg
 
 from tests.support.soak.commands import Command
-from tests.support.soak.plan import Fault
+from tests.support.soak.plan import POOLER, Fault
 from tests.support.soak.stage import Stage
 
 # A lock that nobody gives a fault: it tries no longer than that, and did not strike.
@@ -38,7 +38,8 @@ def _restart(stage: Stage, fault: Fault, running: Command) -> bool:
 
 def _terminate(stage: Stage, fault: Fault, running: Command) -> bool:
     whom = {
-        "runner": "client_port = ANY(%(ports)s)",
+        # Behind a pooler the port is the pooler's.
+        "runner": "client_port = ANY(%(ports)s) OR application_name = 'usage-rollup'",
         "writer": "pid = (SELECT min(pid) FROM pg_stat_activity WHERE application_name = 'soak writer')",
         "everybody": "datname = current_database() AND pid <> pg_backend_pid()",
     }[fault.target]
@@ -112,6 +113,19 @@ def _disk_full(stage: Stage, fault: Fault, running: Command) -> bool:
     return True
 
 
+def _pooler_restart(stage: Stage, fault: Fault, running: Command) -> bool:
+    assert stage.pooler is not None
+    stage.pooler.restart()
+    return True
+
+
+def _clock(stage: Stage, fault: Fault, running: Command) -> bool:
+    assert stage.clock is not None
+    with stage.clock.stepped(int(fault.target)):
+        time.sleep(fault.lasts_s)
+    return True
+
+
 _STRIKES: dict[str, Callable[[Stage, Fault, Command], bool]] = {
     "restart": _restart,
     "terminate": _terminate,
@@ -120,4 +134,6 @@ _STRIKES: dict[str, Callable[[Stage, Fault, Command], bool]] = {
     "lock": _lock,
     "rival": _rival,
     "disk full": _disk_full,
+    "clock": _clock,
+    POOLER: _pooler_restart,
 }

@@ -46,11 +46,14 @@ class Cycle:
     number: int
     start: str
     steps: tuple[Step, ...]
+    pooled: bool = False  # commands reach the server through a pooler
 
     @property
     def end(self) -> str:
         return next((step.to for step in reversed(self.steps) if step.to), self.start)
 
+
+POOLER = "pooler restart"
 
 # Weight, targets, and the longest it lasts in seconds.
 KINDS: dict[str, tuple[int, tuple[str, ...], float]] = {
@@ -70,8 +73,8 @@ KINDS: dict[str, tuple[int, tuple[str, ...], float]] = {
     ),
     "rival": (3, ("4246", "7244554146635925501", "command"), 3.0),
     "disk full": (2, ("",), 1.5),
-    "pooler restart": (2, ("",), 0.5),
-    "clock": (1, ("-30", "90"), 0.0),
+    POOLER: (3, ("",), 0.0),
+    "clock": (2, ("-20", "20"), 3.0),
 }
 
 # How many strike one command.
@@ -87,10 +90,10 @@ def draw(seed: str, possible: frozenset[str]) -> Iterator[Cycle]:
     while True:
         number += 1
         rng = Random(f"{seed}/{number}")
-        steps = tuple(
-            Step(step.command, step.to, _faults(rng, step, possible)) for step in _steps(rng, place)
-        )
-        cycle = Cycle(number, place, steps)
+        pooled = rng.random() < 0.4 and POOLER in possible
+        known = possible if pooled else possible - {POOLER}
+        steps = tuple(Step(step.command, step.to, _faults(rng, known)) for step in _steps(rng, place))
+        cycle = Cycle(number, place, steps, pooled)
         yield cycle
         place = cycle.end
 
@@ -137,7 +140,7 @@ def _at_work(rng: Random) -> Step:
     return _backfill(rng) if command == "backfill" else Step(("usage-rollup", command))
 
 
-def _faults(rng: Random, step: Step, possible: frozenset[str]) -> tuple[Fault, ...]:
+def _faults(rng: Random, possible: frozenset[str]) -> tuple[Fault, ...]:
     drawn = [_fault(rng) for _ in range(rng.choice(_HOW_MANY))]
     return tuple(
         sorted((fault for fault in drawn if fault.kind in possible), key=lambda fault: fault.after_s)

@@ -19,7 +19,7 @@ class Road:
     """Listen on a loopback port and forward to another; one thread of its own does it all."""
 
     def __init__(self, upstream: int) -> None:
-        self._upstream = upstream
+        self.upstream = upstream  # where new connections lead to
         self._ways: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
         self._swallows = self._refuses = False
         self.travellers = 0  # connections accepted so far
@@ -41,6 +41,11 @@ class Road:
     def cut(self) -> None:
         """End every connection with RST, on both sides."""
         self._do(self._cut)
+
+    def say(self, answer: bytes) -> None:
+        """Answer every client in the server's place."""
+        for here, _ in self._ways.copy():
+            self._loop.call_soon_threadsafe(here.write, answer)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -94,7 +99,7 @@ class Road:
             _reset(here)
             return
         try:
-            answers, there = await asyncio.open_connection("127.0.0.1", self._upstream)
+            answers, there = await asyncio.open_connection("127.0.0.1", self.upstream)
         except OSError:
             _reset(here)
             return
@@ -119,5 +124,6 @@ class Road:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    with suppress(OSError):  # it has just been closed
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     writer.transport.abort()

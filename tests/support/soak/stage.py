@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 from tests.support.database import Database
 from tests.support.legacy import roll_up_as_v034
+from tests.support.pgbouncer import PgBouncer, pgbouncer
 from tests.support.product import wait_until
 from tests.support.server import ThrowAwayServer
+from tests.support.soak.clock import Clock, steppable_clock
 from tests.support.soak.disk import Disk, small_disk
-from tests.support.soak.plan import KINDS
+from tests.support.soak.plan import KINDS, POOLER
 from tests.support.soak.road import Road
 from tests.support.soak.ticks import Ticks
+from tests.support.soak.watch import Watch
 from tests.support.soak.writers import Writers
 from tests.support.v034 import build_v034, generate_history
 
@@ -41,10 +45,23 @@ class Stage:
     database: Database
     road: Road
     disk: Disk | None
+    clock: Clock | None
+    pooler: PgBouncer | None
     writers: Writers
     ticks: Ticks
+    watch: Watch
     outputs: Path
     schema: list[str]  # of v0.3.4, before anything was done to it
+
+    def lead(self, *, pooled: bool) -> None:
+        """Let the road lead through the pooler, or straight to the server."""
+        assert self.pooler is not None or not pooled
+        self.road.upstream = self.pooler.port if self.pooler and pooled else self.server.port
+
+    def raise_findings(self) -> None:
+        """Raise what writers, ticks or the watch have found beside the commands."""
+        for one in (self.writers, self.ticks, self.watch):
+            one.raise_findings()
 
     @property
     def road_url(self) -> str:
@@ -65,8 +82,8 @@ class Stage:
 
     def possible(self) -> frozenset[str]:
         """Return the kinds of faults that can be had here."""
-        missing = {"pooler restart", "clock"} | (set() if self.disk else {"disk full"})
-        return frozenset(KINDS.keys() - missing)
+        had = {"disk full": self.disk, "clock": self.clock, POOLER: self.pooler}
+        return frozenset(kind for kind in KINDS if had.get(kind, True))
 
 
 @contextmanager
@@ -74,14 +91,16 @@ def set_up(seed: str, rows: int) -> Iterator[Stage]:
     """Start a server of its own with a v0.3.4 database that has a history; end it all, and delete it."""
     with ExitStack() as stack:
         disk = stack.enter_context(small_disk())
-        server = ThrowAwayServer(_SETTINGS)
+        clock = stack.enter_context(steppable_clock())
+        server = ThrowAwayServer(_SETTINGS, environment=clock.environment if clock else {})
         stack.callback(server.close)
         outputs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="usage-rollup-soak-")))
         database = _database(server, disk, rows)
-        road = Road(server.port)
+        road, pooler = Road(server.port), _pooler(server, stack)
         stack.callback(road.close)
-        writers, ticks = Writers(database.url), Ticks(database)
-        stage = Stage(server, database, road, disk, writers, ticks, outputs, database.schema(in_order=False))
+        writers, ticks, watch = Writers(database.url), Ticks(database), Watch(database.url)
+        schema = database.schema(in_order=False)
+        stage = Stage(server, database, road, disk, clock, pooler, writers, ticks, watch, outputs, schema)
         homes = [
             row[0] for row in database.execute("SELECT id FROM workspace ORDER BY slug LIMIT %s", WRITERS)
         ]
@@ -89,7 +108,20 @@ def set_up(seed: str, rows: int) -> Iterator[Stage]:
         stack.callback(writers.stop)
         ticks.start()
         stack.callback(ticks.stop)
+        watch.start()
+        stack.callback(watch.stop)
         yield stage
+
+
+def _pooler(server: ThrowAwayServer, stack: ExitStack) -> PgBouncer | None:
+    """Start a pooler in session mode, where one can be had."""
+    try:
+        # A session that nobody uses ends soon, so that the judge sees who has left one.
+        return stack.enter_context(
+            pgbouncer(server, pool_mode="session", server_idle_timeout=1, server_login_retry=1)
+        )
+    except pytest.skip.Exception:
+        return None
 
 
 def _database(server: ThrowAwayServer, disk: Disk | None, rows: int) -> Database:
