@@ -21,7 +21,9 @@ START_TRAITS: dict[str, frozenset[str]] = {
     "v034": BEFORE_100,
     "v034_with_losses": BEFORE_100,
     "v034_without_usage": BEFORE_100,
-    "stuck_at_103": frozenset({"legacy", "timezone", "hourly", "piped", "go", "not_ours", "no_version", "not_later"}),
+    "stuck_at_103": frozenset(
+        {"legacy", "timezone", "hourly", "piped", "go", "not_ours", "no_version", "not_later"}
+    ),
     "ours_at_100": frozenset({"legacy", "timezone", "no_hourly", "no_pipe", "not_ours", "version"}),
     "ours_at_101": frozenset({"legacy", "timezone", "hourly", "no_pipe", "not_ours", "version", "not_later"}),
     "half_way": frozenset({"legacy", "timezone", "hourly", "piped", "ours", "version", "not_later"}),
