@@ -60,7 +60,9 @@ else:
         """Do the command's work, from the lock to the last step; all of it again in another session."""
         steps, comparison = work, {}
         if mutating:
-            advisory_lock.acquire(session, MIGRATION_RUN, run.patience_s(advisory_lock.PATIENCE_S))
+            # A role that may not take it is refused, with every other reason, by the checks.
+            if advisory_lock.may_be_taken(session):
+                advisory_lock.acquire(session, MIGRATION_RUN, run.patience_s(advisory_lock.PATIENCE_S))
             standing = checks.require(session, work, context.get_context(), run, forecast)
             if upgrade:
                 steps = adoption.with_adoption(work, standing.adoption(), session, run)

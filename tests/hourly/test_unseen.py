@@ -119,7 +119,7 @@ def test_deletes_that_a_subscription_applies_are_not_queued_and_it_is_named(logi
         databases.append(Database(logical, name))
         with databases[-1].connect() as connection:
             build_v034(connection)
-        databases[-1].upgrade()
+        databases[-1].upgrade("102" if name == "subscriber" else "head")
     publisher, subscriber = databases
     tables = 'workspace, "user", agent_runtime, agent, project, issue, agent_task_queue, task_usage'
     publisher.execute(f"CREATE PUBLICATION usage FOR TABLE {tables}")
@@ -129,6 +129,10 @@ def test_deletes_that_a_subscription_applies_are_not_queued_and_it_is_named(logi
         " WITH (create_slot = false, copy_data = false)"
     )
     try:
+        warned = subscriber.upgrade("103")
+        assert "stops where" not in warned
+        warned = subscriber.upgrade()
+        assert "subscription usage stops where its publisher still has agent_runtime.timezone" in warned
         event(publisher.url, small_world(publisher.url), "2025-03-01 10:15+00")
         wait_until(lambda: queued(subscriber) == 1, "the usage that arrived is queued")
         assert subscriber.usage_rollup("backfill").returncode == 0

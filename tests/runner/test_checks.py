@@ -36,15 +36,16 @@ def script_refuses_alike(database: Database, start: str, *facts: str) -> None:
 
 def test_functions_of_102_are_read_from_it_as_the_catalog_has_them(at_102: Database) -> None:
     found = {
-        (name, tuple(arguments), defaults, result)
-        for name, arguments, defaults, result in at_102.execute(
-            "SELECT proname, COALESCE(proargnames[1:pronargs], '{}'), pronargdefaults,"
+        (name, tuple(arguments), types, defaults, result)
+        for name, arguments, types, defaults, result in at_102.execute(
+            "SELECT proname, COALESCE(proargnames[1:pronargs], '{}'),"
+            " replace(oidvectortypes(proargtypes), 'public.', ''), pronargdefaults,"
             " replace(pg_get_function_result(oid), 'public.', '') FROM pg_proc"
             " WHERE pronamespace = 'public'::regnamespace"
         )
     }
     read = [*footprint.functions("102"), *footprint.functions("097")]
-    assert {(f.name, f.arguments, f.defaults, f.result) for f in read} == found
+    assert {(f.name, f.arguments, f.types, f.defaults, f.result) for f in read} == found
 
 
 def test_tables_and_triggers_of_102_are_read_from_it_as_the_catalog_has_them(at_102: Database) -> None:
@@ -456,3 +457,58 @@ def test_every_reason_is_told_at_once_each_with_its_hint(v034: Database, make_ro
     assert len(found) == 4
     assert all(reason.hint for reason in found)
     script_refuses_alike(v034, "097", "4 reasons to refuse; nothing was changed", *(r.message for r in found))
+
+
+def test_overload_of_a_stranger_is_to_be_dropped_and_not_given_to_the_owner(
+    v034: Database, make_role: MakeRole
+) -> None:
+    app, other = make_role("app"), make_role("other")
+    give_everything_to(v034, app)
+    overload = "rollup_task_usage_daily_window(p_from date, p_to date)"
+    v034.execute(f"CREATE FUNCTION {overload} RETURNS bigint LANGUAGE sql AS 'SELECT 0::bigint'")
+    v034.execute(f"ALTER FUNCTION {overload} OWNER TO {other}")
+    (reason,) = both_refuse(v034, url=v034.url_of(app))
+    assert reason.hint == f"if nobody needs it: DROP FUNCTION public.{overload}"
+    mend(v034, reason)
+    goes_through(v034, v034.url_of(app))
+
+
+CALLED = {
+    "pg_try_advisory_lock(bigint)": "what takes the run's lock",
+    "pg_advisory_unlock(bigint)": "what gives it up",
+    "pg_try_advisory_xact_lock(bigint)": "what a tick takes",
+    "pg_sleep(double precision)": "what waits",
+}
+
+
+@pytest.mark.parametrize("function", CALLED)
+def test_function_of_the_catalog_that_may_not_be_called_is_named(
+    v034: Database, make_role: MakeRole, function: str
+) -> None:
+    app = make_role("app")
+    give_everything_to(v034, app)
+    v034.execute(f"REVOKE EXECUTE ON FUNCTION pg_catalog.{function} FROM PUBLIC")
+    found = both_refuse(v034, url=v034.url_of(app))
+    assert messages(found) == f"role {app} may not call {function}"
+    mend(v034, *found)
+    goes_through(v034, v034.url_of(app))
+
+
+@pytest.mark.parametrize("table", ["user", "project", "task_usage"])
+def test_way_back_to_nothing_is_refused_where_row_security_would_hide_rows(
+    empty: Database, make_role: MakeRole, table: str
+) -> None:
+    app = make_role("app")
+    empty.execute(f"GRANT ALL ON SCHEMA public TO {app}; GRANT CREATE ON DATABASE {empty.name} TO {app}")
+    url = empty.url_of(app)
+    empty.upgrade(DATABASE_URL=url)
+    empty.downgrade("097", DATABASE_URL=url)
+    empty.execute(f'ALTER TABLE "{table}" ENABLE ROW LEVEL SECURITY')
+    empty.execute(f'ALTER TABLE "{table}" FORCE ROW LEVEL SECURITY')
+    before = empty.catalog()
+    said = empty.refused("downgrade", "base", DATABASE_URL=url)
+    assert f"row security would hide rows from role {app}: {table}" in said
+    assert "SQLSTATE" not in said
+    assert empty.catalog() == before
+    empty.execute(f"ALTER ROLE {app} BYPASSRLS")
+    empty.downgrade("base", DATABASE_URL=url)

@@ -84,6 +84,18 @@ REVOKE EXECUTE ON FUNCTION rollup_task_usage_hourly() FROM PUBLIC, :owner;
 -- on: hourly piped
 REVOKE EXECUTE ON FUNCTION task_usage_hour_bucket(timestamptz) FROM PUBLIC, :owner;
 
+-- name: no_advisory_locks
+REVOKE EXECUTE ON FUNCTION pg_catalog.pg_try_advisory_lock(bigint), pg_catalog.pg_advisory_unlock(bigint) FROM PUBLIC;
+
+-- name: no_advisory_locks_of_transactions
+REVOKE EXECUTE ON FUNCTION pg_catalog.pg_try_advisory_xact_lock(bigint) FROM PUBLIC;
+
+-- name: no_sleeping
+REVOKE EXECUTE ON FUNCTION pg_catalog.pg_sleep(float8), pg_catalog.pg_sleep_for(interval) FROM PUBLIC;
+
+-- name: no_days
+REVOKE EXECUTE ON FUNCTION pg_catalog.date_trunc(text, timestamp) FROM PUBLIC;
+
 -- name: new_functions_are_for_their_owner_only
 ALTER DEFAULT PRIVILEGES FOR ROLE :owner REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 
@@ -395,6 +407,11 @@ ALTER FUNCTION enqueue_task_usage_daily_dirty_for_atq() RENAME TO enqueue_for_at
 -- on: legacy
 CREATE FUNCTION rollup_task_usage_daily(days int) RETURNS bigint LANGUAGE sql AS $$ SELECT 0::bigint $$;
 
+-- name: legacy_function_is_overloaded_by_a_stranger
+-- on: legacy
+CREATE FUNCTION rollup_task_usage_daily_window(p_from date, p_to date) RETURNS bigint LANGUAGE sql AS $$ SELECT 0::bigint $$;
+ALTER FUNCTION rollup_task_usage_daily_window(date, date) OWNER TO :stranger;
+
 -- name: legacy_table_is_missing
 -- on: legacy
 DROP TABLE task_usage_dashboard_dirty;
@@ -473,7 +490,7 @@ ALTER TABLE task_usage_hourly ADD COLUMN region text NOT NULL DEFAULT 'eu';
 ALTER TABLE task_usage_hourly ALTER COLUMN region DROP DEFAULT;
 
 -- name: hourly_table_lacks_a_column
--- on: hourly
+-- on: hourly not_later
 ALTER TABLE task_usage_hourly DROP COLUMN task_count;
 
 -- name: hourly_table_has_no_key
@@ -526,7 +543,7 @@ DROP FUNCTION rollup_task_usage_hourly_window(timestamptz, timestamptz);
 CREATE PROCEDURE rollup_task_usage_hourly_window(p_from timestamptz, p_to timestamptz) LANGUAGE sql AS $$ $$;
 
 -- name: pipeline_is_missing
--- on: ours
+-- on: ours not_later
 DROP FUNCTION rollup_task_usage_hourly();
 
 -- name: private_queue_is_missing
@@ -633,6 +650,10 @@ CREATE FUNCTION rollup_task_usage_hourly() RETURNS void LANGUAGE sql AS $$ $$;
 -- name: overload_of_the_tick
 -- on: no_pipe
 CREATE FUNCTION rollup_task_usage_hourly(days integer) RETURNS bigint LANGUAGE sql AS $$ SELECT 0::bigint $$;
+
+-- name: bucket_function_is_overloaded_by_a_stranger
+CREATE FUNCTION task_usage_hour_bucket(ts timestamp) RETURNS timestamptz LANGUAGE sql AS $$ SELECT 'epoch'::timestamptz $$;
+ALTER FUNCTION task_usage_hour_bucket(timestamp) OWNER TO :stranger;
 
 -- name: private_function_of_a_stranger
 -- on: not_ours

@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext, RevisionStep
 
-from ..contract import LEGACY
+from ..contract import BUILT_BY_THE_WALK, LEGACY
 from ..errors import AdoptionRefused, DowngradeRefused, Refusal, UnsuitableDatabase
 from ..queries import array, beside, filled, literal
 from ..session import suitability
@@ -83,7 +83,7 @@ def find(
     that matters. Only reads.
     """
     before = Course(command, version_table=options.version_table)
-    server = _ask(session, before, "server")
+    server = _ask(session, before, "server", "calls")
     if ground := _ask(session, before, "schema") or _ask(session, before, "ledgers", "unreadable"):
         acting = [reason for reason in _ask(session, before, "acting") if reason not in ground]
         return Found((*server, *ground, *acting), None)
@@ -93,7 +93,9 @@ def find(
     if command == "downgrade":
         steps = tuple(plan(standing.version))
         if "097" in steps and not refusals:
-            refusals = adoption.look(session, to_nothing=True).refused("base")
+            # It reads rows, which a policy makes an error.
+            hidden = _ask(session, Course(command, steps), "row_security", "emptied")
+            refusals = hidden or adoption.look(session, to_nothing=True).refused("base")
         # Nothing to undo is nothing to refuse; and where a way back must not be begun no step matters.
         steps, refusals = ((), refusals) if steps and refusals else (steps, [])
     elif refusals and command == "upgrade" and standing.shown == "097":
@@ -140,7 +142,7 @@ def require(
 
 
 # What is asked before the ledgers are: without rights nothing more can be, and strangers would answer.
-GROUND = ("server", "schema", "ledgers", "unreadable")
+GROUND = ("server", "calls", "schema", "ledgers", "unreadable")
 
 # What is asked about steps, in the order in which it is told.
 # fmt: off
@@ -196,6 +198,9 @@ def _gaps(course: Course) -> dict[str, str]:
         "writes": _boolean(course.writes),
         "up": _boolean(up),
         "creates": _boolean(bool(_CREATING[up] & {*steps})),
+        "backfills": _boolean(up and "103" in steps),
+        "built_by_the_walk": array(BUILT_BY_THE_WALK.split()),
+        "empties": _boolean(not up and "097" in steps),
         "keeps": _boolean(up and "103" in steps and keep is True),
         "unschedules": _boolean((up and "103" in steps) or (not up and "102" in steps)),
         "takes_back": _boolean(not up and "103" in steps),
@@ -232,6 +237,7 @@ def _gaps(course: Course) -> dict[str, str]:
             for table, name, function in footprint.triggers()
             if up and "102" in steps
         ),
+        "gone": _records(dependents.relations_gone(steps, up=up)),
         "drops": _records({"n": d.order, "kind": d.kind, "name": d.name, "part": d.part} for d in drops),
     }
 

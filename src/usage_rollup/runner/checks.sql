@@ -29,11 +29,12 @@ relations AS (
     SELECT p.oid, p.proname, p.proowner, p.prokind,
         CASE p.prokind WHEN 'p' THEN 'procedure' WHEN 'a' THEN 'aggregate' ELSE 'function' END AS kind,
         format('public.%I(%s)', p.proname, pg_get_function_identity_arguments(p.oid)) AS whole,
-        f.altered, f.made, f.used, p.prokind = 'f' AND p.pronargdefaults <= f.defaults
+        f.altered, f.made, f.used, replace(oidvectortypes(p.proargtypes), 'public.', '') <> f.types AS overload,
+        p.prokind = 'f' AND p.pronargdefaults <= f.defaults
             AND replace(pg_get_function_result(p.oid), 'public.', '') = f.result
             AND COALESCE(p.proargnames[1:p.pronargs], '{}') = f.arguments AS fits
     FROM jsonb_to_recordset(:functions) AS f (
-        name text, arguments text[], defaults int, result text, altered boolean, made boolean, used boolean)
+        name text, arguments text[], types text, defaults int, result text, altered boolean, made boolean, used boolean)
     JOIN pg_proc AS p ON p.proname = f.name AND p.pronargs = cardinality(f.arguments)
     WHERE p.pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'public')
 )
@@ -113,6 +114,11 @@ FROM (
     WHERE :writes AND pg_has_role(w.me, w.owner, 'USAGE') AND :version_table NOT IN (SELECT r.relname FROM relations AS r)
     UNION
     SELECT w.owner_name FROM who AS w WHERE :creates
+    UNION
+    -- The hook builds what an unfinished walk has dropped.
+    SELECT w.role FROM who AS w
+    WHERE :backfills AND EXISTS (SELECT FROM relations AS r WHERE r.relname = 'task_usage_hourly') AND EXISTS (
+        SELECT FROM unnest(:built_by_the_walk) AS i (name) WHERE to_regclass(format('public.%I', i.name)) IS NULL)
 ) AS r (name)
 WHERE NOT has_schema_privilege(r.name, 'public', 'CREATE')
 
@@ -129,7 +135,7 @@ JOIN (
     SELECT r.kind, r.whole, r.relowner AS owner, r.altered, r.relname = ANY (:hourly_tables) AS used FROM relations AS r
     WHERE r.relkind IN ('r', 'p') AND (r.altered OR r.relname = ANY (:hourly_tables))
     UNION ALL
-    SELECT f.kind, f.whole, f.proowner, f.altered, f.used FROM functions AS f
+    SELECT f.kind, f.whole, f.proowner, f.altered, f.used FROM functions AS f WHERE NOT f.overload
     UNION ALL
     -- A column of a table is one of its children's, too.
     SELECT 'table', format('%I.%I', n.nspname, c.relname), c.relowner, true, false
@@ -171,6 +177,8 @@ FROM (
     UNION ALL
     SELECT f.kind, f.whole, f.whole FROM functions AS f
     WHERE f.made AND NOT f.fits OR f.altered AND f.prokind <> 'f'
+        -- A call could come to mean it.
+        OR f.overload AND f.proowner NOT IN (SELECT t.oid FROM trusted AS t)
         OR f.proname IN (SELECT t.name FROM jsonb_to_recordset(:taken) AS t (kind text, name text) WHERE t.kind = 'function')
     UNION ALL
     SELECT 'trigger', format('%s on %s', t.tgname, r.relname), format('%I ON %s', t.tgname, r.whole)
@@ -202,6 +210,35 @@ SELECT format('rule %s on %s changes what is written there', w.rulename, r.relna
     format('DROP RULE %I ON %s', w.rulename, r.whole)
 FROM relations AS r JOIN pg_rewrite AS w ON w.ev_class = r.oid
 WHERE r.relname = ANY (:hourly_tables) AND w.rulename <> '_RETURN'
+
+-- name: emptied
+-- The way back to nothing looks whether the product's tables are empty, as the owner of task_usage; of the
+-- other tables row_security tells.
+SELECT format('row security would hide rows from role %s: %s', w.owner_name, string_agg(r.relname, ', ' ORDER BY r.relname))
+        AS message,
+    format('as a superuser, ALTER ROLE %I BYPASSRLS; or %s', w.owner_name, string_agg(format(
+        'ALTER TABLE %s DISABLE ROW LEVEL SECURITY', r.whole), '; ' ORDER BY r.relname)) AS hint
+FROM who AS w JOIN pg_roles AS o ON o.oid = w.owner AND NOT o.rolsuper AND NOT o.rolbypassrls
+CROSS JOIN relations AS r
+WHERE :empties AND r.relname IN ('user', 'workspace', 'project')
+    AND r.relrowsecurity AND (r.relforcerowsecurity OR NOT pg_has_role(w.owner, r.relowner, 'USAGE'))
+GROUP BY w.owner_name
+
+-- name: calls
+-- Functions of pg_catalog that everybody may call, unless somebody took that away.
+SELECT format('role %s may not call %s', r.name, string_agg(p.whole, ', ' ORDER BY p.whole)) AS message,
+    string_agg(format('GRANT EXECUTE ON FUNCTION pg_catalog.%s TO %I', p.whole, r.name), '; ' ORDER BY p.whole) AS hint
+FROM (SELECT role FROM who UNION SELECT owner_name FROM who) AS r (name)
+JOIN (
+    SELECT f.oid, format('%I(%s)', f.proname, oidvectortypes(f.proargtypes)) AS whole FROM pg_proc AS f
+    WHERE f.pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'pg_catalog')
+        AND f.proacl IS NOT NULL AND f.prokind IN ('f', 'w', 'a') AND f.proname IN (
+            'acldefault', 'aclexplode', 'clock_timestamp', 'current_setting', 'date_bin', 'date_trunc', 'gen_random_uuid',
+            'md5', 'pg_advisory_unlock', 'pg_backend_pid', 'pg_get_functiondef', 'pg_get_userbyid', 'pg_has_role',
+            'pg_sleep', 'pg_sleep_for', 'pg_try_advisory_lock', 'pg_try_advisory_xact_lock', 'row_security_active',
+            'set_config', 'statement_timestamp', 'to_regclass', 'to_regprocedure', 'unnest')
+) AS p ON NOT has_function_privilege(r.name, p.oid, 'EXECUTE')
+GROUP BY r.name
 
 -- name: keeping
 -- Only the owner of the database, or who is granted it, may make the schema to keep the legacy tables in.
@@ -247,3 +284,12 @@ SELECT format('trigger %s on %s calls %s() for what is rolled up, and may refuse
 FROM relations AS r JOIN pg_trigger AS t ON t.tgrelid = r.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'
 JOIN pg_proc AS p ON p.oid = t.tgfoid
 WHERE r.relname = ANY (:hourly_tables) AND p.proowner IN (SELECT u.oid FROM trusted AS u)
+UNION ALL
+-- It stops at the first row of a table, or with a column, that is gone here and not where it comes from.
+SELECT format('subscription %s stops where its publisher still has %s', s.subname,
+        string_agg(d.name || COALESCE('.' || NULLIF(d.part, ''), ''), ', ' ORDER BY d.name)),
+    format('upgrade the publisher first, or keep it still until then: ALTER SUBSCRIPTION %I DISABLE', s.subname)
+FROM pg_subscription AS s JOIN pg_subscription_rel AS t ON t.srsubid = s.oid
+JOIN relations AS r ON r.oid = t.srrelid
+JOIN jsonb_to_recordset(:gone) AS d (name text, part text) ON d.name = r.relname
+GROUP BY s.subname

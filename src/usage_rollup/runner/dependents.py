@@ -58,5 +58,11 @@ def drops(steps: Iterable[str], *, up: bool, keep_legacy: bool) -> list[Drop]:
     return found
 
 
+def relations_gone(steps: Iterable[str], *, up: bool) -> list[dict[str, str]]:
+    """Return the tables and columns that are not in schema public any more after `steps`, kept or not."""
+    found = drops(steps, up=up, keep_legacy=False)
+    return [{"name": drop.name, "part": drop.part} for drop in found if drop.kind in {"table", "column"}]
+
+
 def _legacy_triggers() -> Iterator[tuple[str, str]]:
     return ((table, name) for table, names in LEGACY.triggers.items() for name in names.split())

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 
 from .. import revisions
 from ..contract import BASELINE, HOURLY, LEGACY
@@ -44,6 +45,7 @@ class Function:
 
     name: str
     arguments: tuple[str, ...]
+    types: str
     defaults: int
     result: str
 
@@ -58,13 +60,16 @@ def _functions(text: str) -> Iterator[Function]:
     for name, arguments, result in _FUNCTION.findall(text):
         words = [argument.split() for argument in arguments.split(",") if argument.strip()]
         defaults = sum("DEFAULT" in argument for argument in words)
-        yield Function(name, tuple(argument[0] for argument in words), defaults, _canonical(result))
+        types = ", ".join(
+            _canonical(" ".join(takewhile(lambda word: word != "DEFAULT", a[1:]))) for a in words
+        )
+        yield Function(name, tuple(argument[0] for argument in words), types, defaults, _canonical(result))
 
 
 def _canonical(result: str) -> str:
     text = " ".join(result.replace("public.", "").split())
     text = re.sub(rf"\b({'|'.join(_TYPES)})\b", lambda found: _TYPES[found[0]], text)
-    return text.replace("( ", "(").replace(" )", ")").replace("TABLE (", "TABLE(")
+    return text.replace("( ", "(").replace(" )", ")").replace(" [", "[").replace("TABLE (", "TABLE(")
 
 
 @cache

@@ -85,6 +85,11 @@ def _take(sessions: Sequence[sa.Connection], key: int, patience_s: float, *, sha
         time.sleep(_POLL_INTERVAL_S)
 
 
+def may_be_taken(session: sa.Connection) -> bool:
+    """Say whether the role may call what takes a lock, and what gives it up."""
+    return bool(session.scalar(sa.text(_SQL["may_be_taken"])))
+
+
 def release(session: sa.Connection, key: int, *, shared: bool = False) -> None:
     """Give the session lock `key` back once."""
     _held_by(session)[key] -= 1

@@ -1,3 +1,7 @@
+-- name: may_be_taken
+SELECT has_function_privilege('pg_catalog.pg_try_advisory_lock(bigint)', 'EXECUTE')
+    AND has_function_privilege('pg_catalog.pg_advisory_unlock(bigint)', 'EXECUTE');
+
 -- name: in_script
 -- Ask again and again: pg_advisory_lock() has no deadline and deadlocks with CREATE INDEX CONCURRENTLY while it
 -- waits. Between two attempts no transaction is open, so no snapshot is held. Said is who holds it, after a few
