@@ -29,6 +29,18 @@ def end_sessions(database: Database) -> None:
     )
 
 
+def end_what_is_left(database: Database) -> None:
+    """End the sessions of a run that was killed, where the server has not noticed it by itself."""
+    wait_until(
+        lambda: (
+            not database.execute(
+                f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE {_OURS}"
+            )
+        ),
+        "no session of it is left",
+    )
+
+
 def end_every_session(database: Database, run: Popen[str]) -> None:
     """End every session the run opens, once it waits for a lock, until the run gives up."""
     waiting = f"{_OURS} AND wait_event_type = 'Lock'"
@@ -45,8 +57,8 @@ class Proxy:
     """Pass a database's traffic on, until a connection is cut.
 
     `lose_commit_after`: once a session has sent what this pattern finds, the server carries out its next
-    COMMIT, the reply is swallowed, and the client finds its connection closed. `commits_lost` counts them;
-    there are `most_commits_lost`.
+    COMMIT or ROLLBACK, the reply is swallowed, and the client finds its connection closed. `commits_lost`
+    counts them; there are `most_commits_lost`.
     """
 
     def __init__(self, database: Database) -> None:
@@ -94,7 +106,7 @@ class Proxy:
             sent = b""
             while data := passage.client.recv(65536):
                 sent += data
-                if data.endswith(b"COMMIT\0"):
+                if data.endswith((b"COMMIT\0", b"ROLLBACK\0")):
                     passage.swallows = self._loses(sent)
                     sent = b""
                 passage.server.sendall(data)
