@@ -147,7 +147,8 @@ def explain(
     `doing` says what was tried; `hint` is for want of PostgreSQL's own.
     """
     report = error.diag
-    message = report.message_primary or " ".join(str(error).split())
+    # Below its first line libpq guesses.
+    message = report.message_primary or str(error).partition("\n")[0]
     if error.sqlstate:
         message += f" (SQLSTATE {error.sqlstate})"
     if doing:

@@ -23,6 +23,7 @@ from tests.support.crashes import (
 )
 from tests.support.database import Database, MakeDatabase
 from tests.support.outages import end_every_session, end_sessions, proxy
+from tests.support.pgbouncer import pgbouncer
 from tests.support.processes import finish, read_until
 from tests.support.product import wait_until
 from tests.support.roles import MakeRole, give_everything_to
@@ -345,6 +346,15 @@ def test_walk_goes_on_with_the_sessions_that_the_role_may_have(
     assert committed_months(at_102) == months
 
 
+def test_walk_goes_on_with_the_sessions_that_a_pooler_has_left(at_102: Database) -> None:
+    months = write_history(at_102)
+    with pgbouncer(at_102.server, pool_mode="session", default_pool_size=3) as pool:
+        url = pool.url(at_102.name)
+        printed = finish(at_102.spawn("usage-rollup", "backfill", "--jobs", "5", DATABASE_URL=url))
+    assert printed.count("2 of 5 sessions walk: ") == 1
+    assert committed_months(at_102) == months
+
+
 # Commands that only look, and the tick
 
 
@@ -377,6 +387,71 @@ def test_command_prints_once_although_its_session_is_lost(
     # The labels; a tick's times differ.
     lines = [line[:14] for line in expected.stdout.splitlines()]
     assert [line[:14] for line in printed.splitlines() if line[:14] in lines] == lines
+
+
+@pytest.mark.parametrize("command", [("current",), ("history", "-i")])
+def test_command_that_lost_its_session_after_it_printed_prints_no_more(
+    head: Database, command: tuple[str, ...]
+) -> None:
+    expected = head.run("alembic", *command)
+    with proxy(head) as way:
+        way.lose_commit_after, way.most_commits_lost = re.compile(rb"FROM public.alembic_version"), 1
+        run = head.spawn("alembic", *command, DATABASE_URL=way.url)
+        printed = finish(run)
+        assert way.commits_lost == 1
+    survived(printed)
+    assert [line for line in printed.splitlines() if line in expected.stdout.splitlines()] == (
+        expected.stdout.splitlines()
+    )
+
+
+def test_check_that_lost_its_session_while_it_compared_tells_each_difference_once(head: Database) -> None:
+    # Of one missing table it is sure; of the other it asks the ledger, whether a later release is installed.
+    missing = {"task_usage_hourly": "elsewhere", "task_usage_hourly_backfill": "elsewhere_too"}
+    for name, other in missing.items():
+        head.execute(f"ALTER TABLE {name} RENAME TO {other}")
+    with head.connect() as obstacle:
+        obstacle.execute("LOCK TABLE schema_migrations IN ACCESS EXCLUSIVE MODE")
+        run = head.spawn("alembic", "check")
+        wait_until(lambda: head.execute(WAITING) or run.poll() is not None, "it waits")
+        assert run.poll() is None, run.communicate()
+        terminate(head)
+    printed = finish(run, 255)
+    survived(printed)
+    assert printed.splitlines()[-1].count("('add_table', Table('task_usage_hourly',") == 1
+    for name, other in missing.items():
+        head.execute(f"ALTER TABLE {other} RENAME TO {name}")
+
+
+def test_tick_is_not_in_the_way_of_itself(at_102: Database) -> None:
+    with proxy(at_102) as way:
+        with at_102.connect() as obstacle:
+            obstacle.execute("SELECT FROM task_usage_hourly_rollup_state FOR UPDATE")
+            run = at_102.spawn("usage-rollup", "tick", DATABASE_URL=way.url)
+            before = wait_until_blocked(at_102)
+            # In the server it goes on, and holds 4246.
+            way.cut_clients()
+            read_until(run, OPEN_AGAIN)
+            assert is_gone(at_102, before)
+            wait_until_blocked(at_102)
+        finish(run)
+
+
+# A server that comes back as another
+
+
+def test_server_that_comes_back_in_recovery_is_waited_for_until_it_is_promoted(
+    database: Database, undisturbed: dict[str, Any]
+) -> None:
+    with blocked_at(database, history_months(database)[2]):
+        run = database.spawn("alembic", "upgrade", "head")
+        wait_until_blocked(database)
+        database.server.restart(standby=True)
+    wait_until(lambda: runners(database) == 1, "the run has a session on the standby")
+    assert database.value("SELECT pg_is_in_recovery()")
+    assert database.value("SELECT pg_promote()")
+    survived(finish(run))
+    assert final_state(database) == undisturbed
 
 
 # Giving up

@@ -490,7 +490,7 @@ ALTER TABLE task_usage_hourly ADD COLUMN region text NOT NULL DEFAULT 'eu';
 ALTER TABLE task_usage_hourly ALTER COLUMN region DROP DEFAULT;
 
 -- name: hourly_table_lacks_a_column
--- on: hourly
+-- on: hourly not_later
 ALTER TABLE task_usage_hourly DROP COLUMN task_count;
 
 -- name: hourly_table_has_no_key
@@ -543,7 +543,7 @@ DROP FUNCTION rollup_task_usage_hourly_window(timestamptz, timestamptz);
 CREATE PROCEDURE rollup_task_usage_hourly_window(p_from timestamptz, p_to timestamptz) LANGUAGE sql AS $$ $$;
 
 -- name: pipeline_is_missing
--- on: ours
+-- on: ours not_later
 DROP FUNCTION rollup_task_usage_hourly();
 
 -- name: private_queue_is_missing

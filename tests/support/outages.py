@@ -45,8 +45,8 @@ class Proxy:
     """Pass a database's traffic on, until a connection is cut.
 
     `lose_commit_after`: once a session has sent what this pattern finds, the server carries out its next
-    COMMIT, the reply is swallowed, and the client finds its connection closed. `commits_lost` counts them;
-    there are `most_commits_lost`.
+    COMMIT or ROLLBACK, the reply is swallowed, and the client finds its connection closed. `commits_lost`
+    counts them; there are `most_commits_lost`.
     """
 
     def __init__(self, database: Database) -> None:
@@ -94,7 +94,7 @@ class Proxy:
             sent = b""
             while data := passage.client.recv(65536):
                 sent += data
-                if data.endswith(b"COMMIT\0"):
+                if data.endswith((b"COMMIT\0", b"ROLLBACK\0")):
                     passage.swallows = self._loses(sent)
                     sent = b""
                 passage.server.sendall(data)

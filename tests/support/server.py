@@ -151,7 +151,7 @@ class Server:
         """Refuse: this server belongs to somebody else."""
         raise RuntimeError(f"the server of TEST_DATABASE_URL is not ours to stop ({mode})")
 
-    def restart(self) -> None:
+    def restart(self, *, standby: bool = False) -> None:
         """Refuse: this server belongs to somebody else."""
         raise RuntimeError("the server of TEST_DATABASE_URL is not ours to restart")
 
@@ -224,9 +224,14 @@ class ThrowAwayServer(Server):
             self._process.wait()
         self._process = None
 
-    def restart(self) -> None:
-        """Start the server again on its directory and port, stopping it first where it runs."""
+    def restart(self, *, standby: bool = False) -> None:
+        """Start the server again on its directory and port, stopping it first where it runs.
+
+        As a `standby` it stays in recovery, with nobody to follow, until it is promoted.
+        """
         self.stop()
+        if standby:
+            (self._directory / "data" / "standby.signal").touch()
         self._start(int(self._port))
 
     @property

@@ -69,8 +69,8 @@ BEGIN
         UPDATE public.task_usage_hourly_rollup_state SET watermark_at = GREATEST(watermark_at, p_horizon)
         WHERE id = 1;
         PERFORM public.rollup_task_usage_hourly_build_indexes();
-    -- A long walk into an empty table, which no dashboard reads: the last slice builds its indexes.
-    ELSIF NOT EXISTS (SELECT FROM public.task_usage_hourly)
+    -- A long walk into an empty table, which no dashboard reads: the last slice builds its indexes, if it may.
+    ELSIF NOT EXISTS (SELECT FROM public.task_usage_hourly) AND has_schema_privilege('public', 'CREATE')
         AND (SELECT SUM(b.usage_rows) > p_rows FROM public.task_usage_hourly_backfill b)
     THEN
         PERFORM set_config('lock_timeout', '500ms', true);

@@ -88,9 +88,9 @@ def backfill_before_103(session: sa.Connection, options: Options) -> Backfill:
         result = _skip(WATERMARK_WITHIN_THRESHOLD)
     else:
         result = _walk_history(session, options, state)
-    result = dataclasses.replace(result, repaired_hours=repair(session, options))
+    repaired = repair(session, options)
     _look_for_losses(session)
-    return result
+    return dataclasses.replace(result, repaired_hours=repaired)
 
 
 @dataclass(frozen=True)
@@ -190,13 +190,7 @@ def repair(session: sa.Connection, options: Options) -> int:
 
 def require_equal(session: sa.Connection, since: datetime | None = None) -> None:
     """Compare the hours from `since` on, or all; raise BackfillRefused when one differs from raw usage."""
-    differing = session.scalar(
-        sa.text(
-            "SELECT COUNT(*) FROM public.task_usage_hourly_differences("
-            "COALESCE(CAST(:since AS timestamptz), '-infinity'), timestamptz 'infinity', false)"
-        ),
-        {"since": since},
-    )
+    differing = session.scalar(sa.text(_DIFFERING), {"since": since})
     if differing:
         raise BackfillRefused(
             f"{differing} hours of the hourly rollup still differ from raw usage after they were recomputed",
@@ -230,6 +224,11 @@ SELECT NOT EXISTS (SELECT FROM public.task_usage) AS empty,
     public.task_usage_hourly_rollup_lag_seconds() AS lag_s,
     watermark_at > clock_timestamp() AS future, watermark_at::text AS watermark
 FROM public.task_usage_hourly_rollup_state WHERE id = 1
+"""
+
+_DIFFERING = """
+SELECT COUNT(*) FROM public.task_usage_hourly_differences(
+    COALESCE(CAST(:since AS timestamptz), '-infinity'), timestamptz 'infinity', false)
 """
 
 _WITHOUT_STATISTICS = """

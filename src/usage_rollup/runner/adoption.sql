@@ -238,6 +238,19 @@ WITH seen AS (
         v_version, :pipeline_stem, :pipeline), 'put it back: `alembic downgrade 100`, then `alembic upgrade head`'
     FROM facts f WHERE f.half_undone
     UNION ALL
+    SELECT 'upgrade', 9, format('the hourly rollup is not whole at %s: missing %s', t.revision,
+        string_agg(o, ', ' ORDER BY o)), CASE WHEN f.ours
+            THEN 'put it back: `alembic downgrade 100`, then `alembic upgrade head`'
+            ELSE 'restore what is named above from a backup, or as ' || (
+                SELECT s.stem FROM steps s WHERE s.revision = '101') || ' made it' END
+    FROM facts f, start t, unnest(f.hourly) AS o
+    WHERE t.revision >= '102' AND COALESCE(f.newest, :head_stem) <= :head_stem COLLATE "C"
+        AND o <> ALL (f.objects || :built_by_the_walk)
+        -- Before 103 its guard speaks of tables.
+        AND (t.revision = :head OR NOT EXISTS (
+            SELECT FROM unnest(f.hourly) AS h WHERE h LIKE 'table %' AND h <> ALL (f.objects)))
+    GROUP BY t.revision, f.ours
+    UNION ALL
     SELECT 'downgrade', 2, format('refusing to downgrade: the product''s own runner has gone on to %s, and its later'
         ' steps stand on this schema', f.newest),
         'to go back, restore a backup taken before the upgrade; to stay, alembic upgrade head'

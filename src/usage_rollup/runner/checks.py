@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext, RevisionStep
 
-from ..contract import LEGACY
+from ..contract import BUILT_BY_THE_WALK, LEGACY
 from ..errors import AdoptionRefused, DowngradeRefused, Refusal, UnsuitableDatabase
 from ..queries import array, beside, filled, literal
 from ..session import suitability
@@ -198,6 +198,8 @@ def _gaps(course: Course) -> dict[str, str]:
         "writes": _boolean(course.writes),
         "up": _boolean(up),
         "creates": _boolean(bool(_CREATING[up] & {*steps})),
+        "backfills": _boolean(up and "103" in steps),
+        "built_by_the_walk": array(BUILT_BY_THE_WALK.split()),
         "empties": _boolean(not up and "097" in steps),
         "keeps": _boolean(up and "103" in steps and keep is True),
         "unschedules": _boolean((up and "103" in steps) or (not up and "102" in steps)),

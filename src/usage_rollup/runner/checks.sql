@@ -114,6 +114,11 @@ FROM (
     WHERE :writes AND pg_has_role(w.me, w.owner, 'USAGE') AND :version_table NOT IN (SELECT r.relname FROM relations AS r)
     UNION
     SELECT w.owner_name FROM who AS w WHERE :creates
+    UNION
+    -- The hook builds what an unfinished walk has dropped.
+    SELECT w.role FROM who AS w
+    WHERE :backfills AND EXISTS (SELECT FROM relations AS r WHERE r.relname = 'task_usage_hourly') AND EXISTS (
+        SELECT FROM unnest(:built_by_the_walk) AS i (name) WHERE to_regclass(format('public.%I', i.name)) IS NULL)
 ) AS r (name)
 WHERE NOT has_schema_privilege(r.name, 'public', 'CREATE')
 
