@@ -93,7 +93,6 @@ def find(
     if command == "downgrade":
         steps = tuple(plan(standing.version))
         if "097" in steps and not refusals:
-            # It reads rows, which a policy makes an error.
             hidden = _ask(session, Course(command, steps), "row_security", "emptied")
             refusals = hidden or adoption.look(session, to_nothing=True).refused("base")
         # Nothing to undo is nothing to refuse; and where a way back must not be begun no step matters.
