@@ -22,7 +22,7 @@ from tests.support.go_runner import (
     taken_by_go_to,
     unrecord,
 )
-from tests.support.outages import end_sessions
+from tests.support.outages import end_what_is_left
 from tests.support.processes import finish
 from tests.support.product import event, small_world, wait_until
 from tests.support.server import Server
@@ -199,7 +199,7 @@ def test_the_missing_stem_and_the_version_are_recorded_together(make_database: M
         wait_until(lambda: waits_at(crashed, at_the_ledger), "the adoption at the ledger")
         runner.kill()
         finish(runner, -signal.SIGKILL)
-        end_sessions(crashed)
+        end_what_is_left(crashed)
     assert crashed.revision is None
     assert crashed.ledger == ledger
     crashed.upgrade()

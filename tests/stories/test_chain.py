@@ -13,7 +13,7 @@ from alembic.script import Script, ScriptDirectory
 
 from tests.support.crashes import Boundary, stopped_at, waits_at
 from tests.support.database import ROOT, Database, MakeDatabase
-from tests.support.outages import end_sessions
+from tests.support.outages import end_what_is_left
 from tests.support.processes import finish
 from tests.support.product import event, small_world, upsert_usage, usage, wait_until
 from tests.support.roles import MakeRole, give_everything_to, owners
@@ -249,7 +249,7 @@ def test_version_row_ledger_stem_and_step_commit_together(make_database: MakeDat
         # First the runner, which would begin the step again in another session.
         runner.kill()
         finish(runner, -signal.SIGKILL)
-        end_sessions(database)
+        end_what_is_left(database)
     assert database.catalog() == before
     assert database.revision != revision
 
@@ -269,7 +269,7 @@ def test_a_step_killed_while_it_waits_for_its_table_leaves_nothing_behind(
         wait_until(lambda: migrating_backend(database, "agent_runtime"), "104 waiting for its lock")
         runner.kill()
         finish(runner, -signal.SIGKILL)
-        end_sessions(database)
+        end_what_is_left(database)
     assert database.catalog() == before
 
     database.upgrade()

@@ -29,6 +29,18 @@ def end_sessions(database: Database) -> None:
     )
 
 
+def end_what_is_left(database: Database) -> None:
+    """End the sessions of a run that was killed, where the server has not noticed it by itself."""
+    wait_until(
+        lambda: (
+            not database.execute(
+                f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE {_OURS}"
+            )
+        ),
+        "no session of it is left",
+    )
+
+
 def end_every_session(database: Database, run: Popen[str]) -> None:
     """End every session the run opens, once it waits for a lock, until the run gives up."""
     waiting = f"{_OURS} AND wait_event_type = 'Lock'"
