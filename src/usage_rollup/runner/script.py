@@ -22,6 +22,7 @@ from ..session import advisory_lock, pinned
 from ..session.connection import MINIMUM_VERSION
 from ..session.options import Options
 from . import adoption, checks, ledger, table_locks
+from .course import Course
 from .hooks import Hook, Work, before_upgrade
 
 _SQL = beside(__file__)
@@ -61,7 +62,7 @@ def with_script(work: Work, options: Options) -> Work:
             _begin(
                 start,
                 target,
-                checks.Course(command, taken, options.keep_legacy, version_table=options.version_table),
+                Course(command, taken, options.keep_legacy, version_table=options.version_table),
             )
         )
         for text, step in zip(before, steps, strict=True):
@@ -120,7 +121,7 @@ def _session(options: Options) -> str:
     return f"{text};"
 
 
-def _begin(start: str, target: str, course: checks.Course) -> str:
+def _begin(start: str, target: str, course: Course) -> str:
     """Return a transaction that fails unless the database stands at revision `start`, and adopts it there.
 
     What the runner refuses for `course`, which goes to `target`, is refused in the same words.
