@@ -130,14 +130,15 @@ def _upgrade(rng: Random, to: str) -> Step:
     return Step(("./entrypoint.sh", "migrate"), to) if to == HEAD else Step(("alembic", "upgrade", to), to)
 
 
-def _backfill(rng: Random) -> Step:
-    options = rng.choice(((), (), ("--jobs", "3"), ("--sleep-between-slices", "200ms"), ("--repair",)))
+def _backfill(rng: Random, *other: str) -> Step:
+    """Backfill one way or another; where the history is rolled up, `other` is one more."""
+    options = rng.choice(((), (), ("--jobs", "3"), ("--sleep-between-slices", "200ms"), other))
     return Step(("usage-rollup", "backfill", *options))
 
 
 def _at_work(rng: Random) -> Step:
     command = rng.choice(("verify", "backfill", "check", "status", "preflight", "tick"))
-    return _backfill(rng) if command == "backfill" else Step(("usage-rollup", command))
+    return _backfill(rng, "--repair") if command == "backfill" else Step(("usage-rollup", command))
 
 
 def _faults(rng: Random, possible: frozenset[str]) -> tuple[Fault, ...]:
