@@ -30,6 +30,8 @@ MINIMUM_VERSION = 15
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
 LAST_ATTEMPT_S = 0.1
+# Silence for so short a time says less than what the attempt before was told.
+SHORT_ATTEMPT_S = 1.0
 
 
 def startup_timeout_s() -> float:
@@ -53,9 +55,11 @@ def connect(
     started = time.monotonic()
     guard: list[str] = []
     told = ""
+    before: attempt.Failed | None = None
     longest_s = FIRST_PAUSE_S
     while True:
         left_s = timeout_s - (time.monotonic() - started) if timeout_s else math.inf
+        is_short = left_s < SHORT_ATTEMPT_S
         try:
             return _open(params, guard, left_s, settings or {})
         except _CutShort as cut:
@@ -64,6 +68,9 @@ def connect(
             # What was refused together with a guard may be the guard.
             failed = attempt.Failed(error.reason) if guard else error
             again, guard = False, []
+        if before and is_short and not failed.answered:
+            failed = before
+        before = failed
         waited_s = time.monotonic() - started
         left_s = timeout_s - waited_s
         if again and (not timeout_s or left_s > 0):

@@ -112,7 +112,7 @@ def judge(ours: Client, connect: Callable[[], Client]) -> None:
 
 def _judge(ours: Client, connect: Callable[[], Client], probes: list[Client]) -> None:
     """Raise Lent, or return; `probes` is for the caller to close."""
-    idle, processes = [ours], {_process_in_a_transaction(ours)}
+    idle, processes = [ours], {_process_in_a_transaction(ours, connect)}
     for _ in range(PROBES):
         before = max(map(float, _asked_at(idle, processes).values()))
         try:
@@ -146,20 +146,41 @@ def _judge(ours: Client, connect: Callable[[], Client], probes: list[Client]) ->
     )
 
 
-def _process_in_a_transaction(ours: Client) -> str:
-    """Return which process serves a client, where it may begin a transaction at all."""
+def _process_in_a_transaction(ours: Client, connect: Callable[[], Client]) -> str:
+    """Return which process serves a client, where it may begin a transaction at all.
+
+    PgBouncer has one SQLSTATE for a mode without transactions and for a server or pooler that is going, so
+    another client has to meet it as well. Raises psycopg.OperationalError for what is going.
+    """
     try:
-        rows = ours.ask(SQL["transaction"])
-        if rows is not None:
-            ours.ask("COMMIT")
+        rows = _in_a_transaction(ours)
     except psycopg.OperationalError as error:
-        raise UnsuitableDatabase(
-            f"this connection goes through a pooler that refuses transactions: {explain(error).message}",
-            hint=DIRECT,
-        ) from error
+        if error.sqlstate is not None and _meets(error.sqlstate, connect()):
+            raise UnsuitableDatabase(
+                f"this connection goes through a pooler that refuses transactions: {explain(error).message}",
+                hint=DIRECT,
+            ) from error
+        raise
     if rows is None:
         raise _unjudged("it gives no session for now")
     return str(rows[0][0])
+
+
+def _meets(sqlstate: str, probe: Client) -> bool:
+    try:
+        _in_a_transaction(probe)
+    except psycopg.OperationalError as error:
+        return error.sqlstate == sqlstate
+    finally:
+        probe.close()
+    return False
+
+
+def _in_a_transaction(client: Client) -> list[Row] | None:
+    rows = client.ask(SQL["transaction"])
+    if rows is not None:
+        client.ask("COMMIT")
+    return rows
 
 
 def _asked_at(idle: list[Client], processes: set[str]) -> dict[str, str]:
