@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.database import ROOT, Database
+from tests.support.processes import finish, read_until
 from tests.support.product import event, small_world
 from usage_rollup import errors
 
@@ -217,6 +218,37 @@ def test_detail_and_hint_are_shown(v034: Database, project: Path) -> None:
         "DETAIL: Measured: 7.",
         "HINT: Type this.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("state", "hint"), [("57014", errors.AGAIN), ("53100", f"make room on the server, then {errors.AGAIN}")]
+)
+def test_what_is_no_fault_of_the_statement_has_a_hint(
+    v034: Database, project: Path, state: str, hint: str
+) -> None:
+    break_101(project, f"DO $$ BEGIN RAISE EXCEPTION 'stopped' USING ERRCODE = '{state}'; END $$;")
+    assert refused_in_101(v034, project) == [
+        f"101_task_usage_hourly_schema.up.sql: stopped (SQLSTATE {state})",
+        f"HINT: {hint}",
+    ]
+    v034.upgrade()
+
+
+def test_statement_that_somebody_cancels_says_to_begin_again(v034: Database) -> None:
+    reader = v034.connect()
+    reader.execute("SELECT FROM task_usage_daily")
+    process = v034.spawn("alembic", "upgrade", "head")
+    said = read_until(process, "waiting for table locks")
+    assert v034.execute(
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid NOT IN (pg_backend_pid(), %s)",
+        reader.pid,
+    ) == [(True,)]
+    said += finish(process, 255)
+    assert failed(said)[0].endswith("(SQLSTATE 57014)")
+    assert failed(said)[-1] == f"HINT: {errors.AGAIN}"
+    reader.rollback()
+    v034.upgrade()
 
 
 def test_broken_constraint_shows_the_row(v034: Database, project: Path) -> None:

@@ -122,6 +122,7 @@ ANSWERS = [
     ("usage-rollup", "preflight"),
     ("usage-rollup", "backfill", "--dry-run"),
     ("usage-rollup", "--help"),
+    (sys.executable, "-m", "usage_rollup.revisions"),
     ("alembic", "current"),
     ("alembic", "upgrade", "101:head", "--sql"),
 ]

@@ -29,6 +29,11 @@ REFUSED = 1
 USAGE = 2
 TRY_AGAIN = 75  # sysexits.h EX_TEMPFAIL
 
+AGAIN = "run the same command again; what was committed stays"
+
+# By class of SQLSTATE: the server had no room, or somebody stopped the statement.
+_HINTS = {"53": f"make room on the server, then {AGAIN}", "57": AGAIN}
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -144,7 +149,8 @@ def explain(
 ) -> Refusal:
     """Return PostgreSQL's report: message and SQLSTATE, detail, hint and, where known, the place in `sql`.
 
-    `doing` says what was tried; `hint` is for want of PostgreSQL's own.
+    `doing` says what was tried; `hint` is for want of PostgreSQL's own, and for want of both there is one for
+    what is no fault of the statement.
     """
     report = error.diag
     # Below its first line libpq guesses.
@@ -157,7 +163,8 @@ def explain(
     if sql is not None and report.statement_position:
         place = _place(sql, int(report.statement_position) - 1)
     facts = {"sqlstate": error.sqlstate} if error.sqlstate else {}
-    return Refusal(message, report.message_detail, report.message_hint or hint, place, facts)
+    hint = report.message_hint or hint or _HINTS.get((error.sqlstate or "")[:2])
+    return Refusal(message, report.message_detail, hint, place, facts)
 
 
 def _place(sql: str, offset: int) -> str:

@@ -95,7 +95,7 @@ def configure_alembic(config: Config) -> None:
 def require_answer() -> None:
     """Exit with 1, and a sentence in the log, where the answer could not be written to standard output."""
     if why := streams.unwritten():
-        log.error("the answer could not be written to standard output: %s", why)
+        log.error("%s", why)
         sys.exit(REFUSED)
 
 

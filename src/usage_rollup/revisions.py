@@ -10,6 +10,7 @@ from pathlib import Path
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
+from . import streams
 from .errors import ConfigurationError
 
 
@@ -59,4 +60,6 @@ def sql(revision: str, direction: str = "up") -> str:
 
 
 if __name__ == "__main__":
+    streams.guard()
     sys.stdout.write(f"{ini()}\n")
+    sys.exit(streams.unwritten())

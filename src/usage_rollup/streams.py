@@ -93,11 +93,14 @@ def print_instead_on_error() -> None:
 
 
 def unwritten() -> str | None:
-    """Say why something that was printed on standard output could not be written; None when all was."""
+    """Say that something printed on standard output could not be written, and why; None when all was."""
     if sys.stdout is not None:
         sys.stdout.flush()
     sink = _sink(sys.stdout)
-    return None if sink is None or sink.error is None else os.strerror(sink.error.errno or EBADF)
+    if sink is None or sink.error is None:
+        return None
+    why = os.strerror(sink.error.errno or EBADF)
+    return f"the answer could not be written to standard output: {why}"
 
 
 def _guarded(stream: TextIO | None, number: int, patience_s: float | None) -> TextIO:

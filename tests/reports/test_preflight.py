@@ -19,6 +19,7 @@ from tests.support.v034 import build_v034
 from tests.support.walks import advisory_locks, write_history
 from usage_rollup import revisions
 from usage_rollup.contract import STEMS
+from usage_rollup.errors import REFUSED, TRY_AGAIN
 from usage_rollup.reports.preflight import Preflight, preflight
 from usage_rollup.session.options import Options
 
@@ -328,8 +329,49 @@ def test_a_locked_table_is_noted_and_not_waited_for(v034: Database) -> None:
     other.execute("LOCK TABLE task_usage")
     found = look(v034)
     assert not found.goes_through
-    assert all("lock timeout" in what for what in found.not_seen)
+    assert len(found.not_seen) == 1
     assert "in the way" in found.in_the_way[0]
+
+
+@pytest.mark.parametrize(
+    ("point", "table"),
+    [
+        ("102", "alembic_version"),
+        ("v034", "schema_migrations"),
+        ("v034", "task_usage"),
+        ("102", "task_usage"),
+    ],
+)
+def test_who_holds_a_lock_that_hides_something_is_named_once_and_it_may_pass(
+    make_database: MakeDatabase, point: str, table: str
+) -> None:
+    database = make_database(point)
+    holder = database.connect(application_name="in the way")
+    holder.execute(f"LOCK TABLE {table}".encode())
+    shown = database.usage_rollup("preflight", LOCK_TIMEOUT="1s")
+    assert shown.returncode == TRY_AGAIN
+    (line,) = [line for line in shown.stdout.splitlines() if line.startswith("not seen: ")]
+    assert (
+        f": {table} was not free in time: another session holds a lock that this needs; in the way: " in line
+    )
+    assert f"in the way: pid {holder.pid} (postgres, in the way, idle in transaction since " in line
+    assert f"SELECT pg_terminate_backend({holder.pid})" in line
+    told = json.loads(database.usage_rollup("preflight", "--json").stdout)
+    assert (told["goes_through"], told["status"], told["only_locks"]) == (False, TRY_AGAIN, True)
+    assert len(told["not_seen"]) == 1
+    upgrade = database.alembic("-x", "lock-timeout=1s", "upgrade", "head")
+    assert (upgrade.returncode, f"pid {holder.pid} " in upgrade.stdout) == (TRY_AGAIN, True)
+
+
+def test_a_lock_that_outlasts_the_patience_may_pass_by_itself_and_another_reason_may_not(
+    v034: Database,
+) -> None:
+    v034.connect().execute("LOCK TABLE task_usage")
+    assert v034.usage_rollup("preflight", LOCK_TIMEOUT="0").returncode == TRY_AGAIN
+    v034.execute("CREATE TABLE task_usage_hourly ()")
+    for patience in ("0", "1m"):
+        refused = v034.usage_rollup("preflight", "--json", LOCK_TIMEOUT=patience)
+        assert (refused.returncode, json.loads(refused.stdout)["status"]) == (REFUSED, REFUSED)
 
 
 # ---------------------------------------------------------------------------------------------

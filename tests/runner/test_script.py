@@ -170,7 +170,7 @@ def test_script_is_refused_several_jobs(v034: Database) -> None:
 def test_bad_option_writes_no_script(v034: Database) -> None:
     made = v034.run("alembic", "-x", "keep-legacy=perhaps", "upgrade", "097:head", "--sql")
     assert made.returncode != 0
-    assert "no such option" in made.stdout
+    assert "-x keep-legacy is not true or false: 'perhaps'" in made.stdout
     assert "BEGIN" not in made.stdout
 
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import REFUSED
+from ..errors import REFUSED, TRY_AGAIN
 from ..reports import preflight as flight
 from ..reports.place import Step
 from ..session.options import read as read_options
@@ -18,14 +18,15 @@ from .output import Fact, JsonOption, console, count, duration, show_facts, size
 
 
 def preflight(as_json: JsonOption = False) -> None:
-    """Tell what `alembic upgrade head` would do to this database; exit 1 when it would be refused."""
+    """Tell what `alembic upgrade head` would do to this database; exit 1 when refused, 75 for locks alone."""
     options = read_options()
     found = in_session(lambda session: flight.preflight(session, options), options)
+    status = 0 if found.goes_through else TRY_AGAIN if found.only_locks else REFUSED
     if as_json:
-        write_json({"goes_through": found.goes_through, **dataclasses.asdict(found)})
+        write_json({"goes_through": found.goes_through, "status": status, **dataclasses.asdict(found)})
     else:
         _show(console(), found)
-    raise typer.Exit(0 if found.goes_through else REFUSED)
+    raise typer.Exit(status)
 
 
 def _show(out: Console, found: flight.Preflight) -> None:

@@ -25,16 +25,13 @@ from ..runner import checks, table_locks
 from ..session import advisory_lock, blockers
 from ..session.connection import snapshot
 from ..session.options import Options
-from . import estimate, forecast_103, odd_usage, place, trigger_rights
+from . import estimate, forecast_103, hidden, odd_usage, place, trigger_rights
 
 _SQL = beside(__file__)
 
 _HOLDERS = filled(_SQL["holders"], conflicts=blockers.CONFLICTS)
 
 T = TypeVar("T")
-
-# Forbidden, read-only, a standby, locked by somebody, or not as the product makes it: noted, never fatal.
-_UNSEEN = {"42501", "25006", "0A000", "55P03", "42P01", "42703", "42883"}
 
 
 @dataclass(frozen=True)
@@ -50,10 +47,14 @@ class Server:
 
 @dataclass
 class Preflight:
-    """The answer: reasons for refusal, then facts. None is what was not asked, or not seen."""
+    """The answer: reasons for refusal, then facts. None is what was not asked, or not seen.
+
+    `only_locks`: nothing but locks of other sessions keeps the upgrade from going through.
+    """
 
     refusals: list[Refusal] = field(default_factory=list)
     not_seen: list[str] = field(default_factory=list)
+    only_locks: bool = False
     doubts: list[Refusal] = field(default_factory=list)
     in_the_way: list[str] = field(default_factory=list)
     server: Server | None = None
@@ -88,7 +89,10 @@ def preflight(session: sa.Connection, options: Options) -> Preflight:
     with snapshot(session):
         session.exec_driver_sql("SET LOCAL lock_timeout = '500ms'")
         look.around()
-    return look.found
+    found = look.found
+    found.not_seen = look.hidden.lines()
+    found.only_locks = not found.goes_through and look.hidden.only_locks(found.refusals)
+    return found
 
 
 class _Look:
@@ -100,6 +104,7 @@ class _Look:
         self.found = Preflight()
         self.reading: Reading | None = None
         self.not_lent: Refusal | None = None
+        self.hidden = hidden.Hidden()
         self.in_snapshot = False
         # As the upgrade does: reasons that only the data tells count where the catalog is against nothing.
         self.reads_data = True
@@ -115,7 +120,10 @@ class _Look:
         except DBAPIError as error:
             if not isinstance(error.orig, psycopg.Error):
                 raise
-            self.not_lent = explain(error.orig)
+            if error.orig.sqlstate == hidden.LOCKED:
+                self.hidden.note(self.session, "what reads usage", error.orig)
+            else:
+                self.not_lent = explain(error.orig)
 
     def around(self) -> None:
         """Ask everything: what is quick first, because it is about this moment."""
@@ -161,9 +169,9 @@ class _Look:
         except DBAPIError as error:
             if not isinstance(error.orig, psycopg.Error):
                 raise
-            if self.reads_data and error.orig.sqlstate not in _UNSEEN:
+            if self.reads_data and error.orig.sqlstate not in hidden.NOTED:
                 raise
-            self.found.not_seen.append(f"{what}: {explain(error.orig).message}")
+            self.hidden.note(self.session, what, error.orig)
         return otherwise
 
     def server(self) -> Server:
@@ -199,6 +207,7 @@ class _Look:
                     Refusal(
                         f"{holder.what} would not be free within {patience_s:.0f} s: held by {who}",
                         hint=who.hint,
+                        facts={"sqlstate": hidden.LOCKED},
                     )
                 )
             else:

@@ -68,20 +68,21 @@ def lock_busy(session: sa.Connection, error: psycopg.errors.LockNotAvailable) ->
     statement may have waited for, and is left outside a transaction. SQL of ours that raises the same says
     by itself who is in the way.
     """
-    report = error.diag
+    if not error.diag.message_hint:
+        session.rollback()
+    return LockBusy(lock_wait(session, error))
+
+
+def lock_wait(session: sa.Connection, error: psycopg.errors.LockNotAvailable) -> Refusal:
+    """Say what lock_busy() says, in the caller's transaction, which has outlived the statement."""
+    facts, report = {"sqlstate": error.sqlstate}, error.diag
     if report.message_hint:
-        return LockBusy(report.message_primary or "", detail=report.message_detail, hint=report.message_hint)
-    session.rollback()
+        return Refusal(report.message_primary or "", report.message_detail, report.message_hint, facts=facts)
+    # Who was there earlier in the transaction may have gone, and others come.
+    session.execute(sa.text("SELECT pg_stat_clear_snapshot()"))
     message: str = session.scalar(sa.text(_LOCK_WAIT_MESSAGE))
     blockers = _read(session, "lock_wait")
-    return LockBusy(
-        Refusal(
-            message,
-            f"in the way: {blockers.who}",
-            f"{blockers.hint}; then begin again",
-            facts={"sqlstate": error.sqlstate},
-        )
-    )
+    return Refusal(message, f"in the way: {blockers.who}", f"{blockers.hint}; then begin again", facts=facts)
 
 
 def in_script(again: str) -> str:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from ..errors import SessionLost, StatementFailed
+from ..errors import AGAIN, SessionLost, StatementFailed
 from . import blockers, pinned, signals
 from .database_url import conninfo_from_environment
 from .opening import DEFAULT_STARTUP_TIMEOUT_S, MINIMUM_VERSION, connect, startup_timeout_s
@@ -96,7 +96,7 @@ def _tell_loss(context: sa.engine.ExceptionContext) -> None:
     unsaid = context.connection is None and isinstance(error, psycopg.OperationalError) and not error.sqlstate
     if context.is_disconnect or fatal or unsaid:
         context.is_disconnect = True
-        raise SessionLost.of(error, hint="run the same command again; what was committed stays") from error
+        raise SessionLost.of(error, hint=AGAIN) from error
 
 
 @contextmanager

@@ -67,13 +67,17 @@ class Options:
         return settings
 
 
-# What each may be, as a pattern and as a message shows it. Its variable is the name in capitals.
+# What each may be: as a pattern, as a message shows it, in words. Its variable is the name in capitals.
 KNOWN = {
-    "keep-legacy": ("true|false", "true|false"),
-    "jobs": ("[1-9][0-9]?", "1..99"),
-    "sleep-between-slices": (DURATION, "2s"),
-    "lock-timeout": (DURATION, "30s"),
-    "version-table": ("[a-z_][a-z0-9_]{0,50}", "usage_rollup_version"),
+    "keep-legacy": ("true|false", "true|false", "true or false"),
+    "jobs": ("[1-9][0-9]?", "1..99", "1..99"),
+    "sleep-between-slices": (DURATION, "2s", "a duration"),
+    "lock-timeout": (DURATION, "30s", "a duration"),
+    "version-table": (
+        "[a-z_][a-z0-9_]{0,50}",
+        "usage_rollup_version",
+        "a name of at most 51 small letters, digits and _",
+    ),
 }
 
 
@@ -96,12 +100,16 @@ def read(
     given |= {name: ("-x {name}={value}", value) for name, value in (x or {}).items()}
     given |= {name: ("--{name} {value}", value) for name, value in typed.items()}
     for name, (way, value) in given.items():
-        if name not in KNOWN or not re.fullmatch(KNOWN[name][0], str(value)):
-            # Each command has flags of its own, and not all of these.
-            names = typed if name in typed else KNOWN
-            there_is = "; ".join(_written(way, known, KNOWN[known][1]) for known in names)
+        if name not in KNOWN:
+            there_is = "; ".join(_written(way, known, KNOWN[known][1]) for known in KNOWN)
             raise ConfigurationError(
                 f"no such option: {_written(way, name, value)}", hint=f"there is: {there_is}"
+            )
+        pattern, shown, words = KNOWN[name]
+        if not re.fullmatch(pattern, str(value)):
+            raise ConfigurationError(
+                f"{_written(way, name, '').rstrip(' =')} is not {words}: {str(value)!r}",
+                hint=f"there is: {_written(way, name, shown)}",
             )
     text = {name: str(value) for name, (_, value) in given.items()}
     options = Options(
