@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -154,6 +155,8 @@ def test_every_command_is_refused_with_a_status_of_its_own(at_102: Database, com
         ("host=a,b hostaddr=127.0.0.1", "there are not as many addresses as hosts"),
         ("host=127.0.0.1 connect_timeout=soon", "connect_timeout is not a number: 'soon'"),
         ("host=127.0.0.1 keepalives_idle=long", "keepalives_idle is not a number: 'long'"),
+        ("service=nosuch", 'definition of service "nosuch" not found'),
+        ("postgres:///?service=nosuch", 'definition of service "nosuch" not found'),
     ],
 )
 def test_what_libpq_cannot_use_is_a_matter_of_configuration(v034: Database, said: str, told: str) -> None:
@@ -163,6 +166,31 @@ def test_what_libpq_cannot_use_is_a_matter_of_configuration(v034: Database, said
     assert "waiting" not in result.stderr
     assert "s3cret" not in result.stderr
     assert v034.alembic("upgrade", "head", DATABASE_URL=said).returncode == ALEMBIC_REFUSED
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[other]\nhost=127.0.0.1\n", 'definition of service "multica" not found'),
+        ("[multica]\nhost\n", "syntax error in service file"),
+        ("[multica]\nno_such_parameter=1\n", "syntax error in service file"),
+        ("[multica]\nhost=127.0.0.1\nsslmode=nonsense\n", 'invalid sslmode value: "nonsense"'),
+        (None, "not found"),
+    ],
+)
+@pytest.mark.parametrize(
+    "said", [{"DATABASE_URL": "service=multica"}, {"DATABASE_URL": "", "PGSERVICE": "multica"}], ids=str
+)
+def test_service_that_cannot_be_used_is_a_matter_of_configuration(
+    v034: Database, tmp_path: Path, said: dict[str, str], content: str | None, told: str
+) -> None:
+    services = tmp_path / "services.conf"
+    if content is not None:
+        services.write_text(content)
+    result = v034.usage_rollup("status", PGSERVICEFILE=str(services), **said)
+    assert result.returncode == USAGE, result.stderr
+    assert told in result.stderr
+    assert "waiting" not in result.stderr
 
 
 # What is waited for.
@@ -226,7 +254,16 @@ def test_who_lets_us_in_and_never_answers_is_waited_for_and_no_longer(v034: Data
             "status", DATABASE_URL=f"{url}?sslmode=disable", DATABASE_STARTUP_TIMEOUT="1s"
         )
     assert result.returncode == TRY_AGAIN, result.stderr
-    assert "no answer within 1 s" in result.stderr
+    assert "who let us in does not answer: a pooler without a free session, or a server" in result.stderr
+
+
+def test_who_lets_us_in_and_never_answers_is_told_of_meanwhile(v034: Database) -> None:
+    with listener(letting_in) as url:
+        process = v034.spawn("usage-rollup", "status", DATABASE_URL=f"{url}?sslmode=disable")
+        told = read_until(process, "waiting up to 180 s for the database at 127.0.0.1 port ")
+        assert "who let us in does not answer" in told
+        process.terminate()
+        finish(process, 143)
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import psycopg
 import pytest
@@ -16,13 +18,15 @@ import sqlalchemy as sa
 from tests.support.database import Connection, Database
 from tests.support.pgbouncer import pgbouncer
 from tests.support.pool import Pool
-from tests.support.processes import finish
+from tests.support.processes import finish, read_until
 from tests.support.product import wait_until
 from tests.support.roles import MakeRole
+from tests.support.server import ThrowAwayServer, start_server
 from tests.support.soak.road import Road
 from tests.support.walks import advisory_locks, blocked_at, wait_until_blocked, write_history
-from usage_rollup.errors import DatabaseUnavailable, SessionLost, UnsuitableDatabase
-from usage_rollup.session import pool_mode, poolers
+from usage_rollup.errors import SessionLost, UnsuitableDatabase
+from usage_rollup.session import pool_mode, pooler_words, poolers
+from usage_rollup.session.attempt import NoSession
 from usage_rollup.session.connection import connect, engine
 from usage_rollup.session.pool_mode import Client, judge
 
@@ -136,7 +140,7 @@ def test_pooler_that_lets_nobody_else_connect_cannot_be_judged(make_pool: MakePo
     def refuse() -> Client:
         raise psycopg.OperationalError("no more connections allowed (max_client_conn)")
 
-    with pytest.raises(DatabaseUnavailable, match="no more connections allowed"):
+    with pytest.raises(NoSession, match="no more connections allowed"):
         judge(make_pool(size=9, mode="session").client(), refuse)
 
 
@@ -344,6 +348,173 @@ def test_parameter_that_the_pooler_does_not_know_is_refused_in_its_words(at_102:
     assert printed.count("FAILED: ") == 1
 
 
+SETTINGS_REFUSED = "a pooler refused the settings sent with the login (options)"
+LOGIN_REFUSED = "the login, or the database, was refused by a pooler or behind it"
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed", "told"),
+    [
+        # Otherwise a pooler keeps who comes next waiting for 15 s.
+        ({"server_login_retry": 0}, ("/test_", "/nodb_"), "does not exist"),
+        ({}, ("//postgres:", "//nobody_here:"), '"trust" authentication failed'),
+        ({"auth_type": "md5"}, (":multica@", ":wr0ng@"), "password authentication failed"),
+        ({"auth_type": "plain"}, (":multica@", ":wr0ng@"), "password authentication failed"),
+        ({"auth_type": "scram-sha-256"}, (":multica@", ":wr0ng@"), "SASL authentication failed"),
+        ({"auth_type": "scram-sha-256"}, ("//postgres:", "//nobody_here:"), "SASL authentication failed"),
+        ({"client_tls_sslmode": "disable"}, ("=disable", "=require"), "does not support SSL"),
+    ],
+)
+def test_what_a_pooler_refuses_for_good_is_final_at_once(
+    at_102: Database, settings: dict[str, Any], changed: tuple[str, str], told: str
+) -> None:
+    with pool_of(at_102, "session", **settings) as url:
+        connect(url, 5).close()
+        for command, status in ((("usage-rollup", "tick"), 1), (("alembic", "upgrade", "head"), 255)):
+            result = at_102.run(*command, DATABASE_URL=url.replace(*changed), DATABASE_STARTUP_TIMEOUT="60s")
+            output = result.stdout + result.stderr
+            assert result.returncode == status, output
+            assert "cannot connect to the database: " in output
+            assert told in output
+            assert "waiting" not in output
+            assert "wr0ng" not in output
+
+
+def test_password_that_the_pooler_itself_has_wrong_is_final(at_102: Database, make_role: MakeRole) -> None:
+    role = make_role("rotated")
+    with pgbouncer(at_102.server, pool_mode="session") as pool:
+        pool.serve("rotated", f"user={role} password=stale dbname={at_102.name}")
+        result = at_102.usage_rollup("tick", DATABASE_URL=pool.url("rotated"))
+    assert result.returncode == 1, result.stderr
+    assert "password authentication failed for user" in result.stderr
+
+
+def test_role_without_room_behind_a_pooler_is_waited_for(at_102: Database, make_role: MakeRole) -> None:
+    role = make_role("limited", "IN ROLE pg_read_all_data")
+    at_102.execute(f"ALTER ROLE {role} CONNECTION LIMIT 0")
+    with pgbouncer(at_102.server, pool_mode="session", server_login_retry=1) as pool:
+        pool.serve("limited", f"user={role} password={role} dbname={at_102.name}")
+        process = at_102.spawn("usage-rollup", "status", DATABASE_URL=pool.url("limited"))
+        assert "too many connections for role" in read_until(process, "waiting up to 180 s for the database")
+        at_102.execute(f"ALTER ROLE {role} CONNECTION LIMIT -1")
+        finish(process, 0)
+
+
+def test_server_that_restarts_behind_a_pooler_is_waited_for() -> None:
+    with start_server() as server:
+        assert isinstance(server, ThrowAwayServer)
+        database = Database(server, "postgres")
+        with pgbouncer(server, pool_mode="session", server_login_retry=1) as pool:
+            # The last session is waited for, and nobody is let in any more.
+            holder = database.connect()
+            postmaster = (server.directory / "data/postmaster.pid").read_text().splitlines()[0]
+            os.kill(int(postmaster), signal.SIGTERM)
+            process = database.spawn("usage-rollup", "status", DATABASE_URL=pool.url("postgres"))
+            told = read_until(process, "waiting up to 180 s for the database")
+            assert "the database system is shutting down" in told
+            holder.close()
+            server.restart()
+            finish(process, 0)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "no more connections allowed (max_client_conn)",
+        "query_wait_timeout",
+        "client_login_timeout (server down)",
+        "pooler is shut down",
+        "server conn crashed?",
+        "server login has been failing, try again later (server_login_retry)",
+        "server login has been failing, cached error: (server_login_retry)",
+        "server login has been failing, cached error: connect failed (server_login_retry)",
+        "the database system is starting up",
+        "server login has been failing, cached error: the database system is in recovery mode"
+        " (server_login_retry)",
+        "terminating connection due to administrator command",
+        "sorry, too many clients already",
+        "remaining connection slots are reserved for roles with the SUPERUSER attribute",
+    ],
+)
+def test_words_that_tell_of_what_passes(said: str) -> None:
+    assert pooler_words.passes(f"FATAL:  08P01: {said}")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "no such user",
+        "no such database: query_wait_timeout",
+        'database "the database system is starting up" does not exist',
+        "server login has been failing, cached error: password authentication failed for user "
+        '"u" (server_login_retry)',
+        "server login failed: wrong password type",
+        "certificate authentication failed",
+        "bouncer config error",
+        'role "u" is not permitted to log in',
+        "Passwort-Authentifizierung für Benutzer »u« fehlgeschlagen",
+    ],
+)
+def test_words_that_tell_of_what_does_not(said: str) -> None:
+    report = f"FATAL:  08P01: {said}"
+    assert not pooler_words.passes(report)
+    assert pooler_words.refused(report) == LOGIN_REFUSED
+
+
+def holding(url: str) -> psycopg.Connection:
+    """Return a client of a pooler, which takes a moment to notice that another one is gone."""
+    clients: list[psycopg.Connection] = []
+
+    def held() -> bool:
+        with suppress(psycopg.OperationalError):
+            clients.append(psycopg.connect(url))
+        return bool(clients)
+
+    wait_until(held, "there is room")
+    return clients[0]
+
+
+@pytest.mark.parametrize("sent", ["", "&options=-cgeqo%3Doff"], ids=["nothing sent", "a setting sent"])
+def test_pooler_that_is_full_is_waited_for(at_102: Database, sent: str) -> None:
+    settings = {"max_client_conn": 1, "ignore_startup_parameters": "options"}
+    with pool_of(at_102, "session", **settings) as url, holding(url):  # type: ignore[arg-type]
+        process = at_102.spawn("usage-rollup", "status", DATABASE_URL=f"{url}{sent}")
+        told = read_until(process, "waiting up to 180 s for the database")
+        assert "no more connections allowed (max_client_conn)" in told
+        process.terminate()
+        finish(process, 143)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            {"size": 1, "query_wait_timeout": 1},
+            "the pooler in front of the database gave no session: query_wait",
+        ),
+        ({"size": 1, "query_wait_timeout": 0}, "who let us in does not answer"),
+    ],
+)
+def test_pooler_without_a_free_session_is_waited_for(
+    at_102: Database, settings: dict[str, int], told: str
+) -> None:
+    with pool_of(at_102, "session", **settings) as url:
+        with holding(url) as holder:
+            holder.execute("SELECT 1")
+            process = at_102.spawn("usage-rollup", "status", DATABASE_URL=url)
+            assert "waiting up to 180 s for the database at 127.0.0.1 port " in read_until(process, told)
+        finish(process, 0)
+
+
+def test_pooler_without_room_for_a_probe_is_waited_for(at_102: Database) -> None:
+    with pool_of(at_102, "session", max_client_conn=2) as url, holding(url):
+        process = at_102.spawn("usage-rollup", "status", DATABASE_URL=url)
+        told = read_until(process, "cannot be told to be in session mode: ")
+        assert "waiting up to 180 s for the database at 127.0.0.1 port " in told
+        process.terminate()
+        finish(process, 143)
+
+
 @pytest.mark.parametrize("query_wait_s", [1, 0], ids=["ended by the pooler", "ended by us"])
 def test_pool_whose_only_session_is_taken_is_one_sentence(at_102: Database, query_wait_s: int) -> None:
     with (
@@ -353,8 +524,8 @@ def test_pool_whose_only_session_is_taken_is_one_sentence(at_102: Database, quer
         holder.execute("SELECT 1")
         result = at_102.usage_rollup("status", DATABASE_URL=url, DATABASE_STARTUP_TIMEOUT="1")
     assert result.returncode == 75
-    message, hint = result.stderr.splitlines()
-    assert message.startswith("usage-rollup: the pooler in front of the database gave no session: ")
+    message, hint = result.stderr.splitlines()[-2:]
+    assert message.startswith("usage-rollup: cannot connect to the database after 1 s: ")
     assert "raise the pool's size" in hint
 
 

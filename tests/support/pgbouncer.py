@@ -47,7 +47,16 @@ class PgBouncer:
 
     def url(self, database: str) -> str:
         """Return the URL of a database behind the pooler, for the user of the server's own."""
-        return f"postgres://{self._server['user']}@127.0.0.1:{self.port}/{database}?sslmode=disable"
+        login = f"{self._server['user']}:{self._server.get('password', '')}"
+        return f"postgres://{login}@127.0.0.1:{self.port}/{database}?sslmode=disable"
+
+    def serve(self, name: str, conninfo: str) -> None:
+        """Have one database more, with parameters of its own beside the server's address."""
+        server, ini = self._server, self._directory / "ini"
+        line = f"[databases]\n{name} = host={server['host']} port={server['port']} {conninfo}\n"
+        ini.write_text(ini.read_text().replace("[databases]\n", line))
+        with psycopg.connect(self.url("pgbouncer"), autocommit=True) as console:
+            console.execute("RELOAD")
 
     def restart(self) -> None:
         """End every session through it, and start anew on the same port."""

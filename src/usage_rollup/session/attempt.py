@@ -21,7 +21,7 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_attempts, make_conninfo, timeout_from_conninfo
 
-from . import parameters, verbosity
+from . import parameters, pooler_words, verbosity
 
 # SQLSTATE classes of what may pass by itself: the connection, resources (53300: no room for one more), the
 # server being started, stopped or restarted, its disks.
@@ -51,12 +51,17 @@ class Failed(Exception):
     """No session was opened, and why, on one line.
 
     `refused`: what was refused for good; None for what may pass by itself. `answered`: a server, or what
-    stands before it, said something.
+    stands before it, said something. `hint` is for want of the usual one.
     """
 
     reason: str
     refused: str | None = None
     answered: bool = False
+    hint: str | None = None
+
+
+class NoSession(Failed):
+    """Who let us in has no session for us yet, as a pooler that is full."""
 
 
 def log_in(params: dict[str, Any], seconds: float) -> pq.abc.PGconn:
@@ -196,9 +201,9 @@ def _failure(pgconn: pq.abc.PGconn, stage: pq.ConnStatus, address: dict[str, Any
     report = _LOCATION.sub("", _text(pgconn))
     states = _SQLSTATE.findall(report)
     reason = _one_line(_SQLSTATE.sub("", report))
-    if "08P01" in states and parameters.options(address):
-        # PgBouncer says that of everything, of being full as well.
-        return Failed(reason, "a pooler refused the settings sent with the login (options)", answered=True)
+    if pooler_words.CODE in states:
+        refused = None if pooler_words.passes(report) else pooler_words.refused(report)
+        return Failed(reason, refused, answered=True)
     if states:
         # Several where libpq has tried with TLS and without.
         passing = any(state.startswith(_PASSING) for state in states)

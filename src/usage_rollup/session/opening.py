@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import timeout_from_conninfo
 
 from ..errors import DatabaseUnavailable, LoginRefused, UnsuitableDatabase, UsageRollupError
 from . import attempt, parameters, pinned, poolers, undecodable
@@ -46,9 +47,9 @@ def connect(
     """Open a session, waiting up to `timeout_s` seconds for the server, and pin its settings.
 
     `settings` come on top of pinned.SETTINGS. Waited for is whatever may pass by itself: silence, a server
-    that starts or stops, no room for one more session. A timeout of 0 is one attempt, bounded by
-    connect_timeout. Raises LoginRefused for what was refused for good and
-    ConfigurationError for what libpq cannot use, at once; DatabaseUnavailable when the time is over, and
+    that starts or stops, no room for one more session, there or in a pooler. A timeout of 0 is one attempt,
+    bounded by connect_timeout. Raises LoginRefused for what was refused for good and ConfigurationError for
+    what libpq cannot use, at once; DatabaseUnavailable when the time is over, and
     UnsuitableDatabase for a server that is too old. Returns outside a transaction.
     """
     params = parameters.read(conninfo)
@@ -95,7 +96,8 @@ def _given_up(failed: attempt.Failed, waited_s: float) -> UsageRollupError:
         )
     return DatabaseUnavailable(
         f"cannot connect to the database{after}: {failed.reason}",
-        hint="check DATABASE_URL and that the server is up;"
+        hint=failed.hint
+        or "check DATABASE_URL and that the server is up;"
         " DATABASE_STARTUP_TIMEOUT says how long to wait for it",
     )
 
@@ -133,9 +135,13 @@ def _open(
                 hint="upgrade the server with pg_upgrade or dump and restore, then try again",
             )
         try:
-            _require_own(connection, deadline - time.monotonic())
+            # No shorter than a login's bound: who begins anew goes to the end of a pooler's queue.
+            bound_s = max(parameters.CONNECT_TIMEOUT_S, timeout_from_conninfo(params))
+            _require_own(connection, min(bound_s, deadline - time.monotonic()))
             for statement in pinned.statements(version, settings, options):
                 attempt.run(connection, statement, deadline - time.monotonic())
+        except attempt.NoSession:
+            raise
         except attempt.Failed as failed:
             raise _CutShort(failed, pinned.deadlines(version)) from failed
         for statement in pinned.look_for_client(options):
@@ -151,7 +157,7 @@ def _open(
 
 def _require_own(connection: poolers.Session, seconds: float) -> None:
     try:
-        poolers.require_own(connection, seconds if math.isfinite(seconds) else parameters.CONNECT_TIMEOUT_S)
+        poolers.require_own(connection, seconds)
     except psycopg.Error as error:
         raise attempt.of_statement(error.diag.message_primary or str(error), error.sqlstate) from error
 

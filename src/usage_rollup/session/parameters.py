@@ -96,14 +96,11 @@ def _require_valid(params: dict[str, Any]) -> None:
         if not re.fullmatch("-?[0-9]{0,9}", value := _given(params, name).strip()):
             raise ConfigurationError(f"{name} is not a number: {value!r}", hint=_CHECK)
 
-    # libpq reads the rest before it comes to an address.
-    if "service" not in params and "PGSERVICE" not in os.environ:
-        others = {name: value for name, value in params.items() if name not in {"host", "hostaddr", "port"}}
-        probe = pq.PGconn.connect_start(make_conninfo(**others, host="", hostaddr=_NOWHERE, port=1).encode())
-        if not probe.hostaddr:
-            raise ConfigurationError(
-                " ".join(probe.error_message.decode(errors="replace").split()), hint=_CHECK
-            )
+    # libpq reads the rest, and a service's file, before it comes to an address.
+    others = {name: value for name, value in params.items() if name not in {"host", "hostaddr", "port"}}
+    probe = pq.PGconn.connect_start(make_conninfo(**others, host="", hostaddr=_NOWHERE, port=1).encode())
+    if not probe.hostaddr:
+        raise ConfigurationError(" ".join(probe.error_message.decode(errors="replace").split()), hint=_CHECK)
 
 
 def _is_address(text: str) -> bool:

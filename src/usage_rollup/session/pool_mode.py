@@ -16,8 +16,9 @@ from typing import Any
 
 import psycopg
 
-from ..errors import DatabaseUnavailable, UnsuitableDatabase, explain
+from ..errors import UnsuitableDatabase, explain
 from ..queries import beside, filled
+from .attempt import NoSession
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def judge(ours: Client, connect: Callable[[], Client]) -> None:
     one of ours has served somebody else, or where a client of ours changes its process. They are not where
     a process had to be started for a probe, or the probe has to wait, while ours was idle: it would have
     been given ours. A probe that is served by any other process keeps it, in a transaction, so that the
-    next one gets another. Raises UnsuitableDatabase and DatabaseUnavailable.
+    next one gets another. Raises UnsuitableDatabase and NoSession.
     """
     probes: list[Client] = []
     try:
@@ -213,8 +214,9 @@ def _list(processes: Iterable[str]) -> str:
     return ", ".join(sorted(processes))
 
 
-def _unjudged(why: str) -> DatabaseUnavailable:
-    return DatabaseUnavailable(
+def _unjudged(why: str) -> NoSession:
+    return NoSession(
         f"this connection goes through a pooler, and cannot be told to be in session mode: {why}",
+        answered=True,
         hint=f"try again; or {DIRECT}",
     )

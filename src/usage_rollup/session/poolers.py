@@ -13,7 +13,8 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
 
-from ..errors import DatabaseUnavailable, explain
+from ..errors import explain
+from .attempt import NoSession
 from .pool_mode import DIRECT, SQL, Client, judge
 
 CONNECT_TIMEOUT_S = 10
@@ -43,8 +44,8 @@ def require_own(session: Session, wait_s: float) -> None:
 
     Where the handshake named another process than answers now, there is a pooler. Whoever connects directly
     pays one round trip; a pooler, whose free session is waited for up to `wait_s` seconds, is probed once in
-    a run. Outside a transaction, before and after. Raises UnsuitableDatabase, and DatabaseUnavailable
-    where a pooler gives no session or cannot be judged now.
+    a run. Outside a transaction, before and after. Raises UnsuitableDatabase, and NoSession where a pooler
+    gives no session or cannot be judged now.
     """
     info = session.info
     if _first_process(session, wait_s) == str(info.backend_pid):
@@ -70,17 +71,18 @@ def _first_process(session: Session, wait_s: float) -> str:
         rows = Client(session).ask(SQL["own"], wait_s)
     except psycopg.errors.ProtocolViolation as error:
         # No server's, but PgBouncer's for everything.
-        raise _no_session(explain(error).message) from error
+        why = f"the pooler in front of the database gave no session: {explain(error).message}"
+        raise _no_session(why) from error
     if rows is None:
-        raise _no_session(f"no answer within {wait_s:.0f} s")
+        raise _no_session(
+            "who let us in does not answer: a pooler without a free session, or a server that hangs"
+        )
     return str(rows[0][0])
 
 
-def _no_session(why: str) -> DatabaseUnavailable:
-    return DatabaseUnavailable(
-        f"the pooler in front of the database gave no session: {why}",
-        hint=f"end a client that holds one, or raise the pool's size; or {DIRECT}",
-    )
+def _no_session(why: str) -> NoSession:
+    hint = f"behind a pooler, end a client that holds a session, or raise the pool's size; or {DIRECT}"
+    return NoSession(why, answered=True, hint=hint)
 
 
 def _clean(session: Session) -> None:
