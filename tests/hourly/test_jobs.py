@@ -299,9 +299,12 @@ def test_killed_parallel_walk_resumes_with_another_number_of_sessions(
         assert kill is crash_the_server
     finally:
         if kill is crash_the_server:
+            # Before the server is there again, or the run would go on by itself.
+            finish(runner, status)
             database.server.restart()
     if kill in {kill_the_runner, crash_the_server}:
-        finish(runner, status)
+        if kill is kill_the_runner:
+            finish(runner, status)
         wait_until(lambda: runners(database) == 0, "the sessions of the killed run have ended")
     assert database.revision == "102"
     assert watermark_is_unmoved(database)
