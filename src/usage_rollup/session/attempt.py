@@ -24,8 +24,8 @@ from psycopg.conninfo import conninfo_attempts, make_conninfo, timeout_from_conn
 from . import parameters, pooler_words, verbosity
 
 # SQLSTATE classes of what may pass by itself: the connection, resources (53300: no room for one more), the
-# server being started, stopped or restarted, its disks. Not a library that every session is to load and that is
-# not there (58P01).
+# server being started, stopped or restarted, its disks. Not a library that every session is to load and
+# that is not there (58P01).
 _PASSING = ("08", "53", "57", "58000", "58030")
 
 # Timeouts of a transaction and of one that is idle. The others are of class 57.
