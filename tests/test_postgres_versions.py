@@ -11,7 +11,7 @@ import pytest
 from tests.support.binaries import RELEASES, fetched
 from tests.support.database import ROOT, Database
 from tests.support.server import Server, start_server
-from usage_rollup.session.connection import MINIMUM_VERSION
+from usage_rollup.session.opening import MINIMUM_VERSION
 
 pytestmark = [pytest.mark.server, pytest.mark.xdist_group("postgres_14")]
 

@@ -27,8 +27,10 @@ from tests.support.walks import advisory_locks, blocked_at, wait_until_blocked, 
 from usage_rollup.errors import SessionLost, UnsuitableDatabase
 from usage_rollup.session import pool_mode, pooler_words, poolers
 from usage_rollup.session.attempt import NoSession
-from usage_rollup.session.connection import connect, engine
-from usage_rollup.session.pool_mode import Client, judge
+from usage_rollup.session.client import Client
+from usage_rollup.session.connection import engine
+from usage_rollup.session.opening import connect
+from usage_rollup.session.pool_mode import judge
 
 pytestmark = pytest.mark.process
 

@@ -9,7 +9,7 @@ from typing import Literal
 from psycopg.pq import TransactionStatus
 
 from tests.support.database import Connection
-from usage_rollup.session.pool_mode import ANSWER_S, Client, Row
+from usage_rollup.session.client import ANSWER_S, Client, Row
 
 
 @dataclass

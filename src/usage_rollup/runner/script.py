@@ -19,7 +19,7 @@ from ..contract import HEAD, HOURLY_ROLLUP, MIGRATION_RUN
 from ..errors import ConfigurationError, UsageRollupError
 from ..queries import beside, filled, literal
 from ..session import advisory_lock, pinned
-from ..session.connection import MINIMUM_VERSION
+from ..session.opening import MINIMUM_VERSION
 from ..session.options import Options
 from . import adoption, checks, ledger, table_locks
 from .course import Course

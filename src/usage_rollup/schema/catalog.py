@@ -29,7 +29,7 @@ def read(connection: sa.Connection) -> Catalog:
     """Describe the database; the same on every PostgreSQL from 15 on, whatever role and database set.
 
     Reads the system catalog only, which every role may, and takes no lock. Joins the caller's
-    transaction, on a session pinned by connection.connect(): the names of types depend on search_path.
+    transaction, on a session pinned by opening.connect(): the names of types depend on search_path.
     """
     lines = defaultdict(list)
     parameters = {

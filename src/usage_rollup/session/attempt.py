@@ -22,6 +22,7 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_attempts, make_conninfo, timeout_from_conninfo
 
 from . import parameters, pooler_words, verbosity
+from .client import Client
 
 # SQLSTATE classes of what may pass by itself: the connection, resources (53300: no room for one more), the
 # server being started, stopped or restarted, its disks. Not a library that every session is to load and
@@ -90,40 +91,22 @@ def run(session: psycopg.Connection[Any], statement: str, seconds: float) -> Non
 
     Raises Failed for what the server reports, when it does not answer in time, and when the session is lost.
     """
-    deadline = time.monotonic() + seconds
-    pgconn = session.pgconn
-    results = []
     try:
-        pgconn.send_query(statement.encode())
-        while pgconn.flush():
-            _require_answer(_wait(pgconn.socket, False, deadline - time.monotonic()))
-        while True:
-            while pgconn.is_busy():
-                _require_answer(_wait(pgconn.socket, True, deadline - time.monotonic()))
-                pgconn.consume_input()
-            if (result := pgconn.get_result()) is None:
-                break
-            results.append(result)
-    except psycopg.OperationalError as error:
-        raise of_statement(str(error), None) from error
-    for result in results:
-        if state := result.error_field(pq.DiagnosticField.SQLSTATE):
-            message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b""
-            raise of_statement(message.decode(errors="replace"), state.decode())
+        answer = Client(session).ask(statement, seconds)
+    except psycopg.Error as error:
+        raise of_statement(error) from error
+    if answer is None:
+        raise Failed("the server let us in, and does not answer")
 
 
-def of_statement(message: str, state: str | None) -> Failed:
-    """Return what it means that a session's first statements failed, with an SQLSTATE or with its end."""
+def of_statement(error: psycopg.Error) -> Failed:
+    """Return what it means that a session's first statements failed, or that it ended under them."""
+    message, state = error.diag.message_primary or str(error), error.sqlstate
     if state is None:
         return Failed(_one_line(message))
     passing = state.startswith((*_PASSING, *_DEADLINES))
     refused = None if passing else "the first statement of the session was refused"
     return Failed(f"{message} (SQLSTATE {state})", refused, answered=True)
-
-
-def _require_answer(answered: bool) -> None:
-    if not answered:
-        raise Failed("the server let us in, and does not answer")
 
 
 def _addresses(params: dict[str, Any], seconds: float) -> list[dict[str, Any]]:

@@ -14,23 +14,8 @@ from sqlalchemy.pool import NullPool
 from ..errors import AGAIN, SessionLost, StatementFailed
 from . import blockers, pinned, signals
 from .database_url import conninfo_from_environment
-from .opening import DEFAULT_STARTUP_TIMEOUT_S, MINIMUM_VERSION, connect, startup_timeout_s
+from .opening import connect, startup_timeout_s
 from .options import Options
-
-__all__ = [
-    "DEFAULT_STARTUP_TIMEOUT_S",
-    "MINIMUM_VERSION",
-    "alone",
-    "connect",
-    "engine",
-    "in_transactions",
-    "migration_session",
-    "policies_filter",
-    "snapshot",
-    "startup_timeout_s",
-    "transaction",
-    "writing_snapshot",
-]
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def _require_own(connection: poolers.Session, seconds: float) -> None:
     try:
         poolers.require_own(connection, seconds)
     except psycopg.Error as error:
-        raise attempt.of_statement(error.diag.message_primary or str(error), error.sqlstate) from error
+        raise attempt.of_statement(error) from error
 
 
 def _log_notice(diagnostic: psycopg.errors.Diagnostic) -> None:

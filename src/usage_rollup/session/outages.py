@@ -26,7 +26,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import DatabaseUnavailable, Refusal, SessionLost
-from . import connection, poolers
+from . import connection, opening, poolers
 from .database_url import conninfo_from_environment
 from .options import Options
 
@@ -121,7 +121,7 @@ def _arrive(session: sa.Connection, run: _Run, *, again: bool) -> None:
     """End what is left of the sessions before, and wait for a primary where there was one."""
     if again:
         _end_backends(session, run)
-        give_up = time.monotonic() + connection.startup_timeout_s()
+        give_up = time.monotonic() + opening.startup_timeout_s()
         while run.writable and _is_standby(session) and time.monotonic() < give_up:
             time.sleep(_PROMOTION_POLL_S)
         log.info("a session is open again: the run goes on with what is left")

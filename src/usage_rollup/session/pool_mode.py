@@ -8,25 +8,22 @@ is in: it is seen by what it does, on a few clients of our own.
 from __future__ import annotations
 
 import logging
-import select
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any
 
 import psycopg
 
 from ..errors import UnsuitableDatabase, explain
 from ..queries import beside, filled
 from .attempt import NoSession
+from .client import Client, Row
 
 log = logging.getLogger(__name__)
 
 SQL = beside(__file__)
 
-# How long a pooler may take for the next statement of a client that it serves already.
-ANSWER_S = 5.0
-# And to serve one more: meanwhile the probes keep what the pool has left from others.
+# How long a pooler may take to serve one more client: meanwhile the probes keep from others what the pool has
+# left.
 PROBE_S = 0.5
 
 # A probe tells of one pooler, and behind one name there may be several, each with a pool of its own. Of ours
@@ -40,49 +37,6 @@ SHARED = (
     " locks"
 )
 DIRECT = "set MIGRATION_DATABASE_URL to a direct connection to the server, or to a pool in session mode"
-
-Row = list[str | None]
-
-
-class Client:
-    """A client of a pooler: what it asks is answered within a bound, or not."""
-
-    def __init__(self, connection: psycopg.Connection[Any]) -> None:
-        self._connection = connection
-
-    def ask(self, text: str, wait_s: float = ANSWER_S) -> list[Row] | None:
-        """Return the rows of the last statement of `text`, or None when `wait_s` seconds bring no answer.
-
-        After None an empty `text` goes on waiting. Raises psycopg.Error.
-        """
-        link = self._connection.pgconn
-        if text:
-            link.send_query(text.encode())
-            link.flush()
-        answers = select.poll()
-        answers.register(link.socket, select.POLLIN)
-        deadline = time.monotonic() + wait_s
-        rows: list[Row] = []
-        while True:
-            while link.is_busy():
-                if not answers.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                    return None
-                link.consume_input()
-            if (result := link.get_result()) is None:
-                return rows
-            if result.error_message:
-                raise psycopg.errors.error_from_result(result)
-            rows = [
-                [
-                    None if v is None else v.decode()
-                    for v in (result.get_value(n, i) for i in range(result.nfields))
-                ]
-                for n in range(result.ntuples)
-            ]
-
-    def close(self) -> None:
-        """End it."""
-        self._connection.close()
 
 
 class Lent(Exception):

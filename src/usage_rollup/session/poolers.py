@@ -15,7 +15,8 @@ from psycopg.pq import TransactionStatus
 
 from ..errors import explain
 from .attempt import NoSession
-from .pool_mode import DIRECT, SQL, Client, judge
+from .client import Client
+from .pool_mode import DIRECT, SQL, judge
 
 CONNECT_TIMEOUT_S = 10
 
