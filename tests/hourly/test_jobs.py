@@ -26,6 +26,7 @@ from tests.support.crashes import (
     kill_the_runner,
     server_at_102,
     stopped_at,
+    undisturbed_run,
     versions,
     waits_at,
 )
@@ -76,11 +77,9 @@ def database(own: Server) -> Iterator[Database]:
 @pytest.fixture(scope="module")
 def undisturbed(own: Server) -> dict[str, Any]:
     """Return the end of a run with one session that nothing disturbed."""
-    own.create_database("undisturbed", template="template")
-    database = Database(own, "undisturbed")
-    printed = database.upgrade()
+    printed, end = undisturbed_run(own)
     assert slices(printed) == len(MONTHS)
-    return final_state(database)
+    return end
 
 
 def start(database: Database, jobs: int, **environment: str) -> Popen[str]:

@@ -16,6 +16,7 @@ from tests.support.crashes import (
     kill_the_runner,
     server_at_102,
     stopped_at,
+    undisturbed_run,
     versions,
     waits_at,
 )
@@ -47,10 +48,7 @@ def database(own: Server) -> Iterator[Database]:
 @pytest.fixture(scope="module")
 def undisturbed(own: Server) -> dict[str, Any]:
     """Return the end of a run that nothing disturbed."""
-    own.create_database("undisturbed", template="template")
-    database = Database(own, "undisturbed")
-    database.upgrade()
-    return final_state(database)
+    return undisturbed_run(own)[1]
 
 
 KILL: dict[str, Callable[[Database, Any], None]] = dict(

@@ -19,6 +19,7 @@ from tests.support.crashes import (
     final_state,
     server_at_102,
     stopped_at,
+    undisturbed_run,
     waits_at,
 )
 from tests.support.database import Database, MakeDatabase
@@ -76,10 +77,7 @@ def database(own: Server) -> Iterator[Database]:
 @pytest.fixture(scope="module")
 def undisturbed(own: Server) -> dict[str, Any]:
     """Return the end of a run that nothing disturbed."""
-    own.create_database("undisturbed", template="template")
-    database = Database(own, "undisturbed")
-    database.upgrade()
-    return final_state(database)
+    return undisturbed_run(own)[1]
 
 
 def terminate(database: Database) -> None:

@@ -162,3 +162,11 @@ def kill_the_runner(database: Database, runner: Popen[str]) -> None:
 
 def crash_the_server(database: Database, runner: Popen[str]) -> None:
     database.server.stop("immediate")
+
+
+def undisturbed_run(server: Server) -> tuple[str, dict[str, Any]]:
+    """Upgrade a copy of `template` that nothing disturbs; return what was printed, and its end."""
+    server.create_database("undisturbed", template="template")
+    database = Database(server, "undisturbed")
+    printed = database.upgrade()
+    return printed, final_state(database)
