@@ -103,10 +103,8 @@ def _plot(results: Sequence[Result], where: str, path: Path) -> None:
 
     mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "usage-rollup", "font.size": 9}
     figure, axes = plt.subplots(figsize=(7.5, 4.5))
-    for case in ("bare aggregate", "walk", "walk, 2 jobs", "proof"):
-        points = sorted(
-            (r.rows, r.value) for r in results if r.case == case and r.history.startswith("usual")
-        )
+    for case in ("bare aggregate", "the engine's limit", "upgrade 103", "upgrade 103, jobs=1"):
+        points = sorted((r.rows, r.value) for r in results if r.case == case and r.history == "usual")
         axes.plot(*zip(*points, strict=True), marker="o", label=case)
     axes.set(xscale="log", yscale="log", xlabel="usage rows", ylabel="seconds")
     axes.set_title("\n".join(where.rsplit("; ", 2)), fontsize=7, loc="left")

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from benchmarks import commands, guard, history, hook, hot_path, pause, results, tick
+from benchmarks import commands, guard, history, hot_path, pause, results, tick, upgrade
 from benchmarks.demo import ROOT
+from benchmarks.history import History
 from benchmarks.results import Result
 from tests.support.server import Server, open_server
 
@@ -38,47 +39,66 @@ def main() -> int:
 
 
 def _measure(server: Server, sizes: list[int]) -> Iterator[Result]:
-    ticks: list[Result] = []
-    memory: list[Result] = []
     per_row: dict[tuple[str, int], float] = {}
+    first: dict[str, float] = {}
     for rows in sizes:
-        console.print(f"{rows:,} rows")
-        usual = history.build(server, rows, "usual")
-        for result in hook.measure(usual, rounds=3 if rows <= 1_000_000 else 2):
-            per_row[result.case, rows] = result.value / rows
-            yield result
-        seconds = tick.measure(usual)
-        smallest = ticks[0].value if ticks else seconds
-        ticks.append(Result("tick after 1,000 rows", "usual", rows, seconds, seconds / smallest, 1.2))
-        if rows == sizes[-1]:
-            alone, all_of_103 = guard.measure()
-            yield Result("guard of 103", "usual", rows, alone * 1000, target=50, unit="ms")
-            yield Result("guard and drops of 103", "usual", rows, all_of_103 * 1000, unit="ms")
-        whole, peak = commands.upgrade(usual)
-        yield Result("alembic upgrade head from 102", "usual", rows, whole)
-        least = memory[0].value if memory else peak
-        memory.append(Result("peak memory of the process", "usual", rows, peak, peak / least, 1.1, "MiB"))
-        if rows == sizes[0]:
-            ours, empty = commands.nothing_to_do(usual, server.create_database("bench_empty"))
-            yield Result("alembic current, empty environment", "usual", rows, empty)
-            yield Result("alembic upgrade head, nothing to do", "usual", rows, ours, ours / empty, 1.3)
-            yield from hot_path.measure(usual)
-        server.drop_database(usual.url.rsplit("/", 1)[1].split("?")[0])
-    for result in (*ticks, *memory):
-        yield result
+        for kind in history.KINDS:
+            # One kind in full; ten million rows of the others would take an hour.
+            if kind != "usual" and rows > 1_000_000:
+                continue
+            console.print(f"{rows:,} rows, {kind}")
+            built = history.build(server, rows, kind)
+            rounds = 3 if rows <= 1_000_000 else 1
+            for result in upgrade.measure(
+                server, built, rounds, resumed=kind == "usual" and rows >= 1_000_000
+            ):
+                per_row[f"{result.case}, {kind}", rows] = result.value / rows
+                yield result
+            if kind == "usual":
+                yield from _beside_the_walk(server, built, first)
+                if rows == sizes[0]:
+                    yield from _whatever_the_size(server, built)
+                if rows == min(1_000_000, sizes[-1]):
+                    with upgrade.copy_of(server, built) as url:
+                        yield from commands.that_read(built, url)
+            server.drop_database(built.name)
     if 10_000_000 in sizes:
-        for case, target in (("bare aggregate", None), ("walk", 1.1)):
-            large, small = per_row[case, 10_000_000], per_row[case, 1_000_000]
+        for case, target in (("bare aggregate", None), ("upgrade 103", upgrade.PER_ROW)):
+            large, small = (per_row[f"{case}, usual", rows] for rows in (10_000_000, 1_000_000))
             name = f"{case}, a row, to that at 1 million"
             yield Result(name, "usual", 10_000_000, large * 1e6, large / small, target, "us")
     rows = min(PAUSE_ROWS, sizes[-1])
     console.print(f"{rows:,} rows, beside a live writer")
     yield from pause.measure(server, rows)
-    for kind in ("low aggregation", "mass correction"):
-        for rows in sizes:
-            if rows <= 1_000_000:
-                console.print(f"{rows:,} rows, {kind}")
-                yield from hook.measure(history.build(server, rows, kind), rounds=2)
+
+
+def _beside_the_walk(server: Server, built: History, first: dict[str, float]) -> Iterator[Result]:
+    """Yield what must not grow with the history, to what it is at the `first` size."""
+    with upgrade.copy_of(server, built) as url:
+        memory = commands.peak_memory(url)
+        seconds = tick.measure(url)
+        for case, value, target, unit in (
+            ("tick after 1,000 rows", seconds, 1.2, "s"),
+            ("peak memory of the process", memory, 1.1, "MiB"),
+        ):
+            smallest = first.setdefault(case, value)
+            yield Result(case, "usual", built.rows, value, value / smallest, target, unit)
+        if built.rows >= 1_000_000:
+            yield from tick.masses(built, url)
+    with upgrade.copy_of(server, built):
+        alone, all_of_103 = guard.measure()
+        yield Result("guard of 103", "usual", built.rows, alone * 1000, target=50, unit="ms")
+        yield Result("guard and drops of 103", "usual", built.rows, all_of_103 * 1000, unit="ms")
+
+
+def _whatever_the_size(server: Server, built: History) -> Iterator[Result]:
+    """Yield what a no-op upgrade and the triggers cost."""
+    with upgrade.copy_of(server, built) as url:
+        ours, empty = commands.nothing_to_do(built, server.create_database("bench_empty"))
+        yield Result("alembic current, empty environment", "usual", built.rows, empty)
+        yield Result("alembic upgrade, nothing to do", "usual", built.rows, ours, ours / empty, 1.3)
+        commands.peak_memory(url)
+        yield from hot_path.measure(built, url)
 
 
 if __name__ == "__main__":

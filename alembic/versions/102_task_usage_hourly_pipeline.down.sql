@@ -112,7 +112,7 @@ DROP FUNCTION IF EXISTS public.task_usage_hourly_may_enqueue();
 
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_finish();
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_slice();
-DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_plan_repair(bigint);
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_plan_repair(bigint, timestamptz []);
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_plan(timestamptz, bigint, timestamptz);
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_build_indexes();
 DROP FUNCTION IF EXISTS public.task_usage_hourly_slices(tstzmultirange, bigint);
@@ -131,11 +131,13 @@ DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_drain(bigint);
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_hours(timestamptz [], timestamptz);
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_remove_undated();
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_touch();
-DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_range(timestamptz, timestamptz);
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_range(timestamptz, timestamptz, boolean);
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_put_aside(
     timestamptz, uuid, uuid, uuid, uuid, text, text, text, text
 );
-DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_recompute(timestamptz, timestamptz);
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_recompute(timestamptz, timestamptz, boolean);
+DROP FUNCTION IF EXISTS public.task_usage_hourly_scan_pays(bigint);
+DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_aggregate_by_scan(timestamptz, timestamptz);
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_aggregate(timestamptz, timestamptz);
 DROP FUNCTION IF EXISTS public.task_usage_hourly_rollup_lag_seconds();
 DROP FUNCTION IF EXISTS public.task_usage_hourly_latest_event();

@@ -235,7 +235,7 @@ def test_watermark_of_1970_past_104_is_caught_up(head: Database) -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "words", "shown"),
     [
-        ("JOBS", "0", "1..99", "1..99"),
+        ("JOBS", "0", "auto or 1..99", "auto|1..99"),
         ("LOCK_TIMEOUT", "inf", "a duration", "30s"),
         ("KEEP_LEGACY", "maybe", "true or false", "true|false"),
         ("VERSION_TABLE", "a b", "a name of at most 51 small letters, digits and _", "usage_rollup_version"),

@@ -23,11 +23,11 @@ from tests.support.walks import (
     committed_months,
     runners,
     slices,
+    slices_of,
     wait_until_blocked,
 )
 from usage_rollup.contract import HOURLY_ROLLUP, MIGRATION_RUN
 from usage_rollup.errors import BackfillRefused, LockBusy
-from usage_rollup.hourly import slices as slice_plan
 from usage_rollup.hourly.backfill import Backfill
 from usage_rollup.session import advisory_lock
 
@@ -77,7 +77,7 @@ def with_older_transactions(database: Database) -> None:
 
 @pytest.fixture
 def used(at_102: Database) -> Database:
-    """Return a database at 102 with five events in January, March and April 2025, in four hours."""
+    """Return a database at 102 with five events of January to April 2025: four hours, three slices."""
     with at_102.connect() as connection:
         world = small_world(connection)
         event(connection, world, "2025-01-10 10:20+00")
@@ -85,6 +85,7 @@ def used(at_102: Database) -> Database:
         event(connection, world, "2025-01-20 00:00+00", agent=2, issue=3)
         event(connection, world, "2025-03-31 23:59:59+00", None, issue=2)
         event(connection, world, "2025-04-01 00:00+00", "2025-06-01 12:00+00", issue=None)
+    slices_of(at_102, 2)
     return at_102
 
 
@@ -194,7 +195,7 @@ def test_watermark_within_an_hour_is_left_alone_and_nothing_is_lost_below_it(use
 # ---------------------------------------------------------------------------------------------
 
 
-def test_walk_takes_a_slice_a_month_and_skips_months_without_events(used: Database) -> None:
+def test_walk_takes_slices_of_so_many_rows_and_skips_hours_without_events(used: Database) -> None:
     before = now(used)
     assert run_hook(used) == Backfill(
         slices=3, rows=5, from_=utc(2025, 1, 10), to=utc(2025, 4, 2), repaired_hours=0
@@ -210,9 +211,9 @@ def test_walk_takes_a_slice_a_month_and_skips_months_without_events(used: Databa
 
 
 def test_slice_ends_where_its_row_budget_does_but_never_inside_an_hour(
-    used: Database, monkeypatch: pytest.MonkeyPatch
+    used: Database,
 ) -> None:
-    monkeypatch.setattr(slice_plan, "SLICE_ROWS", 1)
+    slices_of(used, 1)
     done = run_hook(used)
     assert (done.slices, done.rows, done.repaired_hours) == (4, 5, 0)
 
@@ -236,7 +237,7 @@ def test_killed_walk_resumes_without_redoing_finished_slices(used: Database) -> 
         runner = used.spawn("alembic", "upgrade", "head")
         wait_until_blocked(used)
         finished = versions(used)
-        assert [hour for hour, *_ in finished] == [utc(2025, 1, 10, 10)] * 2 + [utc(2025, 1, 20)]
+        assert [hour for hour, *_ in finished] == [utc(2025, 1, 10, 10)] * 2
         runner.kill()
         printed, _ = runner.communicate(timeout=30)
         assert runner.returncode != 0
@@ -247,7 +248,7 @@ def test_killed_walk_resumes_without_redoing_finished_slices(used: Database) -> 
     printed = used.upgrade()
     assert "resuming the backfill" in printed
     assert slices(printed) == 2
-    assert versions(used, "bucket_hour < '2025-02-01 00:00+00'") == finished
+    assert versions(used, "bucket_hour < '2025-01-15 00:00+00'") == finished
     assert events(used) == 5
     assert used.value("SELECT count(*) FROM task_usage_hourly_backfill") == 0
     assert used.revision == "104"
@@ -451,7 +452,7 @@ def test_hook_waits_for_4246_and_reads_the_state_only_then(used: Database) -> No
             assert events(used) == 0
             # A month begins while it waits.
             event(used.url, small_world(used.url), "2025-05-01 00:00+00")
-        assert hook.result() == Backfill(slices=4, rows=6, from_=utc(2025, 1, 10), to=utc(2025, 5, 2))
+        assert hook.result() == Backfill(slices=3, rows=6, from_=utc(2025, 1, 10), to=utc(2025, 5, 2))
 
 
 def test_4246_is_held_while_103_runs_and_free_afterwards(used: Database) -> None:
@@ -563,11 +564,11 @@ def test_second_upgrade_writes_nothing(used: Database) -> None:
 def test_in_a_pipe_the_walk_prints_a_line_a_slice(used: Database) -> None:
     printed = used.upgrade()
     assert re.findall(r"slice \d+: (.* buckets), ", printed) == [
-        "2025-01-10 00:00 to 2025-03-01 00:00, 3 rows, 3 buckets",
-        "2025-03-01 00:00 to 2025-04-01 00:00, 1 rows, 1 buckets",
+        "2025-01-10 00:00 to 2025-01-20 00:00, 2 rows, 2 buckets",
+        "2025-01-20 00:00 to 2025-04-01 00:00, 2 rows, 2 buckets",
         "2025-04-01 00:00 to 2025-04-02 00:00, 1 rows, 1 buckets",
     ]
-    assert "2 rows left" in printed
+    assert "3 rows left" in printed
     assert "0 rows left" in printed
     assert "\x1b" not in printed
 

@@ -167,7 +167,7 @@ class Place:
         self.database.execute(FALSIFY)
         with self.database.migration_connection() as connection:
             try:
-                repair(connection, Options())
+                repair(connection, Options(jobs=1))
             except BackfillRefused:
                 # Only for what cannot be stored.
                 if not self.database.execute(self._unstorable):

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from tests.support.database import ROOT, Connection, Database, MakeDatabase
 from tests.support.product import small_world
 from tests.support.rollup import UNQUEUE
+from tests.support.walks import slices_of
 from usage_rollup.hourly.backfill import backfill_before_103
 from usage_rollup.session.options import Options
 
@@ -251,7 +252,7 @@ def test_aggregate_of_an_hour_takes_the_one_good_plan_whatever_statistics_and_se
             for setting, value in settings.items():
                 connection.execute("SELECT set_config(%s, %s, false)", [setting, value])
             for function, text, wrong in (
-                ("rollup_task_usage_hourly_aggregate", "WITH tasks AS MATERIALIZED", found),
+                ("rollup_task_usage_hourly_aggregate", BY_LOOK_UP, found),
                 ("task_usage_hourly_expected", "task_usage_hourly_expected", plain),
             ):
                 rows = connection.execute(
@@ -265,6 +266,87 @@ def test_aggregate_of_an_hour_takes_the_one_good_plan_whatever_statistics_and_se
     # The trap: the same aggregate said in the plainest way is at the mercy of all of them.
     assert plain
     assert found == {}
+
+
+# ---------------------------------------------------------------------------------------------
+# A large share of a history
+# ---------------------------------------------------------------------------------------------
+
+
+# What the two ways to aggregate say.
+BY_SCAN, BY_LOOK_UP = "expected(p_from, p_to) ORDER BY", "WITH tasks AS MATERIALIZED"
+
+
+def objections_to_a_scan(explained: Plan) -> list[str]:
+    """Return what is wrong with a plan that aggregates a history: each table once, joined by hash."""
+    plan = explained["Plan"]
+    wrong = ["compiled"] if "JIT" in explained else []
+    wrong += [f"{kind} in the plan" for kind in types(plan) if "Gather" in kind or kind == "Nested Loop"]
+    scans = [node for node in nodes(plan) if "Relation Name" in node]
+    if sorted(scan["Relation Name"] for scan in scans) != sorted(RAW_TABLES):
+        wrong.append("a table is read more than once")
+    wrong += [
+        f"{scan['Relation Name']} is read {scan['Actual Loops']} times"
+        for scan in scans
+        if scan["Actual Loops"] != 1
+    ]
+    joins = {kind for kind in types(plan) if "Join" in kind}
+    if joins != {"Hash Join"}:
+        wrong.append(f"joined by {joins}")
+    return wrong
+
+
+@of_any_statistics
+def test_aggregate_by_scan_reads_each_table_once_whatever_statistics_and_settings(
+    at_102: Database, statistics: Callable[[Database], datetime]
+) -> None:
+    write_people(at_102)
+    last = statistics(at_102)
+    function = "rollup_task_usage_hourly_aggregate_by_scan"
+
+    def objections_under(settings: dict[str, str], *before: str) -> list[str]:
+        with at_102.connect() as connection:
+            explained = Explained(connection)
+            for statement in before:
+                connection.execute(statement)
+            for setting, value in settings.items():
+                connection.execute("SELECT set_config(%s, %s, false)", [setting, value])
+            rows = connection.execute(
+                f"SELECT sum(event_count) FROM {function}(%s, %s)",
+                [FIRST_HOUR, last + timedelta(hours=1)],
+            ).fetchone()
+            assert rows == (HOURS * TASKS_AN_HOUR * MODELS,)
+            found = objections_to_a_scan(explained.plan(BY_SCAN))
+            connection.rollback()
+        return found
+
+    # The trap: nested loops, where somebody has set that nothing else is to be tried.
+    trap = f"ALTER FUNCTION {function} RESET ALL"
+    assert objections_under(HOSTILE_SETTINGS["nested loops"], trap, "SET search_path = public")
+    found = {name: objections_under(settings) for name, settings in HOSTILE_SETTINGS.items()}
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}
+
+
+def test_a_large_slice_is_read_by_scan_and_a_small_one_by_look_up(at_102: Database) -> None:
+    write_people(at_102)
+    well_analysed(at_102)
+    pages = at_102.value(
+        "SELECT sum(pg_relation_size(t)) / current_setting('block_size')::int"
+        " FROM unnest(ARRAY['agent_task_queue', 'agent', 'issue']::regclass[]) AS t"
+    )
+    rows = int(4 * pages)
+    pays = "SELECT task_usage_hourly_scan_pays(%s)"
+    assert [at_102.value(pays, number) for number in (rows, rows + 1)] == [False, True]
+    slices_of(at_102, rows)
+    with at_102.connect() as connection:
+        explained = Explained(connection)
+        connection.execute("SELECT rollup_task_usage_hourly_plan(now(), 1000000)")
+        connection.execute("SELECT rollup_task_usage_hourly_slice()")
+        assert explained.plan(BY_SCAN)
+        connection.execute("UPDATE task_usage_hourly_backfill SET usage_rows = %s", [rows])
+        connection.execute("SELECT rollup_task_usage_hourly_slice()")
+        assert explained.plan(BY_LOOK_UP)
+        connection.rollback()
 
 
 @of_any_statistics
@@ -421,6 +503,7 @@ def test_oracle_joins_by_hash_and_never_by_parallel_hash(
 
         # The trap: left to itself PostgreSQL would.
         connection.execute("ALTER FUNCTION task_usage_hourly_differences RESET enable_parallel_hash")
+        connection.execute("ALTER FUNCTION task_usage_hourly_differences RESET enable_sort")
         connection.execute(DIFFERENCES)
         assert parallel_hashes(explained.plan(COMPARES)["Plan"]) != []
         connection.rollback()
@@ -481,7 +564,7 @@ def products_rows(database: Database) -> list[Any]:
 
 
 def run_hook(connection: sa.Connection) -> None:
-    assert backfill_before_103(connection, Options()).rows == HOURS * TASKS_AN_HOUR * MODELS
+    assert backfill_before_103(connection, Options(jobs=1)).rows == HOURS * TASKS_AN_HOUR * MODELS
 
 
 def test_hook_analyses_what_has_no_statistics_and_changes_nothing_else_of_the_product(

@@ -97,7 +97,6 @@ def check_slices(
         assert first == floor_to_hour(first) < last == floor_to_hour(last)
         inside = [instant for instant in events if first <= instant < last]
         assert count == len(inside)
-        assert len({(instant.year, instant.month) for instant in inside}) <= 1
         fullest = max(Counter(map(floor_to_hour, inside)).values(), default=0)
         assert count < rows + max(1, fullest)
     for first, last in ranges:
@@ -106,12 +105,11 @@ def check_slices(
         assert [part[0] for part in parts] == [first, *(part[1] for part in parts[:-1])]
         assert parts[-1][1] == last
         # And no more of them than the budget asks for, or every hour were a good slice.
-        months = Counter((i.year, i.month) for i in events if first <= i < last)
-        assert len(parts) <= max(1, sum(1 + total // rows for total in months.values()))
+        assert len(parts) <= 1 + (sum(first <= instant < last for instant in events) + rows // 2) // rows
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Kathmandu", "America/St_Johns"])
-def test_slices_cover_their_ranges_exactly_by_hours_months_and_rows(at_102: Database, zone: str) -> None:
+def test_slices_cover_their_ranges_exactly_by_hours_and_rows(at_102: Database, zone: str) -> None:
     world = small_world(at_102.url)
     task_id = task(at_102.url, world.agents[0])
     with at_102.connect(options=f"-c TimeZone={zone}") as connection:
@@ -147,14 +145,37 @@ def test_slices_cover_their_ranges_exactly_by_hours_months_and_rows(at_102: Data
         check()
 
 
-def test_months_without_events_belong_to_the_slice_before_them(at_102: Database) -> None:
+def test_hours_without_events_belong_to_the_slice_before_them(at_102: Database) -> None:
     world = small_world(at_102.url)
     task_id = task(at_102.url, world.agents[0])
     with at_102.connect() as connection:
         write_usage(connection, task_id, [utc(2024, 1, 20, 7), utc(2024, 6, 2, 3)])
-        found = cut(connection, [(utc(2024, 1, 10), utc(2024, 7, 1))], 100)
+        found = cut(connection, [(utc(2024, 1, 10), utc(2024, 7, 1))], 1)
         connection.rollback()
-    assert found == [(utc(2024, 1, 10), utc(2024, 6, 1), 1), (utc(2024, 6, 1), utc(2024, 7, 1), 1)]
+    assert found == [(utc(2024, 1, 10), utc(2024, 6, 2, 3), 1), (utc(2024, 6, 2, 3), utc(2024, 7, 1), 1)]
+
+
+def test_slices_are_an_eighth_of_all_where_that_is_less_than_what_is_asked_for(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    with at_102.connect() as connection:
+        write_usage(connection, task(at_102.url, world.agents[0]), [])
+        connection.execute("SET session_replication_role = replica")
+        connection.execute(
+            "INSERT INTO task_usage (task_id, provider, model, created_at, updated_at)"
+            " SELECT id, '', n::text, timestamptz '2024-01-01 00:00+00' + n * interval '1 minute', NULL"
+            " FROM agent_task_queue, generate_series(0, 479999) AS n"
+        )
+        whole = [(utc(2024, 1, 1), utc(2025, 1, 1))]
+        connection.execute("SET usage_rollup.slice_rows = ''")
+        by_itself = cut(connection, whole, 1_000_000)
+        at_most = cut(connection, whole, 30_000)
+        connection.execute("SET usage_rollup.slice_rows = '240000'")
+        by_setting = cut(connection, whole, 300_000)
+        connection.rollback()
+    # The first is half of one; no hour is split.
+    assert [count for _, _, count in by_itself] == [30_060, *[60_000] * 7, 29_940]
+    assert [count for _, _, count in at_most] == [15_000, *[30_000] * 15, 15_000]
+    assert [count for _, _, count in by_setting] == [240_000] * 2
 
 
 def test_range_without_events_is_one_slice_without_rows(at_102: Database) -> None:
@@ -309,7 +330,7 @@ def test_walk_keeps_the_indexes_of_a_table_that_somebody_reads(
     with used.migration_connection() as connection:
         connection.exec_driver_sql("SET statement_timeout = '20s'")
         connection.commit()
-        assert backfill_before_103(connection, Options()).slices == 4
+        assert backfill_before_103(connection, Options(jobs=1)).slices == 4
     assert reader.execute("SELECT count(*) FROM task_usage_hourly").fetchone() == (4,)
     assert indexes(used, identity=True) == built
 

@@ -37,7 +37,7 @@ class Boundary:
 
 BOUNDARIES = {
     "before_the_commit_of_the_third_slice": Boundary(
-        "task_usage_hourly_backfill", "UPDATE", "NEW.from_hour = '2025-03-01 00:00+00'", months=2
+        "task_usage_hourly_backfill", "UPDATE", "NEW.from_hour = '2025-03-01 10:00+00'", months=2
     ),
     "after_the_commit_of_the_second_slice": Boundary(
         "task_usage_hourly", "INSERT", "NEW.bucket_hour >= '2025-03-01 00:00+00'", months=2
@@ -57,7 +57,7 @@ BOUNDARIES = {
 @contextmanager
 def server_at_102(months: int, settings: dict[str, str] | None = None) -> Iterator[Server]:
     """Start a server that may crash: its database `template` has a history of so many months, at 102."""
-    with start_server(settings or {}) as server:
+    with start_server({"usage_rollup.slice_rows": "3"} | (settings or {})) as server:
         server.create_database("template")
         database = Database(server, "template")
         with database.connect() as connection:

@@ -96,6 +96,8 @@ class Database:
             **inherited,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "DATABASE_URL": self.url,
+            # In order, so that a test knows what is walked when. Those of the default say JOBS="auto".
+            "JOBS": "1",
             **extra,
         }
 

@@ -25,7 +25,7 @@ EVERY_HOUR = "INSERT INTO task_usage_hourly_invalidation DEFAULT VALUES"
 def run_hook(database: Database) -> Backfill:
     """Run what comes before 103, in a session that has ended when this returns."""
     with database.migration_connection() as connection:
-        result = backfill_before_103(connection, Options())
+        result = backfill_before_103(connection, Options(jobs=1))
         assert is_idle(connection)
         return result
 

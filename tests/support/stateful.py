@@ -91,7 +91,7 @@ _GATES = (
     (SETTLE, "locked", "v_queued := public.rollup_task_usage_hourly_drain(v_portion);"),
     (SETTLE, "drained", "v_hours := ARRAY("),
     (SETTLE, "recomputed", "EXIT WHEN NOT isfinite(p_deadline)"),
-    (SLICE, "slicing", "buckets := public.rollup_task_usage_hourly_range("),
+    (SLICE, "slicing", "buckets := public.rollup_task_usage_hourly_range(\n"),
 )
 
 # The observer holds this lock on behalf of a backend that is to stop at its gate.

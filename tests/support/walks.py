@@ -1,7 +1,8 @@
 """Stop an upgrade at a chosen slice of its walk, on purpose and without sleeping.
 
-A slice inserts whole months into an hourly table that is empty there. A test's open transaction that
-has inserted one of the same keys makes that insert wait, visibly, until the test lets go.
+A slice inserts whole hours into an hourly table that is empty there, and those before them are committed. A
+test's open transaction that has inserted one of the same keys makes that insert wait, visibly, until the test
+lets go.
 """
 
 from __future__ import annotations
@@ -27,12 +28,39 @@ _MONTHS = """
 SELECT DISTINCT date_trunc('month', {column} AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' FROM {table} ORDER BY 1
 """
 
+# The rows in their order, but as many of them in each month, the first at its beginning.
+_AS_MANY_EACH_MONTH = """
+WITH numbered AS (
+    SELECT id, row_number() OVER (ORDER BY created_at, id) - 1 AS n, count(*) OVER () AS rows,
+        min(created_at) OVER () AS first, max(created_at) OVER () AS last
+    FROM task_usage
+), months AS (
+    SELECT month, lead(month) OVER (ORDER BY month) AS next, row_number() OVER (ORDER BY month) - 1 AS number,
+        count(*) OVER () AS months
+    FROM (SELECT DISTINCT date_trunc('month', created_at, 'UTC') AS month FROM task_usage) AS found
+)
+UPDATE task_usage AS tu SET created_at = m.month
+    + (LEAST(m.next, n.last) - m.month) * (n.n % each.rows) / each.rows
+FROM numbered AS n
+CROSS JOIN LATERAL (SELECT ceil(n.rows::numeric / (SELECT count(*) FROM months))::int AS rows) AS each
+JOIN months AS m ON m.number = n.n / each.rows
+WHERE tu.id = n.id
+"""
+
 
 def write_history(database: Database, rows: int = 400, months: int = 6) -> list[datetime]:
     """Write a history and return its months in UTC: a walk takes one slice for each."""
     with database.connect() as connection:
         generate_history(connection, rows, months=months, agents=6)
-    return history_months(database)
+        connection.execute(_AS_MANY_EACH_MONTH)
+    months_there = history_months(database)
+    slices_of(database, -(-rows // len(months_there)))
+    return months_there
+
+
+def slices_of(database: Database, rows: int) -> None:
+    """Let walks that begin from now on take slices of so many usage rows."""
+    database.execute(f"ALTER DATABASE {database.name} SET usage_rollup.slice_rows = '{rows}'")
 
 
 def history_months(database: Database) -> list[datetime]:
@@ -55,7 +83,8 @@ def blocked_at(database: Database, month: datetime) -> Iterator[psycopg.Connecti
             INSERT INTO task_usage_hourly
                 (bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model)
             SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model
-            FROM task_usage_hourly_expected(%(month)s, %(month)s + interval '1 month') LIMIT 1
+            FROM task_usage_hourly_expected(%(month)s, %(month)s + interval '1 month')
+            ORDER BY bucket_hour LIMIT 1
             """,
             {"month": month},
         )

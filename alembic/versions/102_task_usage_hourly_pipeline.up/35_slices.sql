@@ -32,9 +32,10 @@ BEGIN
 END
 $$;
 
--- Cuts ranges into slices of at most a calendar month, and of at most p_rows usage rows; an hour is never
--- split, so a slice may hold one hour more. Together they cover the ranges without a gap: what the
--- rollup holds where there are no raw rows has to go.
+-- Cuts ranges into slices of about an eighth of all, of 50,000 usage rows at least and p_rows at most; the first of a
+-- range is half of that, because its pace decides how many sessions go on. Or into slices of what the setting
+-- usage_rollup.slice_rows says. An hour is never split, so a slice may hold one hour more. Together they cover the
+-- ranges without a gap: what the rollup holds where there are no raw rows has to go.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_slices(p_ranges tstzmultirange, p_rows bigint)
 RETURNS TABLE (from_hour timestamptz, to_hour timestamptz, usage_rows bigint)
 LANGUAGE sql STABLE
@@ -42,24 +43,29 @@ SET search_path = pg_catalog, pg_temp SET row_security = off SET timezone = 'UTC
     WITH ranges AS (
         SELECT lower(r) AS range_from, upper(r) AS range_to FROM unnest(p_ranges) AS r
     ), hours AS (
-        SELECT r.range_from, r.range_to, COUNT(tu.created_at) AS events, date_bin(
-            '1 hour', COALESCE(tu.created_at, r.range_from), '0001-01-01 00:00:00+00') AS hour
+        SELECT r.*, COALESCE(h.hour, r.range_from) AS hour, COALESCE(h.events, 0) AS events
         FROM ranges r
-        LEFT JOIN public.task_usage tu ON tu.created_at >= r.range_from AND tu.created_at < r.range_to
-        GROUP BY 1, 2, 4
+        LEFT JOIN LATERAL (
+            SELECT date_bin('1 hour', tu.created_at, '0001-01-01 00:00:00+00') AS hour, COUNT(*) AS events
+            FROM public.task_usage tu WHERE tu.created_at >= r.range_from AND tu.created_at < r.range_to
+            GROUP BY 1
+        ) h ON true
     ), counted AS (
-        SELECT h.*, date_trunc('month', h.hour) AS month, SUM(h.events) OVER (
-            PARTITION BY h.range_from, date_trunc('month', h.hour) ORDER BY h.hour) - h.events AS before
+        SELECT h.*, SUM(h.events) OVER (PARTITION BY h.range_from ORDER BY h.hour) - h.events AS before,
+            LEAST(p_rows, GREATEST(50000, div(SUM(h.events) OVER (), 8) + 1)) AS most,
+            NULLIF(current_setting('usage_rollup.slice_rows', true), '')::bigint AS wanted
         FROM hours h
+    ), numbered AS (
+        SELECT c.*, CASE WHEN c.wanted > 0 THEN div(c.before, c.wanted)
+            ELSE div(c.before + div(c.most, 2), c.most) END AS number
+        FROM counted c
     ), slices AS (
-        SELECT c.range_from, c.range_to, SUM(c.events)::bigint AS events,
-            CASE WHEN MIN(c.before) = 0 THEN c.month ELSE MIN(c.hour) END AS first_hour
-        FROM counted c GROUP BY c.range_from, c.range_to, c.month, div(c.before, p_rows)
+        SELECT n.range_from, n.range_to, SUM(n.events)::bigint AS events,
+            CASE WHEN n.number = 0 THEN n.range_from ELSE MIN(n.hour) END AS first_hour
+        FROM numbered n GROUP BY n.range_from, n.range_to, n.number
     )
-    SELECT
-        CASE WHEN LAG(s.first_hour) OVER neighbours IS NULL THEN s.range_from ELSE s.first_hour END,
-        LEAD(s.first_hour, 1, s.range_to) OVER neighbours, s.events
+    SELECT s.first_hour, LEAD(s.first_hour, 1, s.range_to) OVER (PARTITION BY s.range_from ORDER BY s.first_hour),
+        s.events
     FROM slices s
-    WINDOW neighbours AS (PARTITION BY s.range_from ORDER BY s.first_hour)
     ORDER BY 1
 $$;

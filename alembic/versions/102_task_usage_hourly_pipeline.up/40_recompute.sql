@@ -2,8 +2,10 @@
 
 -- Either branch works in one snapshot. An empty range needs no comparison and takes the plain INSERT,
 -- which is what makes a first backfill fast. The comparison joins two sides of one size: never by
--- nested loops, whatever is estimated.
-CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_recompute(p_from timestamptz, p_to timestamptz)
+-- nested loops, whatever is estimated. Of the two ways to aggregate only the one that is asked for is called.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_recompute(
+    p_from timestamptz, p_to timestamptz, p_by_scan boolean DEFAULT false
+)
 RETURNS bigint LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 SET enable_hashjoin = on SET enable_nestloop = off AS $$
@@ -16,13 +18,17 @@ BEGIN
         INSERT INTO public.task_usage_hourly (
             bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model,
             input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, task_count, event_count)
-        SELECT * FROM public.rollup_task_usage_hourly_aggregate(p_from, p_to);
+        SELECT * FROM public.rollup_task_usage_hourly_aggregate(p_from, p_to) WHERE NOT p_by_scan
+        UNION ALL
+        SELECT * FROM public.rollup_task_usage_hourly_aggregate_by_scan(p_from, p_to) WHERE p_by_scan;
         GET DIAGNOSTICS v_rows = ROW_COUNT;
         RETURN v_rows;
     END IF;
 
     WITH expected AS MATERIALIZED (
-        SELECT * FROM public.rollup_task_usage_hourly_aggregate(p_from, p_to)
+        SELECT * FROM public.rollup_task_usage_hourly_aggregate(p_from, p_to) WHERE NOT p_by_scan
+        UNION ALL
+        SELECT * FROM public.rollup_task_usage_hourly_aggregate_by_scan(p_from, p_to) WHERE p_by_scan
     ), deleted AS (
         DELETE FROM public.task_usage_hourly h
         WHERE h.bucket_hour >= p_from AND h.bucket_hour < p_to AND NOT EXISTS (
@@ -74,7 +80,9 @@ $$;
 -- The one writer of task_usage_hourly. What PostgreSQL refuses is looked for by halves, down to the
 -- hour and then the bucket; that bucket is set aside and the rest goes on. Only errors that the data
 -- cause: a cancel, a deadlock or a full disk ends the transaction as it should.
-CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_range(p_from timestamptz, p_to timestamptz)
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_range(
+    p_from timestamptz, p_to timestamptz, p_by_scan boolean DEFAULT false
+)
 RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     v_middle timestamptz;
@@ -84,7 +92,7 @@ BEGIN
     DELETE FROM public.task_usage_hourly_set_aside s
     WHERE s.bucket_hour >= p_from AND s.bucket_hour < p_to;
     BEGIN
-        RETURN public.rollup_task_usage_hourly_recompute(p_from, p_to);
+        RETURN public.rollup_task_usage_hourly_recompute(p_from, p_to, p_by_scan);
     EXCEPTION WHEN data_exception OR program_limit_exceeded OR integrity_constraint_violation THEN
         NULL;
     END;
@@ -117,7 +125,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION public.rollup_task_usage_hourly_range(timestamptz, timestamptz) IS
+COMMENT ON FUNCTION public.rollup_task_usage_hourly_range(timestamptz, timestamptz, boolean) IS
     'Make every hour in [p_from, p_to) equal to its raw usage; returns rows written and deleted. The caller holds advisory lock 4246.';
 
 -- The Go release's window filed usage dated -infinity, 44 BC or 20250 too. No client reads such an hour, and

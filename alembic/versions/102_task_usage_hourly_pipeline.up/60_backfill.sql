@@ -71,7 +71,7 @@ BEGIN
         PERFORM public.rollup_task_usage_hourly_build_indexes();
     -- A long walk into an empty table, which no dashboard reads: the last slice builds its indexes, if it may.
     ELSIF NOT EXISTS (SELECT FROM public.task_usage_hourly) AND has_schema_privilege('public', 'CREATE')
-        AND (SELECT SUM(b.usage_rows) > p_rows FROM public.task_usage_hourly_backfill b)
+        AND (SELECT SUM(b.usage_rows) > LEAST(p_rows, 50000) FROM public.task_usage_hourly_backfill b)
     THEN
         PERFORM set_config('lock_timeout', '500ms', true);
         BEGIN
@@ -94,14 +94,18 @@ END
 $$;
 
 COMMENT ON FUNCTION public.rollup_task_usage_hourly_plan(timestamptz, bigint, timestamptz) IS
-    'Plan a backfill that may move the watermark to p_horizon, in slices of p_rows usage rows; what was created before p_from is left out, and noted.';
+    'Plan a backfill that may move the watermark to p_horizon, in slices of at most p_rows usage rows; what was created before p_from is left out, and noted.';
 
--- Plans what the oracle finds wrong, by the hour. The watermark stays: a difference below it is what
--- makes it untrue.
-CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_plan_repair(p_rows bigint)
+-- Plans what the oracle finds wrong, or what several sessions have found with its help, by the hour. The watermark
+-- stays: a difference below it is what makes it untrue.
+CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_plan_repair(
+    p_rows bigint, p_hours timestamptz[] DEFAULT NULL
+)
 RETURNS bigint LANGUAGE sql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
     WITH differing AS (
-        SELECT public.task_usage_hourly_differences(timestamptz '-infinity', timestamptz 'infinity', false) AS hour
+        -- Whole hours, whatever somebody has stored.
+        SELECT DISTINCT public.task_usage_hour_bucket(h) AS hour FROM unnest(COALESCE(p_hours, ARRAY(
+            SELECT public.task_usage_hourly_differences(timestamptz '-infinity', timestamptz 'infinity', false)))) AS h
     ), planned AS (
         INSERT INTO public.task_usage_hourly_backfill AS b (from_hour, to_hour, usage_rows, horizon_at)
         SELECT s.from_hour, s.to_hour, s.usage_rows,
@@ -115,8 +119,8 @@ RETURNS bigint LANGUAGE sql SET search_path = pg_catalog, pg_temp SET row_securi
     SELECT COUNT(*) FROM differing
 $$;
 
-COMMENT ON FUNCTION public.rollup_task_usage_hourly_plan_repair(bigint) IS
-    'Plan the recompute of every hour that differs from raw usage; returns their number.';
+COMMENT ON FUNCTION public.rollup_task_usage_hourly_plan_repair(bigint, timestamptz []) IS
+    'Plan the recompute of p_hours, or of every hour that differs from raw usage; returns their number.';
 
 -- One slice that nobody else is walking, marked as walked in the same transaction. No row when there is
 -- none.
@@ -130,7 +134,8 @@ BEGIN
     FROM public.task_usage_hourly_backfill b
     WHERE b.walked_at IS NULL ORDER BY b.from_hour LIMIT 1 FOR UPDATE SKIP LOCKED;
     IF FOUND THEN
-        buckets := public.rollup_task_usage_hourly_range(slice_from, slice_to);
+        buckets := public.rollup_task_usage_hourly_range(
+            slice_from, slice_to, public.task_usage_hourly_scan_pays(usage_rows));
         PERFORM public.rollup_task_usage_hourly_touch();
         UPDATE public.task_usage_hourly_backfill b SET walked_at = clock_timestamp()
         WHERE b.from_hour = slice_from;

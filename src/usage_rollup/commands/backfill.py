@@ -35,7 +35,8 @@ def backfill(
         bool, typer.Option("--force-partial", help="Leave what is older without buckets, knowingly.")
     ] = False,
     jobs: Annotated[
-        int | None, typer.Option(help="Sessions that walk at once.", min=1, max=99, show_default="1")
+        int | None,
+        typer.Option(help="Sessions that walk at once.", min=1, max=99, show_default="as many as help"),
     ] = None,
     sleep_between_slices: Annotated[
         str | None,

@@ -21,8 +21,8 @@ from ..session import advisory_lock, blockers
 from ..session.connection import transaction
 from ..session.options import Options
 from . import pipeline, slices
-from .slices import Slice
-from .walk import walk
+from .proof import differing_hours
+from .walk import Walked, walk
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,10 @@ IN_SCRIPT = {
 
 @dataclass(frozen=True)
 class Backfill:
-    """What the hook did: why it did not walk, or what it walked; and what its proof repaired."""
+    """What the hook did: why it did not walk, or what it walked; and what its proof repaired.
+
+    `sessions` is how many that was worth; None without a walk.
+    """
 
     skipped: str | None = None
     slices: int = 0
@@ -60,6 +63,7 @@ class Backfill:
     from_: datetime | None = None
     to: datetime | None = None
     repaired_hours: int = 0
+    sessions: int | None = None
 
 
 def backfill_before_103(session: sa.Connection, options: Options) -> Backfill:
@@ -88,7 +92,7 @@ def backfill_before_103(session: sa.Connection, options: Options) -> Backfill:
         result = _skip(WATERMARK_WITHIN_THRESHOLD)
     else:
         result = _walk_history(session, options, state)
-    repaired = repair(session, options)
+    repaired = repair(session, options, result.sessions)
     _look_for_losses(session)
     return dataclasses.replace(result, repaired_hours=repaired)
 
@@ -121,14 +125,14 @@ def future_watermark(watermark: str) -> Refusal:
 def _walk_history(session: sa.Connection, options: Options, state: _State) -> Backfill:
     """Walk until the watermark trails by an hour at most; refuse when open transactions prevent it."""
     _analyze(session)
-    walked: list[Slice] = []
+    walked: list[Walked] = []
     if state.unfinished:
         log.info("resuming the backfill where it stopped")
-        walked += walk(session, options)
+        walked.append(walk(session, options))
         state = _read_state(session)
     if state.lag > LAG_THRESHOLD:
         slices.plan(session)
-        walked += walk(session, options)
+        walked.append(walk(session, options))
         state = _read_state(session)
     if state.lag > LAG_THRESHOLD:
         who, hint = session.execute(sa.text(slices.HELD_BACK_BY)).one()
@@ -143,16 +147,18 @@ def _walk_history(session: sa.Connection, options: Options, state: _State) -> Ba
         "ANALYZE (SKIP_LOCKED) public.task_usage_hourly"
         " (bucket_hour, workspace_id, runtime_id, agent_id, project_id)"
     )
-    return summary(walked)
+    return summary(*walked)
 
 
-def summary(walked: list[Slice]) -> Backfill:
-    """Return what a walk of these slices did."""
+def summary(*walks: Walked) -> Backfill:
+    """Return what these walks did."""
+    slices = [done for walked in walks for done in walked.slices]
     return Backfill(
-        slices=len(walked),
-        rows=sum(done.rows for done in walked),
-        from_=min((done.from_ for done in walked), default=None),
-        to=max((done.to for done in walked), default=None),
+        slices=len(slices),
+        rows=sum(done.rows for done in slices),
+        from_=min((done.from_ for done in slices), default=None),
+        to=max((done.to for done in slices), default=None),
+        sessions=walks[-1].sessions,
     )
 
 
@@ -163,20 +169,22 @@ def _analyze(session: sa.Connection) -> None:
         session.exec_driver_sql(f"ANALYZE (SKIP_LOCKED) public.{table}")
 
 
-def repair(session: sa.Connection, options: Options) -> int:
+def repair(session: sa.Connection, options: Options, sessions: int | None = None) -> int:
     """Drain, compare, recompute what differs, compare again; return the hours that were recomputed.
 
-    Entered and left outside a transaction, holding 4246. Leaves the proof for 103 in the session's
-    settings. Raises BackfillRefused when hours still differ.
+    As many `sessions` compare as have walked, else as many as `options` ask for. Entered and left outside a
+    transaction, holding 4246. Leaves the proof for 103 in the session's settings. Raises BackfillRefused when
+    hours still differ.
     """
     session.execute(sa.text(_DRAIN))
     repaired = 0
     for _ in range(_REPAIRS):
-        differing = slices.plan_repair(session)
+        differing = differing_hours(session, sessions or options.jobs or 1)
         if not differing:
             break
-        log.warning("%d hours of the rollup differ from raw usage; recomputing them", differing)
-        repaired += differing
+        log.warning("%d hours of the rollup differ from raw usage; recomputing them", len(differing))
+        slices.plan_repair(session, differing)
+        repaired += len(differing)
         walk(session, options)
     else:
         require_equal(session)

@@ -48,7 +48,7 @@ def catch_up(
     """
     installed = pipeline.require(session)
     since = _month(session, months_back)
-    left_out = since is not None and any(planned.from_hour < since for planned in _planned(session))
+    left_out = since is not None and bool(_planned(session, before=since))
     if left_out and not force_partial:
         raise BackfillRefused(
             f"usage older than {since:%Y-%m-%d} is not rolled up: it would stay without buckets",
@@ -76,12 +76,15 @@ def preview(session: sa.Connection, *, months_back: int | None = None) -> list[P
     transaction. Raises UnsuitableDatabase before 102.
     """
     pipeline.require(session)
-    since = _month(session, months_back)
-    return [planned for planned in _planned(session) if since is None or planned.from_hour >= since]
+    return _planned(session, since=_month(session, months_back))
 
 
-def _planned(session: sa.Connection) -> list[Planned]:
-    rows = session.execute(pipeline.reading(session).sql(_PREVIEW), {"rows": slices.SLICE_ROWS})
+def _planned(
+    session: sa.Connection, *, since: datetime | None = None, before: datetime | None = None
+) -> list[Planned]:
+    rows = session.execute(
+        pipeline.reading(session).sql(_PREVIEW), {"rows": slices.SLICE_ROWS, "since": since, "before": before}
+    )
     return [Planned(row[0], row[1], row[2]) for row in rows]
 
 
@@ -117,7 +120,7 @@ def _partial(session: sa.Connection, options: Options, since: datetime | None) -
 
 
 def _require_one_job(options: Options) -> None:
-    if options.jobs > 1:
+    if (options.jobs or 1) > 1:
         raise ConfigurationError(
             "the product's own pipeline is installed here: its window serves one session, not"
             f" {options.jobs} jobs",
@@ -137,6 +140,9 @@ def _month(session: sa.Connection, months_back: int | None) -> datetime | None:
 
 _PREVIEW = """
 SELECT from_hour, to_hour, usage_rows
-FROM public.task_usage_hourly_slices(public.task_usage_hourly_unwalked(), CAST(:rows AS bigint))
+FROM public.task_usage_hourly_slices(
+    public.task_usage_hourly_unwalked()
+        * tstzmultirange(tstzrange(CAST(:since AS timestamptz), CAST(:before AS timestamptz))),
+    CAST(:rows AS bigint))
 WHERE usage_rows > 0
 """

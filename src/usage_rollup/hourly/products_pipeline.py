@@ -27,7 +27,7 @@ from .backfill import Backfill, summary
 from .pipeline import Reading
 from .progress import slice_progress
 from .slices import Slice
-from .walk import rest
+from .walk import Walked, rest
 
 _SQL = beside(__file__)
 
@@ -61,7 +61,7 @@ def catch_up(session: sa.Connection, options: Options) -> Backfill:
             progress.advance(done)
             outages.reached(session, done.to)
             rest(session, options)
-    return summary(walked)
+    return summary(Walked(walked, 1))
 
 
 def repair(session: sa.Connection, *, pending: bool = False) -> int:

@@ -8,6 +8,7 @@ comes next.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -19,8 +20,8 @@ from ..session import advisory_lock
 from ..session.connection import transaction
 from .pipeline import Reading
 
-# Bounds what a kill can undo and how long a slice holds its snapshot: a second or two of work.
-SLICE_ROWS = 200_000
+# Bounds what a kill can undo and how long a slice holds its snapshot: a few seconds of work.
+SLICE_ROWS = 1_000_000
 
 # How long to wait for transactions whose start this role cannot see.
 HORIZON_WAIT = "10 seconds"
@@ -109,14 +110,11 @@ def plan(session: sa.Connection, *, empty: bool = False, since: datetime | None 
     )
 
 
-def plan_repair(session: sa.Connection) -> int:
-    """Compare rollup and raw usage in one snapshot, plan the hours that differ and return their number."""
-    return int(
-        session.scalar(
-            sa.text("SELECT public.rollup_task_usage_hourly_plan_repair(CAST(:rows AS bigint))"),
-            {"rows": SLICE_ROWS},
-        )
-        or 0
+def plan_repair(session: sa.Connection, hours: Sequence[datetime]) -> None:
+    """Plan the recompute of `hours`."""
+    session.execute(
+        sa.text("SELECT public.rollup_task_usage_hourly_plan_repair(CAST(:rows AS bigint), :hours)"),
+        {"rows": SLICE_ROWS, "hours": [*hours]},
     )
 
 

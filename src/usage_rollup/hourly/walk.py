@@ -8,33 +8,35 @@ transaction, before and after.
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import time
-from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing, suppress
-from typing import Any
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 
-import psycopg
 import sqlalchemy as sa
 
 from ..contract import HOURLY_ROLLUP
-from ..errors import DatabaseUnavailable
 from ..session import advisory_lock, outages
 from ..session.options import Options
-from . import slices
+from . import pace, slices
+from .crew import crew
+from .pace import Pace
 from .progress import slice_progress
 from .slices import Slice
 
 log = logging.getLogger(__name__)
 
-# A cancel is one round trip; a server that does not answer it is not waited for.
-_CANCEL_TIMEOUT_S = 10.0
+
+@dataclass(frozen=True)
+class Walked:
+    """The slices that were walked, in the order of their ends, and how many sessions that was worth."""
+
+    slices: list[Slice]
+    sessions: int
 
 
-def walk(leader: sa.Connection, options: Options) -> list[Slice]:
-    """Walk with `options.jobs` sessions at once, a transaction a slice, and move the watermark at the end.
+def walk(leader: sa.Connection, options: Options) -> Walked:
+    """Walk with `options.jobs` sessions, a transaction a slice, and move the watermark at the end.
 
     Between slices 4246 is given up for the rest that `options` ask for, and for a moment when a session is
     blocked on it (workspace deletion waits 10 s). Raises LockBusy; SessionLost where any of them is lost.
@@ -43,13 +45,17 @@ def walk(leader: sa.Connection, options: Options) -> list[Slice]:
     outages.reached(leader, ("rows left", rows))
     log.info("backfill: %d usage rows to walk", rows)
     walked = []
+    # Who asks for rest asks for one session.
+    jobs = 1 if options.sleep_between_slices_s else options.jobs
+    speed = Pace(jobs, lambda: pace.has_room(leader))
     # Closed however it is left: that is what cancels the workers' statements.
-    with slice_progress(rows) as progress, closing(_walked(leader, options)) as done:
+    with slice_progress(rows) as progress, closing(_walked(leader, options, speed)) as done:
         for one in done:
             walked.append(one)
+            speed.note(one)
             progress.advance(one)
     slices.finish(leader)
-    return walked
+    return Walked(walked, speed.proven)
 
 
 def rest(session: sa.Connection, options: Options) -> None:
@@ -59,92 +65,54 @@ def rest(session: sa.Connection, options: Options) -> None:
     advisory_lock.acquire(session, HOURLY_ROLLUP, options.patience_s(advisory_lock.PATIENCE_S))
 
 
-def _walked(leader: sa.Connection, options: Options) -> Generator[Slice, None, None]:
-    if options.jobs > 1:
-        yield from _by_workers(leader, options)
-    # Whatever the workers have left, this session walks.
-    while (done := slices.walk_next(leader)) is not None:
+def _walked(leader: sa.Connection, options: Options, speed: Pace) -> Generator[Slice, None, None]:
+    while True:
+        if speed.sessions > 1:
+            yield from _by_workers(leader, options, speed)
+        # Whatever the workers have left, this session walks.
+        done = slices.walk_next(leader)
+        if done is None:
+            return
         yield done
         if options.sleep_between_slices_s or advisory_lock.is_waited_for(leader, HOURLY_ROLLUP):
             rest(leader, options)
 
 
-def _by_workers(leader: sa.Connection, options: Options) -> Iterator[Slice]:
-    """Yield the slices that sessions of their own walk, until each has found none.
+def _by_workers(leader: sa.Connection, options: Options, speed: Pace) -> Iterator[Slice]:
+    """Yield the slices that sessions of their own walk, `speed.sessions` of them, until no more is left.
 
-    Fewer walk where the server, the role or a pooler has no room for as many; none, and nothing is yielded.
-    Meanwhile they and the leader hold 4246 shared, each on its own session; afterwards the leader holds it
-    exclusively again. Between slices all give it up when a session is blocked on it. Left early, by an error
-    or a signal, running statements are cancelled in the server, finished slices stay, and the locks go
-    with the sessions. Threads do nothing but wait for their own session's statement.
+    Fewer walk where the server, the role or a pooler has no room for as many; where it has none, nothing is
+    yielded. Meanwhile they and the leader hold 4246 shared, each on its own session; afterwards the leader
+    holds it exclusively again. Between slices all give it up when a session is blocked on it. Left early, by
+    an error or a signal, running statements are cancelled in the server, finished slices stay, and the locks
+    go with the sessions.
     """
     patience_s = options.patience_s(advisory_lock.PATIENCE_S)
-    with ExitStack() as stack:
-        workers = [stack.enter_context(worker) for worker in _workers(leader, options.jobs)]
-        if not workers:
-            return
-        everyone = [leader, *workers]
+    with crew(leader) as workers:
+        everyone = [leader]
         advisory_lock.release(leader, HOURLY_ROLLUP)
         advisory_lock.acquire_shared(everyone, HOURLY_ROLLUP, patience_s)
-        pool = stack.enter_context(ThreadPoolExecutor(len(workers)))
-        running: dict[Future[Slice | None], sa.Connection] = {}
-        stack.callback(_end, running, {worker: _driver(worker) for worker in workers})
-        idle = list(workers)
-        while True:
+        is_left = True
+        while is_left or workers.at_work:
             waited_for = advisory_lock.is_waited_for(leader, HOURLY_ROLLUP)
-            if waited_for and not running:
+            if waited_for and not workers.at_work:
                 for session in everyone:
                     advisory_lock.release(session, HOURLY_ROLLUP, shared=True)
                 advisory_lock.acquire_shared(everyone, HOURLY_ROLLUP, patience_s)
-            if not waited_for or not running:
-                running.update({pool.submit(slices.walk_next, worker): worker for worker in idle})
-                idle.clear()
-            if not running:
-                break
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                worker = running.pop(future)
-                done = future.result()
+                waited_for = False
+            if is_left and not waited_for:
+                if workers.grow(speed.sessions) < speed.sessions:
+                    speed.settle(len(workers.sessions))
+                for session in workers.idle[: speed.sessions - workers.at_work]:
+                    if session not in everyone and advisory_lock.try_shared(session, HOURLY_ROLLUP):
+                        everyone.append(session)
+                    if session in everyone:
+                        workers.begin(session, slices.walk_next)
+                if not workers.at_work:
+                    break
+            for done in workers.done():
+                is_left = is_left and done is not None
                 if done is not None:
-                    idle.append(worker)
                     yield done
     advisory_lock.release(leader, HOURLY_ROLLUP, shared=True)
     advisory_lock.acquire(leader, HOURLY_ROLLUP, patience_s)
-
-
-def _workers(leader: sa.Connection, jobs: int) -> Iterator[sa.Connection]:
-    """Yield `jobs` more sessions, or as many as can be had, and say so."""
-    for number in range(jobs):
-        try:
-            worker = outages.another(leader)
-        except DatabaseUnavailable as error:
-            log.warning("%d of %d sessions walk: %s", max(1, number), jobs, error.refusal.message)
-            return
-        yield worker
-
-
-def _driver(session: sa.Connection) -> psycopg.Connection[Any]:
-    driver = session.connection.driver_connection
-    assert isinstance(driver, psycopg.Connection)
-    return driver
-
-
-def _end(
-    running: Mapping[Future[Slice | None], sa.Connection],
-    drivers: Mapping[sa.Connection, psycopg.Connection[Any]],
-) -> None:
-    """Cancel what runs, and let nobody wait for an answer for ever: a server that is gone gives none."""
-    if not running:
-        return
-    with ThreadPoolExecutor(len(running)) as pool:
-        list(pool.map(_cancel, [drivers[worker] for worker in running.values()]))
-    _, unanswered = wait(running, _CANCEL_TIMEOUT_S)
-    for future in unanswered:
-        with suppress(OSError, psycopg.OperationalError):
-            socket.socket(fileno=os.dup(drivers[running[future]].fileno())).shutdown(socket.SHUT_RDWR)
-
-
-def _cancel(driver: psycopg.Connection[Any]) -> None:
-    # A session that is idle or gone has nothing to cancel.
-    with suppress(psycopg.OperationalError):
-        driver.cancel_safe(timeout=_CANCEL_TIMEOUT_S)

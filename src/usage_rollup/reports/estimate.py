@@ -9,7 +9,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from ..hourly import pipeline, slices
+from ..hourly import pipeline
 from ..hourly.pipeline import Reading
 from ..queries import beside, filled
 
@@ -64,11 +64,10 @@ def estimate(session: sa.Connection, reading: Reading, walk: Walk) -> Estimate:
     In the caller's transaction; `reading` has the functions of 102. Reads an index of task_usage
     once. The product's window takes many times as long, where that is installed, and is timed apart.
     """
-    source = "public.task_usage_hourly_backfill WHERE walked_at IS NULL"
-    if not walk.unfinished:
-        ranges = "public.task_usage_hourly_unwalked()" if walk.has_state else f"({_SQL['history']})"
-        source = f"public.task_usage_hourly_slices({ranges}, bigint '{slices.SLICE_ROWS}')"
-    by_month = reading.sql(filled(_SQL["months"], source=source))
+    ranges = f"({_SQL['planned' if walk.unfinished else 'history']})"
+    if walk.has_state and not walk.unfinished:
+        ranges = "public.task_usage_hourly_unwalked()"
+    by_month = reading.sql(filled(_SQL["months"], ranges=ranges))
     months = {found.month: found.rows for found in session.execute(by_month)}
     since = session.scalar(reading.sql(_SQL["sample_start"]), {"rows": SAMPLE_ROWS})
     durations = []

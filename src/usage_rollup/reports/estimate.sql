@@ -1,12 +1,17 @@
--- What a walk would read, and a sample of it. The gap :source of `months` is a plan, or slices as they would be
--- planned.
+-- What a walk would read, and a sample of it. The gap :ranges of `months` is one of the multiranges below it.
 
 -- name: months
-SELECT to_char(from_hour, 'YYYY-MM') AS month, SUM(usage_rows)::bigint AS rows FROM :source
-GROUP BY 1 HAVING SUM(usage_rows) > 0 ORDER BY 1;
+SELECT to_char(tu.created_at, 'YYYY-MM') AS month, COUNT(*) AS rows
+FROM unnest(:ranges) AS r
+JOIN public.task_usage AS tu ON tu.created_at >= lower(r) AND tu.created_at < upper(r)
+GROUP BY 1 ORDER BY 1;
+
+-- name: planned
+SELECT range_agg(tstzrange(b.from_hour, b.to_hour)) FROM public.task_usage_hourly_backfill AS b
+WHERE b.walked_at IS NULL;
 
 -- name: history
--- All of it, as the ranges that slices are cut from.
+-- All of it.
 SELECT tstzmultirange(tstzrange(
     date_trunc('day', MIN(created_at)), date_trunc('day', MAX(created_at)) + interval '1 day'))
 FROM public.task_usage WHERE public.task_usage_hourly_dated(created_at);

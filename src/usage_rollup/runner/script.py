@@ -40,7 +40,7 @@ def with_script(work: Work, options: Options) -> Work:
     A hook is the SQL beside it, outside the step's transaction. A script without steps stays empty. Raises
     ConfigurationError for several jobs, which one session of psql has not got.
     """
-    if options.jobs > 1:
+    if (options.jobs or 1) > 1:
         raise ConfigurationError(
             f"a script has one session and cannot walk with {options.jobs} jobs",
             hint="leave -x jobs, or JOBS in the environment, out",

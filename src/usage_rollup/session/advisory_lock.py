@@ -53,10 +53,21 @@ def acquire_shared(sessions: Sequence[sa.Connection], key: int, patience_s: floa
     _take(sessions, key, patience_s, shared=True)
 
 
+def try_shared(session: sa.Connection, key: int) -> bool:
+    """Take the session lock `key` shared, if that needs no wait, and say whether it is taken.
+
+    It is not where somebody is queued for the exclusive one, whoever else holds it shared.
+    """
+    taken = bool(session.scalar(_attempt(shared=True), {"key": key}))
+    if taken:
+        _held_by(session)[key] += 1
+    return taken
+
+
 def _take(sessions: Sequence[sa.Connection], key: int, patience_s: float, *, shared: bool) -> None:
     started = time.monotonic()
     give_up, say_at = started + patience_s, started + _SAY_AFTER_S
-    attempt = sa.text(f"SELECT pg_try_advisory_lock{_SHARED[shared]}(CAST(:key AS bigint))")
+    attempt = _attempt(shared=shared)
     while True:
         taken = list(takewhile(lambda session: session.scalar(attempt, {"key": key}), sessions))
         if len(taken) == len(sessions):
@@ -83,6 +94,10 @@ def _take(sessions: Sequence[sa.Connection], key: int, patience_s: float, *, sha
             )
             say_at += _SAY_EVERY_S
         time.sleep(_POLL_INTERVAL_S)
+
+
+def _attempt(*, shared: bool) -> sa.TextClause:
+    return sa.text(f"SELECT pg_try_advisory_lock{_SHARED[shared]}(CAST(:key AS bigint))")
 
 
 def may_be_taken(session: sa.Connection) -> bool:

@@ -36,14 +36,14 @@ class Options:
     """How a run goes; the defaults are those of a run that was asked for nothing.
 
     `keep_legacy` (103): True keeps the legacy tables in schema legacy_usage, False drops them whatever they
-    hold, None decides by what they hold. `jobs`: sessions that walk at once. `sleep_between_slices_s`:
-    seconds of rest for the server after each slice. `lock_timeout_s`: seconds to wait for any lock, an
-    advisory one, a step's table locks or that of a single statement; None is the patience each of them has
-    by itself. `version_table`: where Alembic keeps the revision, in schema public.
+    hold, None decides by what they hold. `jobs`: sessions that walk at once; None is as many as help.
+    `sleep_between_slices_s`: seconds of rest for the server after each slice. `lock_timeout_s`: seconds to
+    wait for any lock, an advisory one, a step's table locks or that of a single statement; None is the
+    patience each of them has by itself. `version_table`: where Alembic keeps the revision, in schema public.
     """
 
     keep_legacy: bool | None = None
-    jobs: int = 1
+    jobs: int | None = None
     sleep_between_slices_s: float = 0.0
     lock_timeout_s: float | None = None
     version_table: str = VERSION_TABLE
@@ -70,7 +70,7 @@ class Options:
 # What each may be: as a pattern, as a message shows it, in words. Its variable is the name in capitals.
 KNOWN = {
     "keep-legacy": ("true|false", "true|false", "true or false"),
-    "jobs": ("[1-9][0-9]?", "1..99", "1..99"),
+    "jobs": ("auto|[1-9][0-9]?", "auto|1..99", "auto or 1..99"),
     "sleep-between-slices": (DURATION, "2s", "a duration"),
     "lock-timeout": (DURATION, "30s", "a duration"),
     "version-table": (
@@ -114,12 +114,12 @@ def read(
     text = {name: str(value) for name, (_, value) in given.items()}
     options = Options(
         keep_legacy=text["keep-legacy"] == "true" if "keep-legacy" in text else None,
-        jobs=int(text.get("jobs", "1")),
+        jobs=int(text["jobs"]) if text.get("jobs", "auto") != "auto" else None,
         sleep_between_slices_s=seconds(text.get("sleep-between-slices", "0"), "sleep-between-slices"),
         lock_timeout_s=seconds(text["lock-timeout"], "lock-timeout") if "lock-timeout" in text else None,
         version_table=text.get("version-table", VERSION_TABLE),
     )
-    if options.jobs > 1 and options.sleep_between_slices_s:
+    if (options.jobs or 1) > 1 and options.sleep_between_slices_s:
         raise ConfigurationError(
             "jobs finishes the walk sooner and sleep-between-slices spares the server: only one can be had",
             hint="leave one out; either may also come from the environment, JOBS or SLEEP_BETWEEN_SLICES",

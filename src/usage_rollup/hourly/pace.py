@@ -1,0 +1,66 @@
+"""How many sessions walk at once, where nobody has said: one more as long as rows per second really grow."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+from ..queries import beside
+from .slices import Slice
+
+log = logging.getLogger(__name__)
+
+# A session more must bring a fifth; what else a machine does changes a measured pace by a tenth.
+GROWTH = 1.2
+
+# More than a rollup's disks and locks reward, whatever the processors.
+MOST = 4
+
+_SQL = beside(__file__)
+
+
+def has_room(session: sa.Connection) -> bool:
+    """Say whether the server has room for one more session of ours: pace.sql tells what that means."""
+    return bool(session.scalar(sa.text(_SQL["has_room"])))
+
+
+class Pace:
+    """How many sessions walk: `jobs`, or, where that is None, what slices tell by their pace.
+
+    `sessions` are to walk now; `proven` of them were worth it.
+    """
+
+    def __init__(self, jobs: int | None, has_room: Callable[[], bool]) -> None:
+        self.sessions = self.proven = jobs or 1
+        self._settled = jobs is not None
+        self._has_room = has_room
+        self._fastest = 0.0
+        self._walked: list[Slice] = []
+
+    def settle(self, sessions: int) -> None:
+        """Stay with so many, at least one."""
+        self.sessions = self.proven = max(1, sessions)
+        self._settled = True
+
+    def note(self, walked: Slice) -> None:
+        """Take note of a committed slice; change `sessions` after two of each, or one of one alone."""
+        if self._settled:
+            return
+        self._walked.append(walked)
+        if self.sessions > 1 and len(self._walked) < 2 * self.sessions:
+            return
+        seconds = sum(done.seconds for done in self._walked)
+        rows_a_second = self.sessions * sum(done.rows for done in self._walked) / max(seconds, 1e-6)
+        self._walked.clear()
+        if rows_a_second < GROWTH * self._fastest:
+            self.settle(self.proven)
+        else:
+            self._fastest, self.proven = rows_a_second, self.sessions
+            if self.sessions == MOST or not self._has_room():
+                self.settle(self.sessions)
+            else:
+                self.sessions += 1
+        if self._settled:
+            log.info("sessions that walk: %d, at %.0f rows a second", self.sessions, self._fastest)
