@@ -1,5 +1,7 @@
 """Run migrations: connect, lock, adopt, configure, run, in the order things happen."""
 
+import sys
+
 from alembic import context
 from usage_rollup.session import signals
 
@@ -13,7 +15,7 @@ from usage_rollup import logs
 from usage_rollup.contract import MIGRATION_RUN
 from usage_rollup.errors import Refusal
 from usage_rollup.hourly.schedule import warn_if_nothing_ticks
-from usage_rollup.runner import adoption, checks, ledger, new_revision, script
+from usage_rollup.runner import adoption, checks, ledger, new_revision, script, summary
 from usage_rollup.runner.again import repeatable
 from usage_rollup.runner.hooks import with_hooks
 from usage_rollup.session import advisory_lock, connection, options, outages
@@ -50,6 +52,7 @@ elif context.is_offline_mode():
         version_table_schema="public",
         transaction_per_migration=True,
         on_version_apply=script.record_step,
+        output_buffer=script.output(context.config.output_buffer or sys.stdout),
     )
     with context.begin_transaction():
         context.run_migrations()
@@ -64,6 +67,7 @@ else:
             if advisory_lock.may_be_taken(session):
                 advisory_lock.acquire(session, MIGRATION_RUN, run.patience_s(advisory_lock.PATIENCE_S))
             standing = checks.require(session, work, context.get_context(), run, forecast)
+            summary.begin(session, standing)
             if upgrade:
                 steps = adoption.with_adoption(work, standing.adoption(), session, run)
             steps = with_hooks(steps, session, run)
@@ -87,6 +91,8 @@ else:
             )
             with context.begin_transaction():
                 context.run_migrations()
+        if work.__name__ in {"upgrade", "downgrade"}:
+            summary.tell(session, work.__name__, run)
         if upgrade:
             warn_if_nothing_ticks(session)
 

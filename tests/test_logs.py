@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from tests.support.database import Database
+from tests.support.terminal import on_a_terminal
+from tests.support.walks import write_history
 
 
 def objects(output: str) -> list[dict[str, Any]]:
@@ -22,7 +25,9 @@ def test_upgrade_logs_one_object_a_line_and_prints_nothing_else(v034: Database) 
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
     entries = objects(result.stderr)
-    assert all(set(entry) == {"time", "level", "logger", "message"} for entry in entries)
+    fields = {"time", "level", "logger", "message"}
+    assert all(fields <= set(entry) for entry in entries)
+    assert all(fields == set(entry) for entry in entries if entry["logger"] == "alembic.runtime.migration")
     for entry in entries:
         time = datetime.fromisoformat(entry["time"])
         assert time.utcoffset() == timedelta(0)
@@ -54,7 +59,26 @@ def test_command_that_prints_a_result_still_does(head: Database) -> None:
 @pytest.mark.parametrize("value", [{}, {"LOG_FORMAT": ""}, {"LOG_FORMAT": "text"}])
 def test_text_is_what_one_gets_without_asking(v034: Database, value: dict[str, str]) -> None:
     result = v034.run("alembic", "upgrade", "100", **value)
-    assert "\nINFO  [alembic.runtime.migration] Context impl PostgresqlImpl.\n" in result.stderr
+    # Not on a terminal: each line says when.
+    time, line = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", r"INFO  \[alembic.runtime.migration\] Context impl"
+    assert re.search(f"^{time} {line}", result.stderr, re.MULTILINE)
+
+
+def test_on_a_terminal_a_line_begins_with_its_level(v034: Database) -> None:
+    shown = on_a_terminal(v034, "upgrade", "100", program="alembic", columns=200)
+    assert re.search(r"^INFO  \[alembic.runtime.migration\] Context impl", shown, re.MULTILINE)
+    assert "WARNI " not in shown
+
+
+def test_a_slice_is_told_in_fields_too(v034: Database) -> None:
+    write_history(v034, rows=60, months=2)
+    result = v034.run("alembic", "upgrade", "head", LOG_FORMAT="json")
+    slices = [entry for entry in objects(result.stderr) if "slice" in entry]
+    assert [entry["slice"] for entry in slices] == [*range(1, len(slices) + 1)]
+    assert sum(entry["rows"] for entry in slices) == 60
+    assert slices[-1]["rows_left"] == 0
+    assert {"from", "to", "buckets", "seconds", "seconds_left"} <= set(slices[0])
+    assert datetime.fromisoformat(slices[0]["from"]).utcoffset() == timedelta(0)
 
 
 @pytest.mark.parametrize("command", [("alembic", "upgrade", "head"), ("usage-rollup", "tick")])

@@ -20,7 +20,13 @@ from usage_rollup.commands.app import app
 pytestmark = [pytest.mark.packaging, pytest.mark.xdist_group("package")]
 
 # Other arguments than none.
-ARGUMENTS = {"upgrade": ["head"], "schedule": ["--help"]}
+ARGUMENTS = {
+    "upgrade": ["head"],
+    "downgrade": ["head"],
+    "stamp": ["head"],
+    "script": ["097:head"],
+    "schedule": ["--help"],
+}
 COMMANDS = sorted(typer.main.get_group(app).commands)
 
 

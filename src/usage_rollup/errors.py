@@ -25,6 +25,8 @@ from typing import Any, ClassVar, Self
 import psycopg
 from alembic.util import CommandError
 
+from . import doors
+
 REFUSED = 1
 USAGE = 2
 TRY_AGAIN = 75  # sysexits.h EX_TEMPFAIL
@@ -50,6 +52,11 @@ class Refusal:
     place: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     reasons: tuple[Refusal, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Have the hint name the program that works where the reader stands."""
+        if self.hint:
+            object.__setattr__(self, "hint", doors.named(self.hint))
 
     @classmethod
     def of(cls, reasons: Sequence[Refusal]) -> Refusal:

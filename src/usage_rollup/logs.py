@@ -34,7 +34,11 @@ def wants_json() -> bool:
 
 
 class Formatter(logging.Formatter):
-    """Format a record as LOG_FORMAT says, text by the given format; alembic.ini names this class."""
+    """Format a record as LOG_FORMAT says, text by the given format; alembic.ini names this class.
+
+    Text begins with the time, unless it goes to a terminal, where somebody watches. JSON has besides what the
+    record has in `fields`: values that a program would look for.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -42,13 +46,16 @@ class Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line of JSON, or what the standard formatter makes of the record."""
+        time = datetime.fromtimestamp(record.created, UTC)
         if not self.json:
-            return super().format(record)
+            text = super().format(record)
+            return text if sys.stderr.isatty() else f"{time:%Y-%m-%dT%H:%M:%SZ} {text}"
         entry = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": time.isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
+            **getattr(record, "fields", {}),
         }
         # Whoever logs a refusal does so while handling it, Alembic too.
         error = sys.exc_info()[1]
@@ -57,16 +64,17 @@ class Formatter(logging.Formatter):
             entry |= {"message": fields.pop("error"), **fields}
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
+        return json.dumps(entry, default=str)
 
 
 def configure() -> None:
-    """Log the commands of `usage-rollup` to standard error: messages alone, or JSON.
+    """Log the commands of `usage-rollup` to standard error: messages, or JSON.
 
     Raises ConfigurationError.
     """
     logging.basicConfig(level=logging.WARNING, handlers=[_handler(logging.StreamHandler(), "%(message)s")])
     logging.getLogger("usage_rollup").setLevel(logging.INFO)
+    _choose_levels()
     if wants_json():
         _log_what_python_prints()
 
@@ -82,6 +90,7 @@ def configure_alembic(config: Config) -> None:
     streams.print_instead_on_error()
     if config.config_file_name is not None:
         fileConfig(config.config_file_name, disable_existing_loggers=False)
+    _choose_levels()
     # Only the command line reports a refusal there, before it prints FAILED: and exits.
     messaging.log.setLevel(logging.ERROR)
     messaging.log.propagate = False
@@ -90,6 +99,25 @@ def configure_alembic(config: Config) -> None:
         _log_what_python_prints()
     else:
         messaging.log.addHandler(_TryAgain(config))
+
+
+def choose(level: int) -> None:
+    """Log from `level` on, whatever a file says: WARNING for less, DEBUG for every statement that is sent."""
+    global _chosen
+    _chosen = level
+    _choose_levels()
+
+
+_chosen: int | None = None
+
+
+def _choose_levels() -> None:
+    if _chosen is None:
+        return
+    for name in ("alembic", "usage_rollup"):
+        logging.getLogger(name).setLevel(_chosen)
+    if _chosen == logging.DEBUG:
+        logging.getLogger("sqlalchemy.engine").setLevel(logging.INFO)
 
 
 def require_answer() -> None:

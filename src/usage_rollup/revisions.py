@@ -11,17 +11,8 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from . import streams
+from .doors import ini
 from .errors import ConfigurationError
-
-
-def ini() -> Path:
-    """Return the alembic.ini that came with this package: beside it in a wheel, above it in a checkout.
-
-    Never one in the current directory, which may be another project's.
-    """
-    package = Path(__file__).resolve().parent
-    installed = package / "alembic.ini"
-    return installed if installed.is_file() else package.parents[1] / "alembic.ini"
 
 
 def config() -> Config:

@@ -38,10 +38,12 @@ def test_upgrade_goes_to_head_or_to_the_revision_given(v034: Database) -> None:
 
 def test_upgrade_in_json_is_one_object_with_both_ends(v034: Database) -> None:
     done = v034.usage_rollup("upgrade", "102", "--json")
-    assert json.loads(done.stdout) == {"from": None, "to": "102"}
+    told = json.loads(done.stdout)
+    assert (told["from"], told["to"], told["steps"]) == (None, "102", ["100", "101", "102"])
     assert "Running upgrade" in done.stderr
     done = v034.usage_rollup("upgrade", "--json")
-    assert json.loads(done.stdout) == {"from": "102", "to": "104"}
+    told = json.loads(done.stdout)
+    assert (told["from"], told["to"], told["steps"]) == ("102", "104", ["103", "104"])
 
 
 def test_upgrade_takes_the_options_of_a_run(v034: Database) -> None:

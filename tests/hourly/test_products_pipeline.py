@@ -86,7 +86,7 @@ def test_watermark_of_1970_is_caught_up_through_the_installed_window(products: D
     assert len(wrong_buckets(products.url)) == 40
     result = products.usage_rollup("backfill")
     assert result.returncode == 0, result.stderr
-    assert "usage rows rolled up: 40" in result.stdout
+    assert "rolled up: 40 usage rows into" in result.stdout
     assert wrong_buckets(products.url) == []
     assert products.value(
         "SELECT watermark_at > now() - interval '10 minutes' FROM task_usage_hourly_rollup_state"

@@ -14,13 +14,14 @@ from tests.support.pg_cron import JOBS, OURS, PG_CRON
 from usage_rollup.contract import TICK_JOB as JOB
 
 REMINDER = (
-    "WARNI [usage_rollup.hourly.schedule] dashboards will not move until something ticks:"
+    "WARNING [usage_rollup.hourly.schedule] dashboards will not move until something ticks:"
     " run `usage-rollup schedule`"
 )
 
 
 def last_line(output: str) -> str:
-    return output.rstrip("\n").splitlines()[-1]
+    # Without the time it begins with.
+    return output.rstrip("\n").splitlines()[-1].partition(" ")[2]
 
 
 def not_scheduled(db: Database, **extra: str) -> dict[str, Any]:

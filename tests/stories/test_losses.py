@@ -77,8 +77,9 @@ def test_set_aside_usage_keeps_the_legacy_rollups(absurd: tuple[Database, World]
     roll_up_as_v034(database)
     printed = database.upgrade()
     assert where_legacy_is(database) == {"legacy_usage"}
+    # The step, and the summary.
     told = [line for line in printed.splitlines() if "legacy_usage" in line]
-    assert len(told) == 1, printed
+    assert len(told) == 2, printed
     assert "some usage is set aside" in told[0]
     model = database.value("SELECT model FROM task_usage WHERE created_at = '2025-03-01 10:25+00'")
     kept = database.value("SELECT input_tokens FROM legacy_usage.task_usage_daily WHERE model = %s", model)
@@ -211,12 +212,13 @@ def used(v034: Database) -> tuple[Database, World]:
     return v034, world
 
 
-def test_totals_whose_raw_rows_are_gone_are_kept_and_one_line_says_so(used: tuple[Database, World]) -> None:
+def test_totals_whose_raw_rows_are_gone_are_kept_and_a_line_says_so(used: tuple[Database, World]) -> None:
     database, _ = used
     lose_raw_rows(database, "created_at < '2025-03-15'")
     printed = database.upgrade()
+    # The step, and the summary.
     told = [line for line in printed.splitlines() if "legacy_usage" in line]
-    assert len(told) == 1, printed
+    assert len(told) == 2, printed
     # Two days of two workspaces, in each of the two rollups.
     assert "4 daily totals exist only there" in told[0]
     assert where_legacy_is(database) == {"legacy_usage"}
@@ -512,7 +514,7 @@ def test_backfill_walks_a_rollup_that_was_never_scheduled(head: Database) -> Non
     head.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'")
     result = head.usage_rollup("backfill")
     assert result.returncode == 0, result.stderr
-    assert "usage rows rolled up: 2, in slices: 1" in result.stdout
+    assert "rolled up: 2 usage rows into 2 buckets, in 1 slice\n" in result.stdout
     assert head.usage_rollup("verify").returncode == 0
 
 

@@ -11,16 +11,20 @@ import sqlalchemy as sa
 import typer
 from rich.table import Table
 
+from .. import account
 from ..errors import ConfigurationError
 from ..hourly import catch_up
+from ..hourly.backfill import SKIPPED
 from ..hourly.catch_up import Planned
 from ..session import suitability
 from ..session.options import read as read_options
 from ..session.outages import in_session
-from .output import JsonOption, console, write_json
+from . import options
+from .output import Fact, JsonOption, console, count, show_facts, write_json
 
 
 def backfill(
+    context: typer.Context,
     repair: Annotated[
         bool, typer.Option("--repair", help="Recompute exactly the hours that differ from raw usage.")
     ] = False,
@@ -34,26 +38,15 @@ def backfill(
     force_partial: Annotated[
         bool, typer.Option("--force-partial", help="Leave what is older without buckets, knowingly.")
     ] = False,
-    jobs: Annotated[
-        int | None,
-        typer.Option(help="Sessions that walk at once.", min=1, max=99, show_default="as many as help"),
-    ] = None,
-    sleep_between_slices: Annotated[
-        str | None,
-        typer.Option(
-            help="Rest after each slice, 4246 given up meanwhile: 2s.", metavar="DURATION", show_default="0"
-        ),
-    ] = None,
-    lock_timeout: Annotated[
-        str | None,
-        typer.Option(help="How long to wait for advisory lock 4246.", metavar="DURATION", show_default="10m"),
-    ] = None,
+    jobs: options.Jobs = None,
+    sleep_between_slices: options.SleepBetweenSlices = None,
+    lock_timeout: options.LockTimeout = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring the hourly rollup up to date under advisory lock 4246, and prove it.
+    """Roll up at once what the hourly rollup lacks, and prove it; a tick does a day at most.
 
-    A server may keep running. Ctrl-C or SIGTERM stops it at any moment; finished slices stay, and the
-    same command goes on from there.
+    A server may keep running; nothing else writes the rollup meanwhile (advisory lock 4246). Ctrl-C or
+    SIGTERM stops it at any moment: finished slices stay, and the same command goes on from there.
     """
     if repair and (months_back or dry_run):
         raise ConfigurationError(
@@ -61,32 +54,47 @@ def backfill(
         )
     if force_partial and not months_back:
         raise ConfigurationError("--force-partial means nothing without --months-back")
-    options = read_options(
-        flags={"jobs": jobs, "sleep-between-slices": sleep_between_slices, "lock-timeout": lock_timeout}
+    run = read_options(
+        flags={
+            "jobs": options.typed(context, "jobs"),
+            "sleep-between-slices": options.typed(context, "sleep_between_slices"),
+            "lock-timeout": options.typed(context, "lock_timeout"),
+        }
     )
     if dry_run:
-        planned = in_session(lambda session: catch_up.preview(session, months_back=months_back), options)
+        planned = in_session(lambda session: catch_up.preview(session, months_back=months_back), run)
         _show_plan(planned, as_json)
         return
 
-    def work(session: sa.Connection) -> tuple[dict[str, Any], str]:
+    def work(session: sa.Connection) -> dict[str, Any]:
         suitability.require_suitable(session)
         if repair:
-            hours = catch_up.repair(session, options)
-            return {"repaired_hours": hours}, f"hours repaired: {hours}"
-        done = catch_up.catch_up(session, options, months_back=months_back, force_partial=force_partial)
-        said = f"usage rows rolled up: {done.rows:,}, in slices: {done.slices:,}"
-        return dataclasses.asdict(done), said
+            return {"repaired_hours": catch_up.repair(session, run)}
+        done = catch_up.catch_up(session, run, months_back=months_back, force_partial=force_partial)
+        return dataclasses.asdict(done)
 
     try:
-        done, said = in_session(work, options)
+        done = in_session(work, run)
     except SystemExit:
         sys.stderr.write("stopped: finished slices stay; run the same command to go on\n")
         raise
     if as_json:
-        write_json(done)
+        write_json({**account.run.fields(), **done})
+    elif repair:
+        console().print(f"hours repaired: {done['repaired_hours']:,}")
     else:
-        console().print(said)
+        _show_done()
+
+
+def _show_done() -> None:
+    """Say what was done, and how long it took."""
+    done = account.run
+    facts = [Fact("rolled up", done.rolled_up())]
+    if done.skipped:
+        facts = [Fact("rolled up", f"nothing: {SKIPPED[done.skipped]}")]
+    facts += [Fact("recomputed", count(done.repaired_hours, "hour"))] if done.repaired_hours else []
+    facts += [Fact("time", done.times())] if done.seconds else []
+    show_facts(console(), [*facts, Fact("next", "`usage-rollup status` shows where it stands")])
 
 
 def _show_plan(slices: list[Planned], as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 from ..session import signals
@@ -11,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 # Commands whose exit status tells what they did, whether or not anybody reads of it.
-_WORK = {"upgrade", "backfill", "tick", "schedule", "unschedule"}
+_WORK = {"upgrade", "downgrade", "stamp", "backfill", "tick", "schedule", "unschedule"}
 
 
 def main() -> None:
@@ -20,18 +21,21 @@ def main() -> None:
     # Not above: together they take most of a second, in which a signal may come.
     from .. import logs
     from ..errors import UsageRollupError
-    from .app import app
+    from .app import build, invoked
     from .output import write_json
 
     logs.escape_output()
     try:
-        app()
+        build()()
     except SystemExit as done:
-        if not done.code and ("--dry-run" in sys.argv or not _WORK & set(sys.argv[1:2])):
+        if not done.code and ({"--dry-run", "--sql"} & {*sys.argv} or not _WORK & {*invoked}):
             logs.require_answer()
         raise
     except UsageRollupError as error:
         if "--json" in sys.argv[1:]:
             write_json({**error.refusal.fields(), "status": error.exit_status})
-        log.error("usage-rollup: %s", error)
+        if os.environ.get("LOG_FORMAT") == "json":
+            log.error("usage-rollup: %s", error)
+        else:
+            sys.stderr.write(f"usage-rollup: {error}\n")
         sys.exit(error.exit_status)

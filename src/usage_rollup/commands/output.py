@@ -13,6 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..words import count as count
+from ..words import duration as duration
+from ..words import size as size
+from ..words import took as took
+
 # Exit status of a comparison that found differences; those of refusals are told by errors.py.
 DIFFERENCES = 3
 
@@ -64,28 +69,3 @@ def write_json(result: Any) -> None:
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
         result = dataclasses.asdict(result)
     sys.stdout.write(json.dumps(result, default=str, indent=2) + "\n")
-
-
-def count(number: int, what: str) -> str:
-    """Write how many there are of something, which takes an s where it is not one."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def size(number: int) -> str:
-    """Write a number of bytes: kB, MB or GB of 1,024 each."""
-    for unit, factor in (("GB", 1024**3), ("MB", 1024**2)):
-        if number >= factor:
-            return f"{number / factor:,.1f} {unit}"
-    return f"{number / 1024:,.0f} kB"
-
-
-def duration(seconds: float) -> str:
-    """Write a duration by its two greatest units; at least a second, and minutes alone below an hour."""
-    minutes, rest = divmod(max(1, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days:,} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min" if minutes else f"{rest} s"

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .. import doors
 from ..errors import REFUSED, TRY_AGAIN
 from ..reports import preflight as flight
 from ..reports.place import Step
@@ -18,7 +19,7 @@ from .output import Fact, JsonOption, console, count, duration, show_facts, size
 
 
 def preflight(as_json: JsonOption = False) -> None:
-    """Tell what `alembic upgrade head` would do to this database; exit 1 when refused, 75 for locks alone."""
+    """Tell what an upgrade would do to this database; exit 1 when it would be refused, 75 for locks alone."""
     options = read_options()
     found = in_session(lambda session: flight.preflight(session, options), options)
     status = 0 if found.goes_through else TRY_AGAIN if found.only_locks else REFUSED
@@ -30,12 +31,13 @@ def preflight(as_json: JsonOption = False) -> None:
 
 
 def _show(out: Console, found: flight.Preflight) -> None:
+    upgrade = doors.named("`alembic upgrade head`")
     if found.refusals:
-        out.print("`alembic upgrade head` would be refused", style="bold red")
+        out.print(f"{upgrade} would be refused", style="bold red")
     elif not found.goes_through:
-        out.print("not all could be seen that decides on `alembic upgrade head`", style="bold yellow")
+        out.print(f"not all could be seen that decides on {upgrade}", style="bold yellow")
     else:
-        out.print("`alembic upgrade head` would go through", style="bold green")
+        out.print(f"{upgrade} would go through", style="bold green")
     show_facts(out, _refusals(found))
     show_facts(out, [*_place(found), *_guard(found), *_work(found), *_losses(found)])
     months = found.backfill.months if found.backfill else {}
@@ -107,7 +109,7 @@ def _losses(found: flight.Preflight) -> Iterator[Fact]:
                 "legacy tables",
                 f"{size(legacy.bytes)}; 103 moves them to schema legacy_usage:"
                 f" {', and '.join(legacy.kept_because)}"
-                "\n`alembic -x keep-legacy=false upgrade head` drops them",
+                f"\n{doors.named('`alembic -x keep-legacy=false upgrade head`')} drops them",
             )
         else:
             yield Fact("legacy tables", f"{size(legacy.bytes)}, which 103 frees")

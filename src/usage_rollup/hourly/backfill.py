@@ -14,13 +14,15 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
+from .. import account
 from ..contract import HOURLY_ROLLUP, LAG_THRESHOLD
 from ..errors import BackfillRefused, Refusal
 from ..queries import array, literal
 from ..session import advisory_lock, blockers
 from ..session.connection import transaction
 from ..session.options import Options
-from . import pipeline, slices
+from ..words import duration
+from . import losses, pipeline, slices
 from .proof import differing_hours
 from .walk import Walked, walk
 
@@ -30,6 +32,12 @@ log = logging.getLogger(__name__)
 ROLLUP_STATE_MISSING = "rollup_state_missing"
 TASK_USAGE_EMPTY = "task_usage_empty"
 WATERMARK_WITHIN_THRESHOLD = "watermark_within_threshold"
+
+SKIPPED = {
+    ROLLUP_STATE_MISSING: "there is no hourly rollup yet, and the guard of 103 decides",
+    TASK_USAGE_EMPTY: "there is no usage yet",
+    WATERMARK_WITHIN_THRESHOLD: "the hourly rollup is up to date",
+}
 
 # How often hours that differ are recomputed before somebody has to look.
 _REPAIRS = 2
@@ -93,7 +101,7 @@ def backfill_before_103(session: sa.Connection, options: Options) -> Backfill:
     else:
         result = _walk_history(session, options, state)
     repaired = repair(session, options, result.sessions)
-    _look_for_losses(session)
+    losses.look(session)
     return dataclasses.replace(result, repaired_hours=repaired)
 
 
@@ -137,7 +145,8 @@ def _walk_history(session: sa.Connection, options: Options, state: _State) -> Ba
     if state.lag > LAG_THRESHOLD:
         who, hint = session.execute(sa.text(slices.HELD_BACK_BY)).one()
         raise BackfillRefused(
-            f"the history is rolled up, but the watermark cannot follow: it trails by {state.lag},"
+            "the history is rolled up, but the watermark cannot follow: it trails by"
+            f" {duration(state.lag.total_seconds())},"
             f" held back by {who}",
             hint=f"{hint}; then run the same command again; finished slices stay",
         )
@@ -182,9 +191,10 @@ def repair(session: sa.Connection, options: Options, sessions: int | None = None
         differing = differing_hours(session, sessions or options.jobs or 1)
         if not differing:
             break
-        log.warning("%d hours of the rollup differ from raw usage; recomputing them", len(differing))
+        log.warning("%s hours of the rollup differ from raw usage; recomputing them", f"{len(differing):,}")
         slices.plan_repair(session, differing)
         repaired += len(differing)
+        account.run.repaired_hours += len(differing)
         walk(session, options)
     else:
         require_equal(session)
@@ -206,19 +216,9 @@ def require_equal(session: sa.Connection, since: datetime | None = None) -> None
         )
 
 
-def _look_for_losses(session: sa.Connection) -> None:
-    """Report usage the rollup cannot show and totals only the legacy rollups hold; tell 103 of these."""
-    set_aside, undated, excess = session.execute(sa.text(_LOSSES)).one()
-    if set_aside:
-        log.warning("%d buckets are set aside, see task_usage_hourly_set_aside", set_aside)
-    if undated:
-        log.warning("%d usage rows are dated outside years 1-9998: task_usage_hourly_undated()", undated)
-    if excess:
-        log.warning("%d daily totals exist only in the legacy rollups", excess)
-
-
 def _skip(reason: str) -> Backfill:
-    log.info("no backfill: %s", reason)
+    account.run.skipped = reason
+    log.info("nothing to roll up: %s", SKIPPED[reason], extra={"fields": {"skipped": reason}})
     return Backfill(skipped=reason)
 
 
@@ -247,11 +247,4 @@ WHERE NOT EXISTS (SELECT FROM pg_stats s WHERE s.schemaname = 'public' AND s.tab
 _LEAVE_PROOF = """
 SELECT set_config('usage_rollup.proof', watermark_at::text, false)
 FROM public.task_usage_hourly_rollup_state WHERE id = 1
-"""
-
-_LOSSES = """
-SELECT (SELECT COUNT(*) FROM public.task_usage_hourly_set_aside),
-    (SELECT COUNT(*) FROM public.task_usage_hourly_undated()),
-    set_config('usage_rollup.legacy_excess',
-        (SELECT COUNT(*)::text FROM public.task_usage_hourly_legacy_excess()), false)::bigint
 """

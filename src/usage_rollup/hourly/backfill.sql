@@ -34,7 +34,7 @@ BEGIN
     IF num_nulls(to_regclass('public.task_usage_hourly'), to_regclass('public.task_usage_hourly_dirty'),
         to_regclass('public.task_usage_hourly_rollup_state')) > 0
     THEN
-        RAISE INFO 'no backfill: rollup_state_missing';
+        RAISE INFO 'nothing to roll up: there is no hourly rollup yet, and the guard of 103 decides';
         RETURN;
     END IF;
 
@@ -102,7 +102,7 @@ BEGIN
                         v_horizon, bigint ':slice_rows', timestamptz '-infinity');
                     v_planned := true;
                     IF v_state.no_usage THEN
-                        v_said := 'no backfill: task_usage_empty';
+                        v_said := 'nothing to roll up: there is no usage yet';
                         v_phase := 'drain';
                     END IF;
                 END IF;
@@ -123,7 +123,7 @@ BEGIN
                     ANALYZE (SKIP_LOCKED) public.task_usage_hourly
                         (bucket_hour, workspace_id, runtime_id, agent_id, project_id);
                 ELSE
-                    v_said := 'no backfill: watermark_within_threshold';
+                    v_said := 'nothing to roll up: the hourly rollup is up to date';
                 END IF;
 
             ELSIF v_phase = 'drain' THEN

@@ -16,6 +16,7 @@ from psycopg import errors
 from sqlalchemy.exc import DBAPIError
 from tenacity import retry, retry_if_exception, stop_after_attempt
 
+from .. import account
 from ..contract import HOURLY_ROLLUP
 from ..errors import BackfillRefused, explain
 from ..queries import beside, filled
@@ -45,6 +46,7 @@ _QUEUED = "somebody else has queued it meanwhile, and the next tick recomputes i
 _LEFT = "the window left it as it was"
 
 
+@account.phase("rolling up")
 def catch_up(session: sa.Connection, options: Options) -> Backfill:
     """Move the watermark to the horizon, step by step, each with the window that justifies it.
 
@@ -64,6 +66,7 @@ def catch_up(session: sa.Connection, options: Options) -> Backfill:
     return summary(Walked(walked, 1))
 
 
+@account.phase("comparing with raw usage")
 def repair(session: sa.Connection, *, pending: bool = False) -> int:
     """Let the window recompute the keys that are wrong, hour by hour; return how many hours are right now.
 

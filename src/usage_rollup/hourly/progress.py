@@ -10,23 +10,39 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from .. import logs
+from ..account import run
+from ..words import duration, took
 from .slices import Slice
 
 log = logging.getLogger(__name__)
 
 
-class Progress(Protocol):
-    """What the walk reports to."""
+class Display(Protocol):
+    """What shows the slices."""
+
+    def advance(self, done: Slice) -> None:
+        """Show a slice that has just been committed."""
+
+
+class Progress:
+    """What the walk reports to: it shows each slice, and enters it in the run's account."""
+
+    def __init__(self, display: Display) -> None:
+        self.display = display
 
     def advance(self, done: Slice) -> None:
         """Take note of a slice that has just been committed."""
+        run.slices += 1
+        run.rows += done.rows
+        run.buckets += done.buckets
+        self.display.advance(done)
 
 
 @contextmanager
 def slice_progress(total_rows: int) -> Iterator[Progress]:
-    """Yield a display for a walk of `total_rows` usage rows: a bar where somebody can watch it."""
+    """Yield what to report a walk of `total_rows` usage rows to: a bar where somebody can watch it."""
     if not sys.stderr.isatty() or logs.wants_json():
-        yield _Lines(total_rows)
+        yield Progress(_Lines(total_rows))
         return
     # Only here: a run that shows no bar starts without it.
     from rich.console import Console
@@ -41,7 +57,7 @@ def slice_progress(total_rows: int) -> Iterator[Progress]:
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
     with Bar(*columns, console=Console(stderr=True)) as bar:
-        yield _Bar(bar, total_rows)
+        yield Progress(_Bar(bar, total_rows))
 
 
 class _Lines:
@@ -57,15 +73,26 @@ class _Lines:
         left_rows = max(0, self.total_rows - self.rows)
         left_s = (time.monotonic() - self.started) / max(1, self.rows) * left_rows
         log.info(
-            "slice %d: %s to %s, %d rows, %d buckets, %.1f s; %d rows left, about %.0f s",
+            "slice %d: %s to %s, %s rows, %s buckets, %s; %s",
             self.number,
             f"{done.from_:%Y-%m-%d %H:%M}",
             f"{done.to:%Y-%m-%d %H:%M}",
-            done.rows,
-            done.buckets,
-            done.seconds,
-            left_rows,
-            left_s,
+            f"{done.rows:,}",
+            f"{done.buckets:,}",
+            took(done.seconds),
+            f"{left_rows:,} rows left, about {duration(left_s)}" if left_rows else "0 rows left",
+            extra={
+                "fields": {
+                    "slice": self.number,
+                    "from": done.from_.isoformat(),
+                    "to": done.to.isoformat(),
+                    "rows": done.rows,
+                    "buckets": done.buckets,
+                    "seconds": round(done.seconds, 3),
+                    "rows_left": left_rows,
+                    "seconds_left": round(left_s, 1),
+                }
+            },
         )
 
 

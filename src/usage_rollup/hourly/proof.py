@@ -7,6 +7,7 @@ from functools import partial
 
 import sqlalchemy as sa
 
+from .. import account
 from ..queries import beside, literal
 from ..session.connection import snapshot
 from .crew import crew
@@ -14,6 +15,7 @@ from .crew import crew
 _SQL = beside(__file__)
 
 
+@account.phase("comparing with raw usage")
 def differing_hours(leader: sa.Connection, sessions: int = 1) -> list[datetime]:
     """Return the hours that differ from raw usage although nothing about them is pending.
 

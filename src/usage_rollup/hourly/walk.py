@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from .. import account
 from ..contract import HOURLY_ROLLUP
 from ..session import advisory_lock, outages
 from ..session.options import Options
@@ -35,6 +36,7 @@ class Walked:
     sessions: int
 
 
+@account.phase("rolling up")
 def walk(leader: sa.Connection, options: Options) -> Walked:
     """Walk with `options.jobs` sessions, a transaction a slice, and move the watermark at the end.
 
@@ -43,7 +45,7 @@ def walk(leader: sa.Connection, options: Options) -> Walked:
     """
     rows = slices.rows_left(leader)
     outages.reached(leader, ("rows left", rows))
-    log.info("backfill: %d usage rows to walk", rows)
+    log.info("backfill: %s usage rows to walk", f"{rows:,}", extra={"fields": {"rows": rows}})
     walked = []
     # Who asks for rest asks for one session.
     jobs = 1 if options.sleep_between_slices_s else options.jobs
@@ -55,6 +57,7 @@ def walk(leader: sa.Connection, options: Options) -> Walked:
             speed.note(one)
             progress.advance(one)
     slices.finish(leader)
+    account.run.sessions = max(account.run.sessions, speed.proven)
     return Walked(walked, speed.proven)
 
 

@@ -9,6 +9,7 @@ two steps runs after the previous one has committed and before the next begins.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext, MigrationStep, RevisionStep
 from alembic.script import ScriptDirectory
 
+from .. import account
 from ..session import advisory_lock, outages
 from ..session.connection import alone
 from ..session.options import Options
@@ -37,18 +39,21 @@ def with_hooks(work: Work, session: sa.Connection, options: Options) -> Work:
         for step in work(heads, context):
             if hook := before_upgrade(step):
                 _run(hook, session, options)
-            step.migration_fn = _locked(step.migration_fn, session)
+            step.migration_fn = _locked(step, session)
             yield step
 
     return work_with_hooks
 
 
-def _locked(migrate: Callable[..., Any], session: sa.Connection) -> Callable[..., Any]:
+def _locked(step: MigrationStep, session: sa.Connection) -> Callable[..., Any]:
+    migrate = step.migration_fn
+
     # Alembic logs a step by the name of its function.
     @wraps(migrate)
     def migrate_locked(**arguments: Any) -> None:
         advisory_lock.require_held(session)
-        migrate(**arguments)
+        with account.phase(step.revision.revision) if isinstance(step, RevisionStep) else nullcontext():
+            migrate(**arguments)
 
     return migrate_locked
 

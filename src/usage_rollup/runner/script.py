@@ -9,12 +9,14 @@ after an error.
 from __future__ import annotations
 
 import inspect
+import io
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from alembic.runtime.migration import MigrationContext, MigrationInfo, MigrationStep, RevisionStep
 
+from .. import doors
 from ..contract import HEAD, HOURLY_ROLLUP, MIGRATION_RUN
 from ..errors import ConfigurationError, UsageRollupError
 from ..queries import beside, filled, literal
@@ -32,6 +34,22 @@ NOTHING = "base"
 
 # Progress is told as INFO, which this lets through.
 _QUIET = {"client_min_messages": "warning"}
+
+
+def output(out: TextIO) -> TextIO:
+    """Return where to write a script to `out`: the commands it names are those that work where it is made."""
+    return cast("TextIO", _Named(out))
+
+
+class _Named(io.TextIOBase):
+    def __init__(self, out: TextIO) -> None:
+        self.out = out
+
+    def write(self, text: str, /) -> int:
+        return self.out.write(doors.named(text))
+
+    def flush(self) -> None:
+        self.out.flush()
 
 
 def with_script(work: Work, options: Options) -> Work:

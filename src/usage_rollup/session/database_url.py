@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 # In order: a direct connection beside a pooler, then the product's own variable.
 URL_VARIABLES = ("MIGRATION_DATABASE_URL", "DATABASE_URL")
 
+# What was typed as --database-url wins over both.
+typed: str | None = None
+
 # With one of these libpq knows which database is meant, without a URL.
 LIBPQ_VARIABLES = ("PGSERVICE", "PGHOST", "PGHOSTADDR", "PGDATABASE")
 
@@ -93,13 +96,17 @@ _EXAMPLE = "postgres://user:password@host:5432/database"
 def conninfo_from_environment(environ: Mapping[str, str] = os.environ) -> str:
     """Return the libpq connection string of the database to migrate.
 
-    MIGRATION_DATABASE_URL wins over DATABASE_URL; both may be URLs (postgres://, postgresql://,
+    What was typed wins, then MIGRATION_DATABASE_URL, then DATABASE_URL; all may be URLs (postgres://, postgresql://,
     postgresql+psycopg://) or libpq key=value strings. Without either, libpq's PG* variables and service
     files decide. What libpq does not know, the parameters of the Go driver and settings of the session, is
     dropped with one warning each. Opens no connection. Raises ConfigurationError, without anything that may
     be a password, when the environment names no database, what it says cannot be parsed, or a search_path
     leads to another schema than public.
     """
+    if typed is not None:
+        if not typed.strip():
+            raise ConfigurationError("no database given: --database-url is empty", hint=f"use {_EXAMPLE}")
+        return _conninfo("--database-url", typed.strip())
     for variable in URL_VARIABLES:
         if value := environ.get(variable, "").strip():
             return _conninfo(variable, value)

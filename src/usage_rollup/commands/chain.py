@@ -1,0 +1,61 @@
+"""Run Alembic's commands on the installed revisions, on the terms of `usage-rollup`."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from alembic.util import CommandError
+
+from .. import revisions
+from ..contract import STEMS
+from ..errors import ConfigurationError, UsageRollupError
+from ..session.options import KNOWN
+from ..session.options import read as read_options
+from . import options
+
+# Options of a run that a command may have as its own, by the names of its parameters.
+_OWN = {name.replace("-", "_"): name for name in KNOWN}
+
+# +1, -2, 103-1: so many steps from where the database stands, or from a revision.
+_RELATIVE = re.compile(r"(\w+)?[+-]\d+")
+
+# What is typed before the command, where `alembic` wants it.
+x_before: list[str] = []
+
+
+def run(
+    context: typer.Context, command: Callable[..., Any], revision: str, x: list[str] | None, **more: Any
+) -> None:
+    """Run `command` to `revision`, with options typed as -x, before or behind the command, or as its own.
+
+    Raises ConfigurationError for a revision or an option that there is not, and what env.py raises.
+    """
+    config = revisions.config()
+    own = {name: options.typed(context, parameter) for parameter, name in _OWN.items()}
+    own = {name: value for name, value in own.items() if value is not None}
+    read_options(flags=own)
+    config.cmd_opts = Namespace(
+        x=[*x_before, *(x or []), *(f"{name}={value}" for name, value in own.items())]
+    )
+    for end in revision.split(":", 1) if more.get("sql") else [revision]:
+        require_known(end)
+    try:
+        command(config, revision, **more)
+    except UsageRollupError:
+        raise
+    except CommandError as error:
+        raise UsageRollupError(str(error)) from error
+
+
+def require_known(revision: str) -> None:
+    """Raise ConfigurationError unless there is such a revision; a relative one is left to Alembic."""
+    if revision in {"base", "head", "heads"} or _RELATIVE.fullmatch(revision):
+        return
+    try:
+        revisions.scripts().get_revision(revision)
+    except CommandError as error:
+        raise ConfigurationError(str(error), hint=f"there is: base, {', '.join(STEMS)}, head") from error

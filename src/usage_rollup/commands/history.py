@@ -1,0 +1,43 @@
+"""`usage-rollup history`."""
+
+from __future__ import annotations
+
+from datetime import UTC
+
+from rich.table import Table
+
+from .. import doors
+from ..reports import history as past
+from ..session.options import read as read_options
+from ..session.outages import in_session
+from ..words import count
+from .output import JsonOption, console, write_json
+
+_RUNNERS = {past.US: "usage-rollup", past.PRODUCT: "the product's runner"}
+
+
+def history(as_json: JsonOption = False) -> None:
+    """Show every step: when it was applied, and by which runner; what is pending. Reads only."""
+    found = in_session(past.history, read_options())
+    if as_json:
+        write_json(found)
+        return
+    table = Table("step", "state", "applied (UTC)", "by", box=None, padding=(0, 2, 0, 0))
+    for step in found.steps:
+        pending = step.state == past.PENDING
+        at = f"{step.applied_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}" if step.applied_at else "not recorded"
+        by = "not known" if step.runner is None else _RUNNERS[step.runner]
+        table.add_row(
+            step.step,
+            step.state,
+            "" if pending else at,
+            "" if pending else by,
+            style="yellow" if pending else "",
+        )
+    out = console()
+    out.print(table)
+    pending_steps = sum(step.state == past.PENDING for step in found.steps)
+    if pending_steps:
+        out.print(f"{count(pending_steps, 'step')} pending: {doors.named('alembic upgrade head')}")
+    if found.newest_in_ledger and found.newest_in_ledger.encode() > found.steps[-1].step.encode():
+        out.print(f"the product's own runner has gone on, to {found.newest_in_ledger}")

@@ -1,0 +1,55 @@
+"""`usage-rollup script`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from alembic import command
+
+from .. import revisions
+from ..errors import ConfigurationError
+from . import chain, options
+
+_NOTHING = "base"
+
+
+def script(
+    context: typer.Context,
+    ends: Annotated[
+        str,
+        typer.Argument(
+            metavar="FROM:TO",
+            help="From where the database stands, to where: 097:head for v0.3.4, 101:head for one stuck at"
+            " 103, head:097 for the way back.",
+        ),
+    ],
+    x: options.X = None,
+    sleep_between_slices: options.SleepBetweenSlices = None,
+    lock_timeout: options.LockTimeout = None,
+    keep_legacy: options.KeepLegacy = None,
+    version_table: options.VersionTable = None,
+) -> None:
+    """Write the upgrade, or the way back, as SQL for psql; needs no database.
+
+    The script refuses a database that does not stand where it begins. Run it with:
+    psql -X -v ON_ERROR_STOP=1 -f FILE
+    """
+    start, colon, target = ends.partition(":")
+    if not (start and colon and target):
+        raise ConfigurationError(
+            f"a script goes from a revision to another: {ends!r}",
+            hint="097:head is all of it; head:097 goes back",
+        )
+    goes_back = _position(target) < _position(start)
+    chain.run(context, command.downgrade if goes_back else command.upgrade, ends, x, sql=True)
+
+
+def _position(revision: str) -> int:
+    """Return where a revision is in the chain, from 0 for nothing at all."""
+    if revision == _NOTHING:
+        return 0
+    chain.require_known(revision)
+    found = revisions.scripts().get_revision(revision)
+    return sum(1 for _ in revisions.scripts().iterate_revisions(found.revision, _NOTHING))
