@@ -1,0 +1,36 @@
+"""What examples/ holds: the compose file's services, the Kubernetes file's pods, the lines of their page."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Any
+
+import yaml
+
+from tests.support.database import ROOT
+
+EXAMPLES = ROOT / "examples"
+PAGE = (EXAMPLES / "README.md").read_text("utf-8")
+
+Mapping = dict[str, Any]
+
+SERVICES: dict[str, Mapping] = yaml.safe_load((EXAMPLES / "compose.yaml").read_text("utf-8"))["services"]
+RESOURCES: dict[str, Mapping] = {
+    resource["kind"]: resource
+    for resource in yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text("utf-8"))
+}
+PODS: dict[str, Mapping] = {
+    "Job": RESOURCES["Job"]["spec"]["template"]["spec"],
+    "CronJob": RESOURCES["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"],
+}
+
+
+def stories() -> dict[str, list[list[str]]]:
+    """Return the commands of each block of the page that follows a heading, as words, by that heading."""
+    found: dict[str, list[list[str]]] = {}
+    for section in re.split(r"^#+ ", PAGE, flags=re.MULTILINE)[1:]:
+        blocks = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+        lines = [line for block in blocks for line in block.splitlines()]
+        found[section.partition("\n")[0]] = [shlex.split(line, comments=True) for line in lines]
+    return found
