@@ -10,9 +10,12 @@ SAVE   ?=
 MINUTES ?= 10
 CYCLES ?=
 SEED   ?=
+TAG    ?=
+ENGINE ?= docker
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all-postgres check lint bench soak snapshot freeze requirements clean
+.PHONY: help demo test test-all-postgres check lint build image image-test bench soak snapshot freeze requirements clean
 
 help:            ## List what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST) | awk -F' - ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -36,13 +39,28 @@ test-all-postgres:       ## Run the tests on PostgreSQL 15, 16, 17 and 18
 
 check: lint test         ## Lint, types, SQL lint, tests: what CI runs
 
-lint: $(VENV)/installed  ## Run ruff, mypy, squawk, codespell and the rule of the floors
+lint: $(VENV)/installed  ## Run ruff, mypy, squawk, codespell, the rule of the floors; schemas of what is no code
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell
 	$(BIN)/squawk alembic/versions/*.sql alembic/versions/*/*.sql
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec examples/compose.yaml
+	$(BIN)/kubernetes-validate --quiet --strict examples/kubernetes.yaml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/zizmor --offline --quiet --no-progress .github
+
+build: $(VENV)/installed ## Build and try what is published, in dist/: TAG=v… must be that of the version
+	@$(BIN)/python -m tests.support.release $(if $(TAG),--tag $(TAG))
+
+image:           ## Build the container's image: ENGINE=podman instead of docker
+	$(ENGINE) build --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) --tag usage-rollup --tag usage-rollup:$(VERSION) .
+
+# BASE_IMAGE=… is one to pull; without it debootstrap makes one, once.
+image-test: $(VENV)/installed  ## Build the image without an engine and run it, its examples and their page, on a server
+	$(BIN)/pytest tests/stories/image.py $(ARGS)
 
 bench: $(VENV)/installed ## Measure everything in one run: MAX_ROWS=10000000; SAVE=1 writes docs/speed.{json,svg}
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.support.database import ROOT
+from tests.support.files import project_files
 from tests.support.places import PLACE, REGISTRY
 from usage_rollup.contract import STEMS
 from usage_rollup.revisions import sql_files
 
 pytestmark = pytest.mark.offline
 
-TRACKED = [
-    ROOT / name
-    for name in subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split("\0")
-    # Deleted in the working tree and not committed yet.
-    if name and (ROOT / name).is_file()
-]
+TRACKED = [ROOT / name for name in project_files()]
 VERSIONS = ROOT / "alembic" / "versions"
 REVISIONS = sorted(VERSIONS.glob("*.py"))
 # What a step runs, in order: a file beside its revision, or the parts in a folder there.

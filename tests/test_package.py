@@ -7,12 +7,14 @@ import sys
 import tarfile
 import zipfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import typer.main
 
 from tests.support.database import ROOT, Database
+from tests.support.files import project_files
 from tests.support.places import PLACE
 from tests.support.v034 import generate_history
 from usage_rollup.commands.app import app
@@ -91,8 +93,7 @@ def with_history(v034: Database) -> Database:
 
 def tracked(*under: str) -> dict[str, bytes]:
     """Return the files that git has or would add, by name."""
-    listed = output("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *under, cwd=ROOT)
-    return {name: (ROOT / name).read_bytes() for name in listed.split("\0") if (ROOT / name).is_file()}
+    return {name: (ROOT / name).read_bytes() for name in project_files(*under)}
 
 
 def wheel(dist: Path) -> dict[str, bytes]:
@@ -120,6 +121,13 @@ def test_sdist_is_what_is_tracked(dist: Path) -> None:
     with tarfile.open(next(dist.glob("*.tar.gz"))) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
     assert names - {"PKG-INFO"} == set(tracked())
+
+
+def test_release_under_another_tag_than_the_versions_is_refused_in_one_sentence() -> None:
+    command = [sys.executable, "-m", "tests.support.release", "--tag", "v0.0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    expected = f"the tag v0.0 is not v{version('usage-rollup')}, the version in pyproject.toml\n"
+    assert (done.returncode, done.stderr) == (1, expected)
 
 
 def test_nothing_in_the_wheel_names_a_place_on_a_machine(dist: Path) -> None:
