@@ -23,8 +23,8 @@ from tests.support.product import wait_until
 
 NAME = "usage-rollup"
 _HOME = Path(sys.prefix, "image-test")
-_BASE = "localhost/usage-rollup-base"
 _SUITE = "trixie"  # its Python is the one of the Dockerfile
+_BASE = f"localhost/usage-rollup-base-{_SUITE}"
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 # $0 is the root; then come user, directory and what `env` takes. Each program becomes the next, so that the

@@ -35,7 +35,7 @@ def schedule(as_json: JsonOption = False) -> None:
     Exits 0 when a pg_cron job is there, 1 when a printed way must be chosen.
     """
     done = in_session(scheduling.schedule, read_options())
-    user = getpass.getuser()
+    user = _account()
     ways = recipes.recipes(os.path.abspath(sys.argv[0]), user)
     if as_json:
         job = {"job": TICK_JOB, "period": scheduling.PERIOD, "command": scheduling.COMMAND}
@@ -63,6 +63,14 @@ def unschedule(as_json: JsonOption = False) -> None:
         out.print(f"seen: {done.ticks}")
     out.print("Other places where a tick may be: `crontab -l`, `systemctl list-timers`,")
     out.print("`kubectl get cronjobs`, the product's server (since v0.3.17) and jobs of other roles.")
+
+
+def _account() -> str:
+    """Return the name of the account that runs this, or its number: in a container there may be no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # the second since Python 3.13
+        return str(os.getuid())
 
 
 def _show_job(done: scheduling.Scheduled) -> None:
