@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.support import go_runner
 from tests.support.database import Database, MakeDatabase
+from tests.support.terminal import on_a_terminal
 from usage_rollup.contract import STEMS
 
 STEPS = ["097", "100", "101", "102", "103", "104"]
@@ -40,7 +41,7 @@ def test_screen_has_a_line_a_step_and_the_command_for_what_is_pending(v034: Data
     v034.execute("UPDATE schema_migrations SET applied_at = '2026-01-02 03:04:05+00'")
     lines = v034.usage_rollup("history").stdout.splitlines()
     assert lines[1].split() == [
-        "097_autopilot_project_id", "applied", "2026-01-02", "03:04:05", "the", "product's", "runner",
+        "097_autopilot_project_id", "applied", "2026-01-02", "03:04:05", "the", "product",
     ]  # fmt: skip
     assert lines[2].split() == ["100_user_timezone", "pending"]
     assert lines[-1] == "5 steps pending: alembic upgrade head"
@@ -86,3 +87,8 @@ def test_steps_after_a_restore_are_not_known_to_be_anybodys(head: Database) -> N
     head.execute("UPDATE schema_migrations SET applied_at = applied_at")
     assert runners(head) == ["product", *[None] * 5]
     assert "not known" in head.usage_rollup("history").stdout
+
+
+def test_no_step_is_folded_on_a_narrow_terminal(v034: Database) -> None:
+    v034.upgrade("102")
+    assert "102_task_usage_hourly_pipeline" in on_a_terminal(v034, "history", columns=80)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -247,3 +248,25 @@ def test_many_hours_are_told_by_day_after_the_advice_and_one_by_one_on_demand(
     assert "2025-06-01 10:00" in database.usage_rollup("verify", "--all").stdout
     assert len(json.loads(database.usage_rollup("verify", "--json").stdout)["differences"]) == 113
     assert database.usage_rollup("backfill", "--repair").returncode == 0
+
+
+# In a pipe
+
+
+def test_in_a_pipe_an_hour_is_a_line_with_its_numbers_to_the_right(used: tuple[Database, World]) -> None:
+    database, _ = used
+    database.execute(
+        "UPDATE task_usage SET input_tokens = 9223372036854775807 WHERE created_at < '2025-03-02'"
+    )
+    database.execute("DELETE FROM task_usage_hourly_invalidation")
+    for encoding in ("utf-8", "ascii"):
+        # A width that is lent to all children of a terminal is no width of a pipe.
+        result = database.usage_rollup("verify", COLUMNS="40", PYTHONIOENCODING=encoding)
+        assert result.returncode == 3, result.stderr
+        head, *hours, _, _ = result.stdout.splitlines()
+        assert all(re.match(r"20\d\d-\d\d-\d\d \d\d:00 ", hour) for hour in hours)
+        ends = [hour.index("9,223,372,036,854,776,107") + len("9,223,372,036,854,776,107") for hour in hours]
+        assert set(ends) == {head.index("tokens expected") + len("tokens expected")}
+        for row in database.execute("SELECT id FROM task_usage WHERE created_at < '2025-03-02'"):
+            assert str(row[0]) in result.stdout
+    database.execute("INSERT INTO task_usage_hourly_invalidation DEFAULT VALUES")

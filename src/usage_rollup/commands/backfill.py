@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import sqlalchemy as sa
 import typer
-from rich.table import Table
 
 from .. import account
 from ..errors import ConfigurationError
@@ -20,7 +19,7 @@ from ..session import suitability
 from ..session.options import read as read_options
 from ..session.outages import in_session
 from . import options
-from .output import Fact, JsonOption, console, count, show_facts, write_json
+from .output import Fact, JsonOption, console, count, show_facts, table, write_json
 
 
 def backfill(
@@ -101,13 +100,11 @@ def _show_plan(slices: list[Planned], as_json: bool) -> None:
     if as_json:
         write_json({"slices": [dataclasses.asdict(one) for one in slices]})
         return
-    table = Table("month (UTC)", box=None, padding=(0, 2, 0, 0))
-    for name in ("slices", "usage rows"):
-        table.add_column(name, justify="right")
+    by_month = table("month (UTC)", numbers=("slices", "usage rows"))
     for month, group in itertools.groupby(slices, lambda one: f"{one.from_hour:%Y-%m}"):
         ones = list(group)
-        table.add_row(month, f"{len(ones):,}", f"{sum(one.usage_rows for one in ones):,}")
+        by_month.add_row(month, f"{len(ones):,}", f"{sum(one.usage_rows for one in ones):,}")
     out = console()
     if slices:
-        out.print(table)
+        out.print(by_month)
     out.print(f"to walk: {sum(one.usage_rows for one in slices):,} usage rows, in slices: {len(slices):,}")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC
 
-from rich.table import Table
-
 from .. import doors
 from ..reports import history as past
 from ..session.options import read as read_options
 from ..session.outages import in_session
 from ..words import count
-from .output import JsonOption, console, write_json
+from .output import JsonOption, console, table, write_json
 
-_RUNNERS = {past.US: "usage-rollup", past.PRODUCT: "the product's runner"}
+_RUNNERS = {past.US: "usage-rollup", past.PRODUCT: "the product"}
 
 
 def history(as_json: JsonOption = False) -> None:
@@ -22,12 +20,12 @@ def history(as_json: JsonOption = False) -> None:
     if as_json:
         write_json(found)
         return
-    table = Table("step", "state", "applied (UTC)", "by", box=None, padding=(0, 2, 0, 0))
+    steps = table("step", "state", "applied (UTC)", "by")
     for step in found.steps:
         pending = step.state == past.PENDING
         at = f"{step.applied_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}" if step.applied_at else "not recorded"
         by = "not known" if step.runner is None else _RUNNERS[step.runner]
-        table.add_row(
+        steps.add_row(
             step.step,
             step.state,
             "" if pending else at,
@@ -35,7 +33,7 @@ def history(as_json: JsonOption = False) -> None:
             style="yellow" if pending else "",
         )
     out = console()
-    out.print(table)
+    out.print(steps)
     pending_steps = sum(step.state == past.PENDING for step in found.steps)
     if pending_steps:
         out.print(f"{count(pending_steps, 'step')} pending: {doors.named('alembic upgrade head')}")

@@ -64,6 +64,16 @@ def show_facts(out: Console, facts: Iterable[Fact], *, width: int | None = None)
     out.print(grid)
 
 
+def table(*columns: str, numbers: Iterable[str] = ()) -> Table:
+    """Return a table whose cells are folded and never cut; `numbers` are further columns, aligned right."""
+    made = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for column in numbers:
+        made.add_column(column, overflow="fold", justify="right")
+    return made
+
+
 def write_json(result: Any) -> None:
     """Print a dataclass or a mapping as one JSON object; what JSON has no word for becomes text."""
     if dataclasses.is_dataclass(result) and not isinstance(result, type):

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from .. import doors
 from ..errors import REFUSED, TRY_AGAIN
@@ -15,7 +14,7 @@ from ..reports import preflight as flight
 from ..reports.place import Step
 from ..session.options import read as read_options
 from ..session.outages import in_session
-from .output import Fact, JsonOption, console, count, duration, show_facts, size, write_json
+from .output import Fact, JsonOption, console, count, duration, show_facts, size, table, write_json
 
 
 def preflight(as_json: JsonOption = False) -> None:
@@ -44,11 +43,10 @@ def _show(out: Console, found: flight.Preflight) -> None:
     if out.soft_wrap:
         show_facts(out, [Fact(month, f"{rows:,} usage rows to roll up") for month, rows in months.items()])
     elif months:
-        table = Table("month (UTC)", "usage rows to roll up")
-        table.columns[1].justify = "right"
+        by_month = table("month (UTC)", numbers=("usage rows to roll up",))
         for month, rows in months.items():
-            table.add_row(month, f"{rows:,}")
-        out.print(table)
+            by_month.add_row(month, f"{rows:,}")
+        out.print(by_month)
 
 
 def _refusals(found: flight.Preflight) -> Iterator[Fact]:

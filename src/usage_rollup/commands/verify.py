@@ -9,15 +9,13 @@ from itertools import groupby
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from ..hourly import slices
 from ..hourly import verify as verification
 from ..session.options import read as read_options
 from ..session.outages import in_session
-from .output import DIFFERENCES, JsonOption, console, count, write_json
+from .output import DIFFERENCES, JsonOption, console, count, table, write_json
 
 _HOUR = "%Y-%m-%d %H:%M"
 
@@ -26,6 +24,8 @@ _WIDE = 130
 
 # More hours than that are told by day: nobody reads them one by one.
 _MOST_HOURS = 100
+
+_SUMS = ("events expected", "found", "tokens expected", "found")
 
 _MEND = "usage-rollup backfill --repair"
 
@@ -67,12 +67,14 @@ def _show(verdict: verification.Verdict, since: datetime | None, everything: boo
     out.print(f"watermark: {verdict.watermark}; hours pending, not judged: {verdict.pending_hours:,}")
     if verdict.not_compared:
         out.print(f"not compared, later releases added them: {', '.join(verdict.not_compared)}")
+    if verdict.set_aside:
+        out.print("set aside is what PostgreSQL refuses to store; reports do without it:")
     for bucket in verdict.set_aside:
         out.print(f"set aside: {bucket.hour:{_HOUR}} agent {bucket.agent_id}: {bucket.error}")
     if verdict.legacy_excess:
-        table = _table("only in", "day", "workspace", "model", "tokens there", "in raw usage")
+        found = table("only in", "day", "workspace", "model", numbers=("tokens there", "in raw usage"))
         for x in verdict.legacy_excess:
-            table.add_row(
+            found.add_row(
                 x.rollup,
                 str(x.day),
                 str(x.workspace_id),
@@ -80,7 +82,7 @@ def _show(verdict: verification.Verdict, since: datetime | None, everything: boo
                 f"{x.legacy_tokens:,}",
                 f"{x.raw_tokens:,}",
             )
-        out.print(table)
+        out.print(found)
 
 
 def _nothing_judged(verdict: verification.Verdict, since: datetime | None) -> str:
@@ -104,11 +106,11 @@ def _nothing_judged(verdict: verification.Verdict, since: datetime | None) -> st
 
 
 def _show_days(out: Console, differences: Iterable[verification.Difference]) -> None:
-    table = _table("day (UTC)", "hours", "events expected", "found", "tokens expected", "found")
+    found = table("day (UTC)", numbers=("hours", *_SUMS))
     for day, in_it in groupby(differences, lambda d: d.hour.date()):
         hours = list(in_it)
-        table.add_row(str(day), f"{len(hours):,}", *_sums(hours))
-    out.print(table)
+        found.add_row(str(day), f"{len(hours):,}", *_sums(hours))
+    out.print(found)
 
 
 def _sums(differences: Sequence[verification.Difference]) -> Iterator[str]:
@@ -118,25 +120,17 @@ def _sums(differences: Sequence[verification.Difference]) -> Iterator[str]:
 
 
 def _show_differences(out: Console, differences: list[verification.Difference]) -> None:
-    table = _table("hour (UTC)", "events expected", "found", "tokens expected", "found")
+    found = table("hour (UTC)", numbers=_SUMS)
     wide = out.width >= _WIDE
     if wide:
-        table.add_column("first usage rows")
+        found.add_column("first usage rows")
+    # In a pipe an hour is a line.
+    between = ", " if out.soft_wrap else "\n"
     for d in differences:
-        table.add_row(
-            f"{d.hour:{_HOUR}}",
-            *_sums([d]),
-            *(["\n".join(map(str, d.usage_ids))] if wide else []),
-        )
-    out.print(table)
+        ids = [between.join(map(str, d.usage_ids))] if wide else []
+        found.add_row(f"{d.hour:{_HOUR}}", *_sums([d]), *ids)
+    out.print(found)
     for d in differences if not wide else ():
         if d.usage_ids:
-            ids = "\n".join(f"  {usage_id}" for usage_id in d.usage_ids)
-            out.print(f"first usage rows of {d.hour:{_HOUR}}:\n{ids}")
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+            below = "\n".join(f"  {usage_id}" for usage_id in d.usage_ids)
+            out.print(f"first usage rows of {d.hour:{_HOUR}}:\n{below}")

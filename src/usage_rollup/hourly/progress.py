@@ -46,15 +46,15 @@ def slice_progress(total_rows: int) -> Iterator[Progress]:
         return
     # Only here: a run that shows no bar starts without it.
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
     columns = (
         TextColumn("backfill {task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rows, {task.fields[rate]} rows/s,"),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn(
+            "{task.completed:,.0f}/{task.total:,.0f} rows, {task.fields[rate]} rows/s{task.fields[left]}"
+        ),
     )
     with Bar(*columns, console=Console(stderr=True)) as bar:
         yield Progress(_Bar(bar, total_rows))
@@ -99,18 +99,20 @@ class _Lines:
 class _Bar:
     def __init__(self, bar: "Bar", total_rows: int) -> None:  # type: ignore[name-defined] # noqa: F821, UP037
         self.bar = bar
-        self.task = bar.add_task("", total=total_rows, rate="-")
+        self.task = bar.add_task("", total=total_rows, rate="-", left="")
         self.rows = 0
         self.started = time.monotonic()
 
     def advance(self, done: Slice) -> None:
         self.rows += done.rows
         rate = self.rows / max(0.001, time.monotonic() - self.started)
+        # The plan counted rows before the walk; a live server adds some.
+        total = max(self.rows, self.bar.tasks[self.task].total or 0)
         self.bar.update(
             self.task,
             completed=self.rows,
-            # The plan counted rows before the walk; a live server adds some.
-            total=max(self.rows, self.bar.tasks[self.task].total or 0),
+            total=total,
             description=f"{done.from_:%Y-%m}",
             rate=f"{rate:,.0f}",
+            left=f", about {duration((total - self.rows) / max(1, rate))} left" if total > self.rows else "",
         )

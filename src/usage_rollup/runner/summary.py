@@ -54,28 +54,32 @@ def tell(session: sa.Connection, command: str, options: Options) -> None:
     """
     before, after = _began.standing, adoption.look(session)
     assert before is not None
-    steps = [name for name in account.run.seconds if name in STEMS]
-    legacy = _legacy(session, options) if command == "upgrade" and "103" in steps else None
-    next_ = doors.named(_next(after))
+    done = account.run
+    steps = [name for name in done.seconds if name in STEMS]
     took_s = time.monotonic() - _began.at_s
-    lines = {"next": next_}
+    lines = {
+        "rolled up": done.rolled_up() if done.slices else None,
+        "legacy rollups": _legacy(session, options) if command == "upgrade" and "103" in steps else None,
+        "time": done.times() or None,
+        "next": doors.named(_next(after)),
+    }
     if steps:
         came_from = before.start if command == "upgrade" else before.version
         said = f"{command}d from {_name(came_from)} to {_name(after.version)} in {took(took_s)}"
-        rolled_up = {"rolled up": account.run.rolled_up()} if account.run.slices else {}
-        legacy_line = {"legacy rollups": legacy} if legacy else {}
-        lines = {**rolled_up, **legacy_line, "time": account.run.times(), **lines}
     elif before.version != after.version:
         said = f"taken over at {_name(after.version)} in {took(took_s)}: nothing else to do"
     else:
         said = f"already at {_name(after.version)}: nothing to do"
-    _told.update(account.run.fields(), legacy=legacy, next=next_, total_seconds=round(took_s, 3))
-    _told.update({"from": before.version, "to": after.version, "steps": steps})
-    log.info(
-        "%s",
-        "".join([said, *(f"\n  {name}: {line}" for name, line in lines.items())]),
-        extra={"fields": _told},
+    _told.update(
+        {"from": before.version, "to": after.version, "steps": steps},
+        adopted_at=before.start if before.start != before.version else None,
+        legacy_rollups=lines["legacy rollups"],
+        next=lines["next"],
+        total_seconds=round(took_s, 3),
+        **done.fields(),
     )
+    told = [said, *(f"  {name}: {line}" for name, line in lines.items() if line)]
+    log.info("%s", "\n".join(told), extra={"fields": _told})
 
 
 _told: dict[str, Any] = {}

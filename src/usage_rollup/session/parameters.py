@@ -28,12 +28,9 @@ _NUMBERS = (
     "tcp_user_timeout",
 )
 
+# What gives a parameter that the URL leaves out.
 _VARIABLES = {
-    "host": "PGHOST",
-    "hostaddr": "PGHOSTADDR",
-    "port": "PGPORT",
-    "connect_timeout": "PGCONNECT_TIMEOUT",
-    "options": "PGOPTIONS",
+    option.keyword.decode(): option.envvar.decode() for option in pq.Conninfo.get_defaults() if option.envvar
 }
 
 _CHECK = "check DATABASE_URL"
