@@ -8,15 +8,18 @@ FROM ${BASE_IMAGE}
 RUN useradd --uid 10001 --home-dir /app --no-create-home --shell /usr/sbin/nologin migrate
 WORKDIR /app
 
+# An environment of its own, so that any base with Python and pip will do, whatever else is installed there.
+ENV PATH=/opt/venv/bin:$PATH
 COPY requirements.txt ./
-RUN pip install --no-cache-dir --require-hashes --requirement requirements.txt
+RUN python3 -m venv --without-pip /opt/venv \
+    && pip --python /opt/venv install --no-cache-dir --require-hashes --requirement requirements.txt
 
 COPY pyproject.toml README.md LICENSE alembic.ini entrypoint.sh ./
 COPY src ./src
 COPY alembic ./alembic
 # The build backend is among the pinned requirements: nothing is fetched here. Compiled now, because nothing
 # can be written later.
-RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable . \
+RUN pip --python /opt/venv install --no-cache-dir --no-deps --no-build-isolation --editable . \
     && python3 -m compileall -q src alembic
 
 # Last, so that a new version or revision keeps the layers above.

@@ -131,10 +131,8 @@ def _base() -> str:
         packages = "--include=python3,python3-pip,ca-certificates"
         _run("debootstrap", "--variant=minbase", packages, _SUITE, str(root))
         shutil.rmtree(root / "var/cache/apt")
-        # It trusts whom this machine trusts, and lets pip install for all, as a Python image does.
+        # It trusts whom this machine trusts.
         shutil.copy(_CERTIFICATES, root / _CERTIFICATES.relative_to("/"))
-        for marker in root.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):
-            marker.unlink()
         _run("tar", "--create", "--file", f"{scratch}/root.tar", "--directory", str(root), ".")
         Path(scratch, "Dockerfile").write_text("FROM scratch\nADD root.tar /\n")
         shutil.rmtree(root)
