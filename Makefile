@@ -60,6 +60,7 @@ image:           ## Build the container's image: ENGINE=podman instead of docker
 
 # BASE_IMAGE=… is one to pull; without it debootstrap makes one, once.
 image-test: $(VENV)/installed  ## Build the image without an engine and run it, its examples and their page, on a server
+	@$(BIN)/python -m tests.support.container
 	$(BIN)/pytest tests/stories/image.py $(ARGS)
 
 bench: $(VENV)/installed ## Measure everything in one run: MAX_ROWS=10000000; SAVE=1 writes docs/speed.{json,svg}

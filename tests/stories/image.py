@@ -23,9 +23,6 @@ from tests.support.product import wait_until
 from tests.support.v034 import generate_history
 from tests.support.walks import runners
 
-if lacking := container.missing():
-    pytest.exit(lacking, returncode=2)
-
 TICKED = "SELECT last_run_finished_at IS NOT NULL FROM task_usage_hourly_rollup_state"
 # As OpenShift has it: a number for which there is no account.
 STRANGER = "70000:70000"
@@ -33,8 +30,9 @@ STRANGER = "70000:70000"
 
 @pytest.fixture(scope="session")
 def image() -> Iterator[Image]:
-    yield container.build(version("usage-rollup"))
-    container.remove()
+    built = container.build(version("usage-rollup"))
+    yield built
+    built.remove()
 
 
 @pytest.fixture

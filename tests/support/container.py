@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class Image:
 
     root: Path
     config: dict[str, Any]
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def command(
         self,
@@ -87,13 +88,23 @@ class Image:
 
     def spawn(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """Start a container; output merged in its stdout."""
-        return subprocess.Popen(
+        container = subprocess.Popen(
             self.command(arguments, **options),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             text=True,
         )
+        self.started.append(container)
+        return container
+
+    def remove(self) -> None:
+        """End the containers that still run, and remove the image; the base is kept."""
+        for container in self.started:
+            container.kill()  # and by --kill-child what is in it
+        _buildah("rm", "--all")
+        _buildah("rmi", "--force", NAME)
+        _buildah("rmi", "--prune")
 
 
 def first_process(container: subprocess.Popen[str]) -> int:
@@ -113,13 +124,6 @@ def build(version: str) -> Image:
     container = _buildah("from", "--pull-never", NAME)
     config = json.loads(_buildah("inspect", "--type", "image", NAME))["Docker"]["config"]
     return Image(Path(_buildah("mount", container)), config)
-
-
-def remove() -> None:
-    """Remove the image and its containers; the base is kept."""
-    _buildah("rm", "--all")
-    _buildah("rmi", "--force", NAME)
-    _buildah("rmi", "--prune")
 
 
 def _base() -> str:
@@ -149,3 +153,7 @@ def _run(*command: str) -> str:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(missing())
