@@ -27,6 +27,9 @@ LAST_SHARED = "104"
 # The product's first step after this chain. It stands on nothing of ours; later ones may.
 NEXT_STEM = "105_issue_metadata"
 
+# A step of v0.3.17: the table of its server's own scheduler, which ticks the hourly rollup from then on.
+SCHEDULER_STEM = "113_sys_cron_executions"
+
 # Advisory locks. Held for a whole migration run, by the product's Go runner (since v0.3.15) and by ours;
 # and by every writer of task_usage_hourly.
 MIGRATION_RUN = 7244554146635925501

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterable
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -75,7 +77,39 @@ def table(*columns: str, numbers: Iterable[str] = ()) -> Table:
 
 
 def write_json(result: Any) -> None:
-    """Print a dataclass or a mapping as one JSON object; what JSON has no word for becomes text."""
+    """Print a dataclass or a mapping as one JSON object, as docs/output.schema.json describes it."""
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
         result = dataclasses.asdict(result)
-    sys.stdout.write(json.dumps(result, default=str, indent=2) + "\n")
+    sys.stdout.write(json.dumps(result, default=_plain, indent=2) + "\n")
+
+
+def _plain(value: object) -> object:
+    """Return what JSON has a word for: times as RFC 3339 in UTC, whole numbers however long, else text."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return int(value) if isinstance(value, Decimal) else str(value)
+
+
+def count(number: int, what: str) -> str:
+    """Write how many there are of something, which takes an s where it is not one."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def size(number: int) -> str:
+    """Write a number of bytes: kB, MB or GB of 1,024 each."""
+    for unit, factor in (("GB", 1024**3), ("MB", 1024**2)):
+        if number >= factor:
+            return f"{number / factor:,.1f} {unit}"
+    return f"{number / 1024:,.0f} kB"
+
+
+def duration(seconds: float) -> str:
+    """Write a duration by its two greatest units; at least a second, and minutes alone below an hour."""
+    minutes, rest = divmod(max(1, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days:,} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if minutes else f"{rest} s"

@@ -12,9 +12,10 @@ import typer
 from ..contract import TICK_JOB
 from ..errors import REFUSED
 from ..hourly import schedule as scheduling
+from ..hourly.ticker import SERVER, Ticker
 from ..session.options import read as read_options
 from ..session.outages import in_session
-from . import recipes
+from . import health, recipes
 from .output import JsonOption, console, write_json
 
 _INTRODUCTIONS = {
@@ -32,19 +33,23 @@ _INTRODUCTIONS = {
 def schedule(as_json: JsonOption = False) -> None:
     """Register the tick with pg_cron, every five minutes, or print what does the same without it.
 
-    Exits 0 when a pg_cron job is there, 1 when a printed way must be chosen.
+    A tick brings the hourly rollup up to date. Exits 0 when a pg_cron job is there, or the product's own
+    server ticks (v0.3.17 or later), and 1 when a printed way must be chosen.
     """
     done = in_session(scheduling.schedule, read_options())
-    user = _account()
+    server = done.ticks is not None and done.ticks.by == SERVER
+    user = getpass.getuser()
     ways = recipes.recipes(os.path.abspath(sys.argv[0]), user)
     if as_json:
         job = {"job": TICK_JOB, "period": scheduling.PERIOD, "command": scheduling.COMMAND}
         write_json({**job, **dataclasses.asdict(done), "instead": ways if done.not_used else {}})
+    elif done.not_used and server:
+        console().print("Nothing has to be scheduled: the product's own server ticks, v0.3.17 or later.")
     elif done.not_used:
         _show_recipes(done.not_used, done.ticks, ways, user)
     else:
         _show_job(done)
-    raise typer.Exit(REFUSED if done.not_used else 0)
+    raise typer.Exit(REFUSED if done.not_used and not server else 0)
 
 
 def unschedule(as_json: JsonOption = False) -> None:
@@ -60,7 +65,7 @@ def unschedule(as_json: JsonOption = False) -> None:
         reason = done.not_used.reason if done.not_used else "none of that name that this role can see"
         out.print(f"there is no pg_cron job {TICK_JOB}: {reason}")
     if done.ticks:
-        out.print(f"seen: {done.ticks}")
+        out.print(f"ticks: {health.ticks(done.ticks)}", soft_wrap=True)
     out.print("Other places where a tick may be: `crontab -l`, `systemctl list-timers`,")
     out.print("`kubectl get cronjobs`, the product's server (since v0.3.17) and jobs of other roles.")
 
@@ -84,14 +89,24 @@ def _show_job(done: scheduling.Scheduled) -> None:
     out.print(f"  WHERE jobid = {done.job_id} ORDER BY runid DESC LIMIT 3")
 
 
-def _show_recipes(unusable: scheduling.Unusable, ticks: str | None, ways: dict[str, str], user: str) -> None:
+def _show_recipes(
+    unusable: scheduling.Unusable, ticks: Ticker | None, ways: dict[str, str], user: str
+) -> None:
     out = console()
     out.print(f"Not scheduled: {unusable.reason}.", style="bold")
     if unusable.mend:
         out.print(f"To use it, {unusable.mend}", soft_wrap=True)
-    if ticks:
-        out.print(f"Something may tick already: {ticks}.")
-    out.print("Choose one of these. Each runs `usage-rollup tick` every five minutes; fill in the capitals.")
+    if ticks and ticks.ran_lately:
+        out.print("A tick has run in the last minutes: cron or the like may be at it already.")
+    if ticks and not ticks.needed:
+        out.print(
+            "Until 103 no server reads the hourly rollup: ticks only keep the rest of the upgrade short."
+        )
+    out.print("A server of v0.3.17 or later ticks by itself: nothing has to be scheduled for it. For one of")
+    out.print(
+        "v0.3.5 to v0.3.16 choose one of these. Each runs `usage-rollup tick` every five minutes; fill in"
+    )
+    out.print("the capitals.")
     for name, introduction in _INTRODUCTIONS.items():
         out.print()
         out.print(introduction.format(user=user), style="bold")

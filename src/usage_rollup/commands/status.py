@@ -2,75 +2,143 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from ..contract import LAG_THRESHOLD
-from ..hourly import slices
+from ..errors import ConfigurationError
 from ..hourly.backfill import future_watermark
 from ..reports import covered_days
 from ..reports import status as reporting
 from ..session.options import read as read_options
+from ..session.options import seconds
 from ..session.outages import in_session
-from . import strip
-from .output import Fact, JsonOption, console, duration, show_facts, write_json
-
-_CATCH_UP = "catch up: usage-rollup backfill"
-_NO_BACKFILL = "no backfill can help before what holds it back has ended"
+from . import health, strip
+from .output import DIFFERENCES, Fact, JsonOption, console, count, duration, show_facts, size, write_json
 
 _LABEL_WIDTH = 12
+
+
+class Format(StrEnum):
+    """What a status is printed as."""
+
+    TEXT = "text"
+    JSON = "json"
+    PROMETHEUS = "prometheus"
 
 
 def status(
     everything: Annotated[
         bool, typer.Option("--all", help=f"Show every month, not only the newest {strip.MONTHS}.")
     ] = False,
+    max_lag: Annotated[
+        str | None,
+        typer.Option(
+            help="For a probe: one line, and exit 3 when the data lags by more, 30m say.", metavar="DURATION"
+        ),
+    ] = None,
+    exit_code: Annotated[
+        bool,
+        typer.Option("--exit-code", help="For a probe: one line, and exit 3 when anything needs somebody."),
+    ] = False,
+    form: Annotated[
+        Format | None, typer.Option("--format", help="prometheus: for node_exporter's textfile collector.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show where the database stands and how the hourly rollup does; reads only."""
-    found = in_session(reporting.status, read_options())
-    if as_json:
-        write_json(found)
+    """Show where the database stands and how the hourly rollup does; reads only.
+
+    A probe counts no days and costs milliseconds. In the formats json and prometheus its reason for
+    exiting 3 is a line on standard error.
+    """
+    if as_json and form not in (None, Format.JSON):
+        raise ConfigurationError(f"--json and --format {form} contradict each other", hint="leave one out")
+    form = Format.JSON if as_json else form or Format.TEXT
+    most = LAG_THRESHOLD if max_lag is None else timedelta(seconds=seconds(max_lag, "--max-lag"))
+    probes = exit_code or max_lag is not None
+    days = form != Format.PROMETHEUS and not probes
+    found = in_session(lambda session: reporting.status(session, coverage=days), read_options())
+    wrong = list(health.problems(found, most) if exit_code else health.lag_problems(found, most))
+    if form == Format.JSON:
+        problems = wrong if probes else list(health.problems(found, most))
+        write_json({**dataclasses.asdict(found), "problems": problems})
+    elif form == Format.PROMETHEUS:
+        # Only here: no other command needs the library.
+        from . import prometheus
+
+        sys.stdout.write(prometheus.text(found))
+    elif not probes:
+        _show(found, everything)
+    if not probes:
         return
+    line = _verdict(found, wrong)
+    if form == Format.TEXT:
+        console().print(line, soft_wrap=True)
+    elif wrong:
+        sys.stderr.write(line + "\n")
+    raise typer.Exit(DIFFERENCES if wrong else 0)
+
+
+def _verdict(found: reporting.Status, wrong: Sequence[str]) -> str:
+    if not wrong:
+        return f"ok: data lag {health.lag(found)}"
+    more = f" (and {count(len(wrong) - 1, 'more reason')}: usage-rollup status)" if wrong[1:] else ""
+    return " ".join(wrong[0].split()) + more
+
+
+def _show(found: reporting.Status, everything: bool) -> None:
     out = console()
-    show_facts(out, [*_facts(found), *_coverage(found.coverage)], width=_LABEL_WIDTH)
+    show_facts(out, [*_place(found), *_facts(found), *_coverage(found.coverage)], width=_LABEL_WIDTH)
     if found.coverage:
         strip.show(out, found.coverage, everything)
 
 
+def _place(s: reporting.Status) -> Iterator[Fact]:
+    yield Fact("place", s.place.shape, "bold red" if s.place.refused else "")
+    if s.place.next_step:
+        yield Fact("next", s.place.next_step, "bold yellow")
+    yield Fact("revision", s.revision or "none")
+    if s.ledger_rows is not None:
+        newest = f", newest {s.newest_stem}" if s.newest_stem else ""
+        yield Fact("ledger", f"{count(s.ledger_rows, 'row')}{newest}")
+
+
 def _facts(s: reporting.Status) -> Iterator[Fact]:
-    """Yield what there is to tell before the days that are covered."""
-    yield Fact("revision", s.revision or "-")
-    yield Fact("ledger", "-" if s.ledger_rows is None else f"{s.ledger_rows} rows, newest {s.newest_stem}")
-    yield Fact("pipeline", s.pipeline or "-")
-    if s.pipeline and not s.ticked_by:
-        yield Fact("ticks", "nothing ticks here: `usage-rollup schedule` says how to change that", "bold red")
-    else:
-        yield Fact("ticks", s.ticked_by or "-")
-    yield Fact("watermark", s.watermark or "-", "bold red" if s.watermark_in_future else "")
-    yield Fact("data lag", *_lag(s))
+    """Yield what there is to tell of the hourly rollup before the days that are covered."""
+    if s.watermark is None:
+        return
+    yield Fact("pipeline", s.pipeline or "none")
+    if s.ticks:
+        style = "" if health.ticks_are_well(s.ticks) or not s.ticks.needed else "bold yellow"
+        yield Fact("ticks", health.ticks(s.ticks), style if s.ticks.by else style and "bold red")
+    yield Fact("watermark", s.watermark, "bold red" if s.watermark_in_future else "")
+    if s.lag_seconds is not None:
+        yield Fact("data lag", *_lag(s))
     if s.held_back:
         yield Fact("held back", f"by {s.held_back.who}; {s.held_back.hint}", "bold yellow")
-    queued = [f"{q.table} {q.rows:,}" + (f", oldest {q.oldest}" if q.oldest else "") for q in s.queues]
-    yield Fact("queued", "; ".join(queued) or "-")
+    for queue in s.queues:
+        yield Fact("queued", _queue(queue), "bold yellow" if _waits_long(queue) else "")
     yield Fact("last run", *_last_run(s.last_run))
-    yield Fact("lock 4246", f"held by {s.lock_holders}" if s.lock_holders else "free")
-    if s.backfill:
-        yield Fact(
-            "backfill",
-            f"unfinished: {s.backfill.walked} of {s.backfill.slices} slices walked,"
-            f" {s.backfill.rows_left:,} usage rows left; resume: usage-rollup backfill",
-            "bold yellow",
-        )
-    else:
-        yield Fact("backfill", "-" if s.watermark is None else "none unfinished")
-    yield Fact("set aside", *_number(s.set_aside, "buckets", "usage-rollup verify names them"))
     yield Fact(
-        "undated", *_number(s.undated, "usage rows outside years 1-9998", "mend their created_at by hand")
+        "lock 4246", f"held by {s.lock_holders}" if s.lock_holders else "free: nobody writes the rollup"
     )
+    if s.backfill:
+        yield Fact("backfill", health.backfill(s.backfill), "bold yellow")
+    else:
+        yield Fact("backfill", "none unfinished")
+    if s.set_aside_buckets is not None:
+        yield Fact("set aside", *_number(s.set_aside_buckets, "bucket", "usage-rollup verify names them"))
+    if s.undated_rows:
+        yield Fact(
+            "undated", *_number(s.undated_rows, "usage row", "outside years 1-9998, mend created_at by hand")
+        )
     for rights in s.trigger_rights:
         style = "bold red" if rights.missing else "bold yellow"
         yield Fact("triggers", f"{rights.meaning}; {rights.mend}", style)
@@ -89,42 +157,41 @@ def _facts(s: reporting.Status) -> Iterator[Fact]:
 
 
 def _lag(s: reporting.Status) -> tuple[str, str]:
-    if s.lag_seconds is None or s.watermark is None:
-        return "-", ""
     if s.watermark_in_future:
-        return f"not known: {future_watermark(s.watermark).message}", "bold red"
-    if s.lag_seconds == 0:
-        return "none", "green"
-    advice = _NO_BACKFILL if s.held_back and s.held_back.stuck else _CATCH_UP
-    if s.watermark.startswith(slices.NEVER_MOVED):
-        return f"all usage there is, the watermark has never moved; {advice}", "bold red"
-    lag = f"{duration(s.lag_seconds)} behind the newest usage"
-    behind = s.lag_seconds > LAG_THRESHOLD.total_seconds()
-    return (f"{lag}; {advice}", "bold red") if behind else (lag, "green")
+        return f"not known: {future_watermark(s.watermark or '').message}", "bold red"
+    behind = (s.lag_seconds or 0) > LAG_THRESHOLD.total_seconds()
+    return health.lag(s), "bold red" if behind else "green"
+
+
+def _queue(queue: reporting.Queue) -> str:
+    waits = f", oldest {duration(queue.oldest_s)} old" if queue.oldest_s is not None else ""
+    grows = "; it grows until something ticks" if _waits_long(queue) else ""
+    return f"{queue.table} {count(queue.rows, 'row')}, {size(queue.bytes)}{waits}{grows}"
+
+
+def _waits_long(queue: reporting.Queue) -> bool:
+    return (queue.oldest_s or 0) > LAG_THRESHOLD.total_seconds()
 
 
 def _last_run(run: reporting.Run | None) -> tuple[str, str]:
-    if run is None:
-        return "-", ""
-    if run.error:
+    if run is not None and run.error:
         return f"said: {run.error} (started {run.started_at})", "bold red"
-    if run.started_at is None:
+    if run is None or run.started_at is None:
         return "never", ""
     if run.finished_at is None:
         return f"started {run.started_at}, not finished", ""
-    return f"started {run.started_at}, finished {run.finished_at}, {run.rows:,} rows changed", ""
+    return f"started {run.started_at}, finished {run.finished_at}, {count(run.rows, 'row')} changed", ""
 
 
-def _number(number: int | None, of: str, advice: str) -> tuple[str, str]:
-    if not number:
-        return "-" if number is None else f"0 {of}", ""
-    return f"{number:,} {of}: {advice}", "bold yellow"
+def _number(number: int, of: str, advice: str) -> tuple[str, str]:
+    return (f"{count(number, of)}: {advice}", "bold yellow") if number else (count(number, of), "")
 
 
 def _coverage(days: Sequence[covered_days.Day] | None) -> Iterator[Fact]:
     """Yield how many days are covered, and the holes."""
     if not days:
-        yield Fact("coverage", "-" if days is None else "there is no usage")
+        if days is not None:
+            yield Fact("coverage", "there is no usage")
         return
     with_usage = [day for day in days if day.state != covered_days.LEFT_OUT]
     counts = Counter(day.state for day in days)

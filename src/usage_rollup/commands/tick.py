@@ -29,7 +29,7 @@ def tick(as_json: JsonOption = False) -> None:
     if as_json:
         write_json(done)
         return
-    lag = None if done.lag_s is None else timedelta(seconds=round(done.lag_s))
+    lag = None if done.lag_seconds is None else timedelta(seconds=round(done.lag_seconds))
     out = console()
     facts = [
         Fact("rows changed", f"{done.rows_changed:,}"),

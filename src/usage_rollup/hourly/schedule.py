@@ -1,10 +1,9 @@
-"""Have pg_cron tick the hourly rollup every five minutes, and find out whether anything ticks it."""
+"""Have pg_cron tick the hourly rollup every five minutes, and say after an upgrade who ticks it."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from datetime import timedelta
 
 import psycopg
 import sqlalchemy as sa
@@ -14,7 +13,8 @@ from ..contract import TICK_JOB
 from ..errors import explain
 from ..queries import beside
 from ..session.connection import policies_filter, transaction
-from . import pipeline
+from . import pipeline, ticker
+from .ticker import Ticker
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +25,8 @@ PERIOD = "*/5 * * * *"
 
 COMMAND = "SELECT public.rollup_task_usage_hourly()"
 
-# Three of the usual five-minute periods: one tick may be late, and one may find the lock busy.
-RECENT = timedelta(minutes=15)
+# What to do where nobody is seen to tick, whichever release is started next.
+MEND = "start v0.3.17 or later, whose server ticks by itself, or run `usage-rollup schedule`"
 
 
 @dataclass(frozen=True)
@@ -39,21 +39,21 @@ class Unusable:
 
 @dataclass(frozen=True)
 class Scheduled:
-    """The pg_cron job there is now and how many it replaced, or why there is none; who ticks, in words."""
+    """The pg_cron job there is now and how many it replaced, or why there is none; and who ticks."""
 
     job_id: int | None
     replaced: int
     not_used: Unusable | None
-    ticks: str | None
+    ticks: Ticker | None
 
 
 @dataclass(frozen=True)
 class Unscheduled:
-    """How many pg_cron jobs were removed, or why pg_cron could not be asked; who still ticks, in words."""
+    """How many pg_cron jobs were removed, or why pg_cron could not be asked; and who ticks still."""
 
     removed: int
     not_used: Unusable | None
-    ticks: str | None
+    ticks: Ticker | None
 
 
 def schedule(session: sa.Connection) -> Scheduled:
@@ -66,7 +66,7 @@ def schedule(session: sa.Connection) -> Scheduled:
     with transaction(session):
         not_used = pg_cron_unusable(session)
         if not_used:
-            return Scheduled(None, 0, not_used, who_ticks(session))
+            return Scheduled(None, 0, not_used, ticker.find(session))
         # cron.schedule() updates a job of its name and leaves it paused when it is (pg_cron 1.4).
         with policies_filter(session):
             replaced = session.scalars(sa.text(_SQL["unschedule"]), {"job": TICK_JOB}).all()
@@ -74,7 +74,7 @@ def schedule(session: sa.Connection) -> Scheduled:
                 sa.text(_SQL["schedule"]),
                 {"job": TICK_JOB, "period": PERIOD, "command": COMMAND},
             )
-        return Scheduled(job_id, len(replaced), None, who_ticks(session))
+        return Scheduled(job_id, len(replaced), None, ticker.find(session))
 
 
 def unschedule(session: sa.Connection) -> Unscheduled:
@@ -88,7 +88,7 @@ def unschedule(session: sa.Connection) -> Unscheduled:
         if not not_used:
             with policies_filter(session):
                 removed = len(session.scalars(sa.text(_SQL["unschedule"]), {"job": TICK_JOB}).all())
-        return Unscheduled(removed, not_used, who_ticks(session))
+        return Unscheduled(removed, not_used, ticker.find(session))
 
 
 def pg_cron_unusable(session: sa.Connection) -> Unusable | None:
@@ -119,33 +119,26 @@ def pg_cron_unusable(session: sa.Connection) -> Unusable | None:
     )
 
 
-def who_ticks(session: sa.Connection) -> str | None:
-    """Say who ticks, in words: a pg_cron job, or a run that finished a while ago; None when nobody does.
-
-    Reads in the caller's transaction, on a database at any revision, and takes no lock. Sees only the
-    pg_cron jobs of this role, and none when pg_cron lives in another database: there a recent run tells.
-    """
-    if session.scalar(sa.text(_SQL["cron_readable"])):
-        with policies_filter(session):
-            job = session.execute(sa.text(_SQL["its_schedule"]), {"job": TICK_JOB}).one_or_none()
-        if job is not None:
-            return f"pg_cron job {job.name} ({job.schedule})"
-    if session.scalar(sa.text(_SQL["state_readable"])):
-        minutes = session.scalar(sa.text(_SQL["recent_run"]), {"recent": RECENT})
-        if minutes is not None:
-            return "a run finished " + (f"{minutes} min ago" if minutes else "less than a minute ago")
-    return None
-
-
 def warn_if_nothing_ticks(session: sa.Connection) -> None:
-    """Warn, after an upgrade to 102 or later, when nothing ticks the hourly rollup.
+    """Say, after an upgrade past 102, who ticks the hourly rollup; warn when nobody is seen to.
 
-    What was done stays done, so what may not be looked at is no more than a warning.
+    Until 103 no server reads it, and nothing is said. What was done stays done, so what may not be looked
+    at is no more than a warning.
     """
     try:
-        if pipeline.find(session).installed and who_ticks(session) is None:
-            log.warning("dashboards will not move until something ticks: run `usage-rollup schedule`")
+        found = ticker.find(session)
     except DBAPIError as error:
         if not isinstance(error.orig, psycopg.Error):
             raise
         log.warning("whether something ticks cannot be seen: %s", explain(error.orig).message)
+        return
+    if found is None or not found.needed:
+        return
+    if found.by == ticker.PG_CRON:
+        log.info("the hourly rollup is ticked by the pg_cron job %s", found.job)
+    elif found.by == ticker.SERVER:
+        log.info("the hourly rollup is ticked by the product's own server, v0.3.17 or later, while it runs")
+    elif found.ran_lately:
+        log.info("a tick has run lately, but this database shows no schedule: %s, unless cron ticks", MEND)
+    else:
+        log.warning("dashboards will not move until something ticks: %s", MEND)

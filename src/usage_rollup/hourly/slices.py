@@ -29,8 +29,8 @@ HORIZON_WAIT = "10 seconds"
 # In place of a watermark whose row was deleted by hand.
 NO_ROW = "missing"
 
-# How a watermark begins that nothing was ever rolled up to.
-NEVER_MOVED = ("1970-01-01 00:00:00", "-infinity", NO_ROW)
+# How a watermark begins that nothing was ever rolled up to, as PostgreSQL writes it and as JSON has it.
+NEVER_MOVED = ("1970-01-01 00:00:00", "1970-01-01T00:00:00", "-infinity", NO_ROW)
 
 _SQL = beside(__file__)
 

@@ -16,6 +16,7 @@ from ..contract import HOURLY_ROLLUP
 from ..errors import LockBusy, StatementFailed, explain
 from ..session import advisory_lock, blockers
 from ..session.connection import transaction
+from ..times import rfc3339
 from . import pipeline, slices
 from .pipeline import Pipeline
 from .slices import HeldBack
@@ -28,16 +29,16 @@ LOCK_PATIENCE = "5 seconds"
 
 @dataclass(frozen=True)
 class Tick:
-    """What one tick did. Watermarks are text as PostgreSQL writes it, in UTC: they may be infinite.
+    """What one tick did. Watermarks are text, RFC 3339: they may be infinite.
 
-    `lag_s` is None where this role may not have 102's measure lent to it; `held_back` where nobody keeps the
-    watermark back, or the tick is the product's, which waits for nobody.
+    `lag_seconds` is None where this role may not have 102's measure lent to it; `held_back` where nobody
+    keeps the watermark back, or the tick is the product's, which waits for nobody.
     """
 
     rows_changed: int
     watermark_before: str | None
     watermark_after: str | None
-    lag_s: float | None
+    lag_seconds: float | None
     held_back: HeldBack | None = None
 
 
@@ -70,7 +71,7 @@ def tick(session: sa.Connection) -> Tick:
             dataclasses.replace(report, message=f"the tick was rolled back: {report.message}")
         ) from error
     held_back = slices.held_back(session, pipeline.reading(session)) if installed.ours else None
-    return dataclasses.replace(done, lag_s=_lag(session), held_back=held_back)
+    return dataclasses.replace(done, lag_seconds=_lag(session), held_back=held_back)
 
 
 def _lag(session: sa.Connection) -> float | None:
@@ -93,12 +94,17 @@ def _run(connection: sa.Connection, installed: Pipeline) -> Tick:
             hint=f"another tick or a backfill is over by itself; otherwise {holders.hint}",
         )
     connection.execute(sa.text(_HURRY), {"patience": LOCK_PATIENCE})
-    before = connection.scalar(sa.text(_WATERMARK))
+    before = _watermark(connection)
     # Not every release of the product's tick does it; first, because ours names who holds it back.
     connection.execute(sa.text(_CLEAR_ERROR))
     with nullcontext() if installed.ours else pipeline.in_reach_of_public(connection):
         rows = connection.scalar(sa.text("SELECT public.rollup_task_usage_hourly()"))
-    return Tick(rows or 0, before, connection.scalar(sa.text(_WATERMARK)), None)
+    return Tick(rows or 0, before, _watermark(connection), None)
+
+
+def _watermark(connection: sa.Connection) -> str | None:
+    watermark: str | None = connection.scalar(sa.text(_WATERMARK))
+    return rfc3339(watermark)
 
 
 def _record(connection: sa.Connection, started: datetime, error: str) -> None:

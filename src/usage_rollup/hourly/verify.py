@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from ..contract import HOURLY
 from ..queries import beside
 from ..session.connection import snapshot
+from ..times import rfc3339
 from . import pipeline
 
 _SQL = beside(__file__)
@@ -101,8 +102,9 @@ def verify(session: sa.Connection, since: datetime | None = None) -> Verdict:
         differences = [Difference(**row) for row in rows(_SQL["differences"], since=since)]
         differing = [difference.hour for difference in differences]
         judged = session.scalar(reading.sql(_SQL["judged"]), {"since": since, "differing": differing})
+        state = rows(_SQL["state"], since=since)[0]
         return Verdict(
-            **rows(_SQL["state"], since=since)[0],
+            **{**state, "watermark": rfc3339(state["watermark"])},
             judged_hours=judged or 0,
             newest_hour=None if judged else session.scalar(reading.sql(_SQL["newest_hour"])),
             differences=differences,

@@ -16,6 +16,7 @@ from ..hourly import backfill, pipeline
 from ..hourly.pipeline import Reading
 from ..queries import beside, filled
 from ..runner import checks
+from ..times import rfc3339
 
 _SQL = beside(__file__)
 
@@ -100,9 +101,8 @@ def guard(
         )
     else:
         verdict = "passes: the watermark trails usage by an hour at most; every hour is compared before 103"
-    return Guard(
-        verdict, state["watermark"], state["latest"], walks, state["unfinished"], bool(held_back), refusals
-    )
+    watermark, latest = rfc3339(state["watermark"]), rfc3339(state["latest"])
+    return Guard(verdict, watermark, latest, walks, state["unfinished"], bool(held_back), refusals)
 
 
 def refusals(session: sa.Connection) -> list[Refusal]:

@@ -1,4 +1,4 @@
-"""Report where a database stands and how its hourly rollup does; `verify` is what judges."""
+"""Report where a database stands and how its hourly rollup does; `verify` is what judges the numbers."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ import sqlalchemy as sa
 
 from ..contract import HOURLY_ROLLUP
 from ..errors import Refusal
-from ..hourly import pipeline, schedule, slices, unseen
+from ..hourly import pipeline, slices, ticker, unseen
 from ..hourly.pipeline import Pipeline, Reading
 from ..hourly.slices import HeldBack
+from ..hourly.ticker import Ticker
 from ..hourly.unseen import Unseen
 from ..queries import beside, filled
 from ..runner import adoption
 from ..session import advisory_lock
 from ..session.connection import snapshot
-from . import covered_days, trigger_rights
+from ..times import rfc3339
+from . import backfilling, covered_days, trigger_rights
+from . import place as places
+from .backfilling import Backfilling
+from .place import Place
 from .trigger_rights import TriggerRights
 
 _SQL = beside(__file__)
@@ -25,16 +30,19 @@ _SQL = beside(__file__)
 OURS = "ours"
 PRODUCTS = "the product's"
 
-_RUN = ("started_at", "finished_at", "rows", "error")
-
 
 @dataclass(frozen=True)
 class Queue:
-    """Invalidations that wait to be drained from one table, and when the oldest was queued."""
+    """What waits to be drained from one table: rows, its size on disk, and how long the oldest has waited.
+
+    Nothing drains it but ticks and backfills.
+    """
 
     table: str
     rows: int
-    oldest: str | None
+    bytes: int
+    oldest_at: str | None
+    oldest_s: float | None
 
 
 @dataclass(frozen=True)
@@ -48,15 +56,6 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Unfinished:
-    """A backfill that is under way, or was interrupted."""
-
-    slices: int
-    walked: int
-    rows_left: int
-
-
-@dataclass(frozen=True)
 class LeftOut:
     """Hours before `before_hour`, which a partial backfill left out on purpose."""
 
@@ -67,13 +66,14 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Status:
-    """What one snapshot shows: times are UTC, as text; None stands for what this database has not got."""
+    """What one snapshot shows. Times are RFC 3339; None stands for what is not there, or was not asked."""
 
+    place: Place
     revision: str | None
     ledger_rows: int | None
     newest_stem: str | None
     pipeline: str | None
-    ticked_by: str | None
+    ticks: Ticker | None
     watermark: str | None
     watermark_in_future: bool
     lag_seconds: float | None
@@ -81,9 +81,9 @@ class Status:
     queues: list[Queue]
     last_run: Run | None
     lock_holders: str | None
-    backfill: Unfinished | None
-    set_aside: int | None
-    undated: int | None
+    backfill: Backfilling | None
+    set_aside_buckets: int | None
+    undated_rows: int | None
     left_out: LeftOut | None
     trigger_rights: list[TriggerRights]
     unseen: list[Unseen]
@@ -92,17 +92,17 @@ class Status:
     coverage: list[covered_days.Day] | None
 
 
-def status(session: sa.Connection) -> Status:
+def status(session: sa.Connection, *, coverage: bool = True) -> Status:
     """Read everything in one REPEATABLE READ, READ ONLY snapshot, at any revision and any release.
 
-    Entered and left outside a transaction. Takes no lock that a server could notice. Where functions
-    of 102 are missing they are lent to this session first. Raises AdoptionRefused when
-    schema_migrations is not the product's ledger.
+    `coverage` counts all usage by day, which costs as much as comparing it; the rest is milliseconds. Entered
+    and left outside a transaction. Takes no lock that a server could notice. Where functions of 102 are
+    missing they are lent to this session first.
     """
     tables = frozenset(session.scalars(sa.text(_SQL["tables"])))
-    has_usage = "task_usage" in tables
-    not_asked = pipeline.cannot_lend(session) if has_usage else None
-    measures = has_usage and not_asked is None
+    has_rollup = "task_usage" in tables and pipeline.find(session).tables
+    not_asked = pipeline.cannot_lend(session) if has_rollup else None
+    measures = has_rollup and not_asked is None
     reading = pipeline.reading(session) if measures else Reading(lent=False)
 
     def row(table: str, statement: str) -> dict[str, Any]:
@@ -115,48 +115,60 @@ def status(session: sa.Connection) -> Status:
     with snapshot(session):
         installed = pipeline.find(session)
         standing = adoption.look(session)
-        stems = standing.ledger()
+        stems = standing.stems
         state = row("task_usage_hourly_rollup_state", _SQL["state"])
-        backfill = row("task_usage_hourly_backfill", _SQL["backfill"])
         left_out = row("task_usage_hourly_left_out", _SQL["left_out"])
-        has_rollup = has_usage and installed.tables
         locked = advisory_lock.is_held(session, HOURLY_ROLLUP)
+        watermark = state.get("watermark", slices.NO_ROW if has_rollup else None)
         return Status(
+            place=places.of(standing),
             revision=standing.version,
             ledger_rows=None if stems is None else len(stems),
             newest_stem=max(stems or (), default=None),
             pipeline=_owner(installed),
-            ticked_by=schedule.who_ticks(session),
-            watermark=state.get("watermark", slices.NO_ROW if has_rollup else None),
+            ticks=ticker.find(session),
+            watermark=rfc3339(watermark),
             watermark_in_future=state.get("in_future", False),
-            lag_seconds=value(
-                has_rollup and measures, "SELECT public.task_usage_hourly_rollup_lag_seconds()"
-            ),
+            lag_seconds=value(measures, "SELECT public.task_usage_hourly_rollup_lag_seconds()"),
             held_back=slices.held_back(session, reading) if installed.ours else None,
-            queues=[
-                Queue(table=table, **row(table, filled(_SQL["queue"], table=table)))
-                for table in ("task_usage_hourly_invalidation", "task_usage_hourly_dirty")
-                if table in tables
-            ],
-            last_run=Run(**{name: state[name] for name in _RUN}) if state else None,
+            queues=[_queue(session, table) for table in _QUEUES if table in tables],
+            last_run=_run(state) if state else None,
             lock_holders=str(advisory_lock.describe_holders(session, HOURLY_ROLLUP)) if locked else None,
-            backfill=Unfinished(**backfill) if backfill.get("slices") else None,
-            set_aside=value(
+            backfill=backfilling.find(session, has_plan="task_usage_hourly_backfill" in tables),
+            set_aside_buckets=value(
                 "task_usage_hourly_set_aside" in tables,
                 "SELECT count(*) FROM public.task_usage_hourly_set_aside",
             ),
-            undated=value(measures, "SELECT count(*) FROM public.task_usage_hourly_undated()"),
-            left_out=LeftOut(**left_out) if left_out else None,
+            undated_rows=value(measures, "SELECT count(*) FROM public.task_usage_hourly_undated()"),
+            left_out=_left_out(left_out) if left_out else None,
             trigger_rights=trigger_rights.find(session),
             unseen=unseen.find(session),
             not_asked=not_asked,
             coverage=covered_days.read(session, reading, left_out.get("before_hour"))
-            if has_rollup and measures
+            if measures and coverage
             else None,
         )
+
+
+_QUEUES = ("task_usage_hourly_invalidation", "task_usage_hourly_dirty")
 
 
 def _owner(installed: Pipeline) -> str | None:
     if not installed.installed:
         return None
     return OURS if installed.ours else PRODUCTS
+
+
+def _queue(session: sa.Connection, table: str) -> Queue:
+    found = session.execute(sa.text(filled(_SQL["queue"], table=table))).mappings().one()
+    return Queue(table, found["rows"], found["bytes"], rfc3339(found["oldest_at"]), found["oldest_s"])
+
+
+def _run(state: dict[str, Any]) -> Run:
+    started, finished = rfc3339(state["started_at"]), rfc3339(state["finished_at"])
+    return Run(started, finished, state["rows"], state["error"])
+
+
+def _left_out(row: dict[str, Any]) -> LeftOut:
+    before, acknowledged = rfc3339(row["before_hour"]), rfc3339(row["acknowledged_at"])
+    return LeftOut(before, acknowledged, row["acknowledged_by"])

@@ -13,12 +13,10 @@ SELECT date_trunc('second', watermark_at)::text AS watermark, watermark_at > clo
 FROM public.task_usage_hourly_rollup_state WHERE id = 1;
 
 -- name: queue
-SELECT count(*) AS rows, date_trunc('second', min(enqueued_at))::text AS oldest FROM public.:table;
-
--- name: backfill
-SELECT count(*) AS slices, count(walked_at) AS walked,
-    COALESCE(SUM(usage_rows) FILTER (WHERE walked_at IS NULL), 0)::bigint AS rows_left
-FROM public.task_usage_hourly_backfill;
+SELECT count(*) AS rows, pg_total_relation_size('public.:table')::bigint AS bytes,
+    date_trunc('second', min(enqueued_at))::text AS oldest_at,
+    GREATEST(0, EXTRACT(EPOCH FROM clock_timestamp() - min(enqueued_at)))::float8 AS oldest_s
+FROM public.:table;
 
 -- name: left_out
 SELECT before_hour::text, date_trunc('second', acknowledged_at)::text AS acknowledged_at, acknowledged_by

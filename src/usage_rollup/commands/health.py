@@ -1,0 +1,104 @@
+"""What of a status needs somebody, in sentences: for `status --exit-code` and `--max-lag`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+from ..contract import LAG_THRESHOLD
+from ..hourly import slices
+from ..hourly.backfill import future_watermark
+from ..hourly.schedule import MEND
+from ..hourly.ticker import Ticker
+from ..reports import backfilling
+from ..reports.backfilling import Backfilling
+from ..reports.status import Status
+from .output import duration
+
+CATCH_UP = "catch up: usage-rollup backfill"
+NO_BACKFILL = "no backfill can help before what holds it back has ended"
+
+
+def problems(s: Status, most: timedelta) -> Iterator[str]:
+    """Yield what needs somebody, the gravest first, each with what to do; a lag of `most` does not."""
+    yield from lag_problems(s, most)
+    if s.place.pending and s.watermark is not None:
+        yield f"the upgrade is not finished: {s.place.shape}; {s.place.next_step}"
+    if s.backfill and s.backfill.state == backfilling.INTERRUPTED:
+        yield f"backfill {backfill(s.backfill)}"
+    if s.last_run and s.last_run.error:
+        yield f"the last run said: {s.last_run.error}"
+    if s.ticks and s.ticks.needed and not ticks_are_well(s.ticks):
+        yield f"ticks: {ticks(s.ticks)}"
+    for rights in s.trigger_rights:
+        if rights.missing:
+            yield f"{rights.meaning}; {rights.mend}"
+    yield from map(str, s.unseen)
+
+
+def lag_problems(s: Status, most: timedelta) -> Iterator[str]:
+    """Yield why the data lags by more than `most`, or why that cannot be told."""
+    if s.watermark is None:
+        yield f"there is no hourly rollup here: {s.place.shape}; {s.place.next_step}"
+    elif s.watermark_in_future:
+        yield f"data lag not known: {future_watermark(s.watermark)}".replace("\nHINT: ", "; ")
+    elif s.not_asked:
+        yield f"data lag not known: {s.not_asked.message}; {s.not_asked.hint}"
+    elif s.lag_seconds is not None and s.lag_seconds > most.total_seconds():
+        yield f"data lag: {lag(s)}; more than {duration(most.total_seconds())}"
+
+
+def lag(s: Status) -> str:
+    """Say how far the data is behind, and what brings it up to date."""
+    assert s.lag_seconds is not None
+    assert s.watermark is not None
+    if s.watermark.startswith(slices.NEVER_MOVED) and s.lag_seconds:
+        return f"all usage there is, the watermark has never moved; {_advice(s)}"
+    behind = f"{duration(s.lag_seconds)} behind the newest usage" if s.lag_seconds else "none"
+    return f"{behind}; {_advice(s)}" if s.lag_seconds > LAG_THRESHOLD.total_seconds() else behind
+
+
+def _advice(s: Status) -> str:
+    if s.backfill and s.backfill.state == backfilling.RUNNING:
+        return f"a backfill is {backfill(s.backfill)}"
+    if s.held_back and s.held_back.stuck:
+        return NO_BACKFILL
+    # The Go release's functions are replaced before anything is walked with them.
+    if s.place.pending and s.revision != "102":
+        return f"catch up: {s.place.next_step}"
+    return CATCH_UP
+
+
+def backfill(b: Backfilling) -> str:
+    """Say how far a backfill has come, who is at it, and what goes on with it."""
+    walked = (
+        f"{b.walked_rows:,} of {b.usage_rows:,} usage rows, {b.walked_slices:,} of {b.slices:,} slices walked"
+    )
+    if b.state == backfilling.INTERRUPTED:
+        return f"interrupted at {b.percent} %: {walked}; resume: usage-rollup backfill"
+    done = f"{b.percent} %" if b.percent is not None else "planning or comparing"
+    leader, *others = b.pids
+    who = f"pid {leader}" + (f" and {len(others)} more" if others else "")
+    return f"running, {done}, {who}" + (f": {walked}" if b.slices else "")
+
+
+def ticks(t: Ticker) -> str:
+    """Say who ticks, when a run last finished, and what to do where nobody ticks that should."""
+    last = (
+        f"the last run finished {duration(t.idle_s)} ago" if t.idle_s is not None else "no run has finished"
+    )
+    if t.by:
+        who = (
+            f"pg_cron job {t.job}" if t.job else "the product's own server (v0.3.17 or later), while it runs"
+        )
+        return f"{who}; {last}"
+    if not t.needed:
+        return f"not needed before 103, no server reads the hourly rollup yet; {last}"
+    if t.ran_lately:
+        return f"{last}, but no schedule is to be seen here; unless cron or the like ticks: {MEND}"
+    return f"nothing ticks here, {last}: {MEND}"
+
+
+def ticks_are_well(t: Ticker) -> bool:
+    """Say whether runs come: a tick that cron started cannot be told from one typed by hand."""
+    return t.ran_lately

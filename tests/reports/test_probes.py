@@ -1,0 +1,182 @@
+"""`usage-rollup status` for probes and monitors: --max-lag, --exit-code, --format prometheus."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.database import NOWHERE, Database, MakeDatabase
+from tests.support.horizon import stuck_writer
+from tests.support.product import World, event, small_world
+from tests.support.rollup import TICK, WINDOW, heal
+
+BEHIND = """
+UPDATE task_usage_hourly_rollup_state
+SET watermark_at = (SELECT max(updated_at) FROM task_usage) - interval '2 hours'
+"""
+
+
+@pytest.fixture
+def used(head: Database) -> tuple[Database, World]:
+    """Return a database at head with usage, caught up and just ticked."""
+    world = small_world(head.url)
+    event(head.url, world, "2025-03-01 10:15+00")
+    head.execute(WINDOW)
+    head.execute(TICK)
+    head.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = now()")
+    return head, world
+
+
+def probe(database: Database, *arguments: str) -> tuple[int, str]:
+    """Ask; return the exit status and the one line."""
+    result = database.usage_rollup("status", *arguments)
+    assert result.stderr == ""
+    assert result.stdout.count("\n") == 1
+    return result.returncode, result.stdout.rstrip("\n")
+
+
+def metrics(database: Database) -> dict[str, float]:
+    """Return samples by name and labels, of a file that a textfile collector takes."""
+    result = database.usage_rollup("status", "--format", "prometheus")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.endswith("\n")
+    assert result.stdout.count("# HELP ") == result.stdout.count("# TYPE ") > 10
+    return {
+        "".join([sample.name, *(f" {value}" for _, value in sorted(sample.labels.items()))]): sample.value
+        for family in text_string_to_metric_families(result.stdout)
+        for sample in family.samples
+    }
+
+
+def test_a_rollup_that_is_up_to_date_is_0_and_one_line(used: tuple[Database, World]) -> None:
+    database, _ = used
+    assert probe(database, "--max-lag", "30m") == (0, "ok: data lag none")
+    assert probe(database, "--exit-code") == (0, "ok: data lag none")
+
+
+@pytest.mark.parametrize(("most", "status"), [("30m", 3), ("119m", 3), ("2h1s", 0), ("7201", 0)])
+def test_a_lag_beyond_what_is_asked_for_is_3(used: tuple[Database, World], most: str, status: int) -> None:
+    database, _ = used
+    database.execute(BEHIND)
+    found, line = probe(database, "--max-lag", most)
+    assert found == status
+    assert "2 h 0 min behind the newest usage; catch up: usage-rollup backfill" in line
+
+
+@pytest.mark.parametrize("most", ["soon", "-1m", "30 m", "", "9000h"])
+def test_what_is_no_duration_is_refused(head: Database, most: str) -> None:
+    result = head.usage_rollup("status", f"--max-lag={most}")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "max-lag" in result.stderr
+
+
+def test_a_database_without_a_rollup_says_so_and_what_is_next(v034: Database, empty: Database) -> None:
+    for database, place in ((v034, "v0.3.4"), (empty, "empty")):
+        for arguments in (["--max-lag", "30m"], ["--exit-code"]):
+            status, line = probe(database, *arguments)
+            assert status == 3
+            assert line.startswith(f"there is no hourly rollup here: {place}")
+            assert "`usage-rollup upgrade`" in line
+
+
+def test_an_upgrade_that_stopped_half_way_needs_somebody(at_102: Database) -> None:
+    status, line = probe(at_102, "--exit-code")
+    assert status == 3
+    assert line.startswith("the upgrade is not finished: migrated by this runner to 102_")
+    assert probe(at_102, "--max-lag", "30m")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("UPDATE task_usage_hourly_rollup_state SET last_error = 'no space left'", "no space left"),
+        ("UPDATE task_usage_hourly_rollup_state SET watermark_at = '9000-01-01'", "lies in the future"),
+        ("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'", "never moved"),
+        ("UPDATE task_usage_hourly_rollup_state SET last_run_finished_at = NULL", "nothing ticks here"),
+        ("ALTER TABLE task_usage DISABLE TRIGGER USER", "are disabled"),
+    ],
+)
+def test_whatever_needs_somebody_is_3_with_the_reason(
+    used: tuple[Database, World], change: str, reason: str
+) -> None:
+    database, _ = used
+    database.execute(change)
+    status, line = probe(database, "--exit-code")
+    assert status == 3
+    assert reason in line
+    assert json.loads(database.usage_rollup("status", "--json").stdout)["problems"][0]
+    heal(database)
+
+
+def test_in_another_format_the_reason_goes_to_standard_error(used: tuple[Database, World]) -> None:
+    database, _ = used
+    database.execute(BEHIND)
+    for form in ("json", "prometheus"):
+        result = database.usage_rollup("status", "--format", form, "--max-lag", "30m")
+        assert result.returncode == 3
+        assert result.stderr.count("\n") == 1
+        assert "2 h 0 min behind" in result.stderr
+        assert result.stdout
+    assert json.loads(database.usage_rollup("status", "--json", "--exit-code").stdout)["coverage"] is None
+
+
+def test_formats_that_contradict_each_other_are_refused(head: Database) -> None:
+    result = head.usage_rollup("status", "--json", "--format", "prometheus")
+    assert result.returncode == 2
+    assert "contradict" in result.stderr
+
+
+# Prometheus
+
+
+def test_metrics_tell_what_the_screen_tells(used: tuple[Database, World]) -> None:
+    database, world = used
+    stuck_writer(database)
+    database.execute("UPDATE issue SET project_id = NULL WHERE id = %s", world.issues[0])
+    database.execute(BEHIND)
+    found = metrics(database)
+    assert found["usage_rollup_lag_seconds"] == 7200
+    assert found["usage_rollup_watermark_timestamp_seconds"] == database.value(
+        "SELECT extract(epoch FROM date_trunc('second', watermark_at))::float8"
+        " FROM task_usage_hourly_rollup_state"
+    )
+    queue = "task_usage_hourly_invalidation"
+    assert found[f"usage_rollup_queue_rows {queue}"] == database.value(f"SELECT count(*) FROM {queue}") > 0
+    assert found[f"usage_rollup_queue_bytes {queue}"] == database.value(
+        f"SELECT pg_total_relation_size('{queue}')"
+    )
+    assert found["usage_rollup_scheduled"] == 0
+    assert found["usage_rollup_last_run_failed"] == 0
+    assert found["usage_rollup_last_run_timestamp_seconds"] > 1.7e9
+    assert found["usage_rollup_backfill_running"] == 0
+    assert found["usage_rollup_pending_steps"] == 0
+    heal(database)
+
+
+def test_what_is_not_known_has_no_sample(make_database: MakeDatabase) -> None:
+    for point, pending in (("empty", 6), ("v034", 5), ("101", 3)):
+        found = metrics(make_database(point))
+        assert found["usage_rollup_pending_steps"] == pending
+        assert "usage_rollup_last_run_timestamp_seconds" not in found
+        assert ("usage_rollup_lag_seconds" in found) == (point == "101")
+
+
+@pytest.mark.parametrize("watermark", ["infinity", "-infinity", "20250-01-01", "0044-01-01 BC"])
+def test_a_watermark_that_is_no_time_of_ours_breaks_no_format(
+    used: tuple[Database, World], watermark: str
+) -> None:
+    database, _ = used
+    database.execute(f"UPDATE task_usage_hourly_rollup_state SET watermark_at = '{watermark}'")
+    assert "usage_rollup_watermark_timestamp_seconds" not in metrics(database)
+    assert database.usage_rollup("status").returncode == 0
+    assert probe(database, "--max-lag", "30m")[0] == 3
+    heal(database)
+
+
+def test_without_a_database_there_is_no_file_to_move_into_place(head: Database) -> None:
+    result = head.usage_rollup(
+        "status", "--format", "prometheus", DATABASE_URL=NOWHERE, DATABASE_STARTUP_TIMEOUT="0"
+    )
+    assert (result.returncode, result.stdout) == (75, "")
