@@ -64,7 +64,7 @@ def test_dry_run_shows_what_a_partial_backfill_would_walk(at_102: Database, mont
     planned = json.loads(at_102.usage_rollup(*arguments, "--dry-run", "--json").stdout)["slices"]
     done = json.loads(at_102.usage_rollup(*arguments, "--json").stdout)
     assert len(planned) == done["slices"] < len(months)
-    assert sum(one["usage_rows"] for one in planned) == done["rows"]
+    assert sum(one["usage_rows"] for one in planned) == done["usage_rows"]
     assert at_102.usage_rollup("backfill").returncode == 0
 
 
@@ -81,7 +81,7 @@ def test_backfill_fills_everything_beside_a_live_server_and_says_so(
     result = at_102.usage_rollup("backfill", "--json")
     writer.commit()
     assert result.returncode == 0
-    assert json.loads(result.stdout)["rows"] == 400
+    assert json.loads(result.stdout)["usage_rows"] == 400
     assert committed_months(at_102) == months
 
 

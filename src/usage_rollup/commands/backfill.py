@@ -13,7 +13,7 @@ import typer
 from .. import account
 from ..errors import ConfigurationError
 from ..hourly import catch_up
-from ..hourly.backfill import SKIPPED
+from ..hourly.backfill import Backfill
 from ..hourly.catch_up import Planned
 from ..session import suitability
 from ..session.options import read as read_options
@@ -68,9 +68,11 @@ def backfill(
     def work(session: sa.Connection) -> dict[str, Any]:
         suitability.require_suitable(session)
         if repair:
-            return {"repaired_hours": catch_up.repair(session, run)}
-        done = catch_up.catch_up(session, run, months_back=months_back, force_partial=force_partial)
-        return dataclasses.asdict(done)
+            hours = catch_up.repair(session, options)
+            return {"repaired_hours": hours}, f"hours repaired: {hours}"
+        done = catch_up.catch_up(session, options, months_back=months_back, force_partial=force_partial)
+        said = f"usage rows rolled up: {done.rows:,}, in slices: {done.slices:,}"
+        return _fields(done), said
 
     try:
         done = in_session(work, run)
@@ -94,6 +96,12 @@ def _show_done() -> None:
     facts += [Fact("recomputed", count(done.repaired_hours, "hour"))] if done.repaired_hours else []
     facts += [Fact("time", done.times())] if done.seconds else []
     show_facts(console(), [*facts, Fact("next", "`usage-rollup status` shows where it stands")])
+
+
+def _fields(done: Backfill) -> dict[str, Any]:
+    """Return what was done, for JSON, by the names that other commands have for it."""
+    named = {"rows": "usage_rows", "from_": "from_hour", "to": "to_hour"}
+    return {named.get(name, name): value for name, value in dataclasses.asdict(done).items()}
 
 
 def _show_plan(slices: list[Planned], as_json: bool) -> None:

@@ -85,7 +85,9 @@ def backfill(b: Backfilling) -> str:
 def ticks(t: Ticker) -> str:
     """Say who ticks, when a run last finished, and what to do where nobody ticks that should."""
     last = (
-        f"the last run finished {duration(t.idle_s)} ago" if t.idle_s is not None else "no run has finished"
+        f"the last run finished {duration(t.idle_seconds)} ago"
+        if t.idle_seconds is not None
+        else "no run has finished"
     )
     if t.by:
         who = (

@@ -29,6 +29,11 @@ _INTRODUCTIONS = {
     "kubernetes": "Kubernetes: for `kubectl apply -f`; IMAGE and SECRET are the server's own",
 }
 
+_CHOOSE = (
+    "A server of v0.3.17 or later ticks by itself: nothing has to be scheduled for it. For one of v0.3.5 to"
+    " v0.3.16 choose one of these. Each runs `usage-rollup tick` every five minutes; fill in the capitals."
+)
+
 
 def schedule(as_json: JsonOption = False) -> None:
     """Register the tick with pg_cron, every five minutes, or print what does the same without it.
@@ -102,11 +107,7 @@ def _show_recipes(
         out.print(
             "Until 103 no server reads the hourly rollup: ticks only keep the rest of the upgrade short."
         )
-    out.print("A server of v0.3.17 or later ticks by itself: nothing has to be scheduled for it. For one of")
-    out.print(
-        "v0.3.5 to v0.3.16 choose one of these. Each runs `usage-rollup tick` every five minutes; fill in"
-    )
-    out.print("the capitals.")
+    out.print(_CHOOSE)
     for name, introduction in _INTRODUCTIONS.items():
         out.print()
         out.print(introduction.format(user=user), style="bold")

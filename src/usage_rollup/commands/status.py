@@ -164,13 +164,13 @@ def _lag(s: reporting.Status) -> tuple[str, str]:
 
 
 def _queue(queue: reporting.Queue) -> str:
-    waits = f", oldest {duration(queue.oldest_s)} old" if queue.oldest_s is not None else ""
+    waits = f", oldest {duration(queue.oldest_seconds)} old" if queue.oldest_seconds is not None else ""
     grows = "; it grows until something ticks" if _waits_long(queue) else ""
     return f"{queue.table} {count(queue.rows, 'row')}, {size(queue.bytes)}{waits}{grows}"
 
 
 def _waits_long(queue: reporting.Queue) -> bool:
-    return (queue.oldest_s or 0) > LAG_THRESHOLD.total_seconds()
+    return (queue.oldest_seconds or 0) > LAG_THRESHOLD.total_seconds()
 
 
 def _last_run(run: reporting.Run | None) -> tuple[str, str]:

@@ -32,19 +32,19 @@ class Ticker:
 
     `by` is PG_CRON, SERVER (the product's, of v0.3.17 or later, while it runs) or None; `job` names the job
     of pg_cron. `needed` as soon as the daily rollups are gone: until then no server reads the hourly one.
-    `last_run_at` is when a run last finished, whoever's, `idle_s` how many seconds ago.
+    `last_run_at` is when a run last finished, whoever's, `idle_seconds` how many seconds ago.
     """
 
     by: str | None
     job: str | None
     needed: bool
     last_run_at: str | None
-    idle_s: float | None
+    idle_seconds: float | None
 
     @property
     def ran_lately(self) -> bool:
         """Say whether a run finished within the last three periods."""
-        return self.idle_s is not None and self.idle_s <= RECENT_S
+        return self.idle_seconds is not None and self.idle_seconds <= RECENT_S
 
 
 def find(session: sa.Connection) -> Ticker | None:
@@ -67,5 +67,5 @@ def find(session: sa.Connection) -> Ticker | None:
         job=f"{job.name} ({job.schedule})" if job else None,
         needed=seen.needed,
         last_run_at=rfc3339(run.at) if run else None,
-        idle_s=run.idle_s if run else None,
+        idle_seconds=run.idle_seconds if run else None,
     )

@@ -29,5 +29,5 @@ SELECT EXISTS (SELECT FROM public.schema_migrations WHERE version = :stem);
 -- name: last_run
 -- A server whose clock was set back may have finished a run in the future.
 SELECT date_trunc('second', last_run_finished_at)::text AS at,
-    GREATEST(0, EXTRACT(EPOCH FROM clock_timestamp() - last_run_finished_at))::float8 AS idle_s
+    GREATEST(0, EXTRACT(EPOCH FROM clock_timestamp() - last_run_finished_at))::float8 AS idle_seconds
 FROM public.task_usage_hourly_rollup_state WHERE id = 1 AND isfinite(last_run_finished_at);

@@ -29,15 +29,7 @@ class Backfilling:
     walked_slices: int
     usage_rows: int
     walked_rows: int
-
-    @property
-    def percent(self) -> int | None:
-        """Return how much of its rows is walked, 100 only when all are; None without a plan."""
-        if not self.slices:
-            return None
-        if self.walked_slices == self.slices:
-            return 100
-        return min(99, 100 * self.walked_rows // max(1, self.usage_rows))
+    percent: int | None
 
 
 def find(session: sa.Connection, *, has_plan: bool) -> Backfilling | None:
@@ -50,7 +42,14 @@ def find(session: sa.Connection, *, has_plan: bool) -> Backfilling | None:
     pids = [*session.scalars(sa.text(_SQL["at_work"]), known)]
     if not pids and not plan["slices"]:
         return None
-    return Backfilling(state=RUNNING if pids else INTERRUPTED, pids=pids, **plan)
+    return Backfilling(state=RUNNING if pids else INTERRUPTED, pids=pids, percent=_percent(**plan), **plan)
+
+
+def _percent(slices: int, walked_slices: int, usage_rows: int, walked_rows: int) -> int | None:
+    """Return how much of the rows is walked, 100 only when all slices are; None without a plan."""
+    if walked_slices == slices:
+        return 100 if slices else None
+    return min(99, 100 * walked_rows // max(1, usage_rows))
 
 
 _PLAN = ("slices", "walked_slices", "usage_rows", "walked_rows")

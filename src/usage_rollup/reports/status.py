@@ -42,7 +42,7 @@ class Queue:
     rows: int
     bytes: int
     oldest_at: str | None
-    oldest_s: float | None
+    oldest_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _owner(installed: Pipeline) -> str | None:
 
 def _queue(session: sa.Connection, table: str) -> Queue:
     found = session.execute(sa.text(filled(_SQL["queue"], table=table))).mappings().one()
-    return Queue(table, found["rows"], found["bytes"], rfc3339(found["oldest_at"]), found["oldest_s"])
+    return Queue(table, found["rows"], found["bytes"], rfc3339(found["oldest_at"]), found["oldest_seconds"])
 
 
 def _run(state: dict[str, Any]) -> Run:

@@ -15,7 +15,8 @@ FROM public.task_usage_hourly_rollup_state WHERE id = 1;
 -- name: queue
 SELECT count(*) AS rows, pg_total_relation_size('public.:table')::bigint AS bytes,
     date_trunc('second', min(enqueued_at))::text AS oldest_at,
-    GREATEST(0, EXTRACT(EPOCH FROM clock_timestamp() - min(enqueued_at)))::float8 AS oldest_s
+    CASE WHEN isfinite(min(enqueued_at)) THEN
+        GREATEST(0, EXTRACT(EPOCH FROM clock_timestamp() - min(enqueued_at)))::float8 END AS oldest_seconds
 FROM public.:table;
 
 -- name: left_out
