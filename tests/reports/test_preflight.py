@@ -541,7 +541,7 @@ def test_json_is_one_object_with_the_same_verdict(v034: Database) -> None:
         "name": "100_user_timezone",
         "locks": {"ACCESS EXCLUSIVE": ["user"]},
     }
-    assert found["guard"]["latest_event"] == "2026-01-05 10:15:00+00"
+    assert found["guard"]["latest_event"] == "2026-01-05T10:15:00Z"
 
 
 def test_refusals_come_first_and_exit_with_1(v034: Database) -> None:
