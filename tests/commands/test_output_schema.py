@@ -29,6 +29,10 @@ COMMANDS = {
     "backfill_repair": ["backfill", "--repair"],
     "schedule": ["schedule"],
     "unschedule": ["unschedule"],
+    "history": ["history"],
+    # Last, because it leaves nothing to tell of where the database stood.
+    "upgrade": ["upgrade"],
+    "downgrade": ["downgrade", "102"],
 }
 
 

@@ -106,6 +106,7 @@ def test_summary_is_fields_in_json(v034: Database) -> None:
         if (entry := json.loads(line))["logger"] == "usage_rollup.runner.summary"
     ]
     assert (told["from"], told["to"]) == (None, "104")
+    assert told["adopted"] == "097"
     assert told["steps"] == ["100", "101", "102", "103", "104"]
     assert told["usage_rows"] == 60
     assert told["buckets"] == v034.value("SELECT count(*) FROM task_usage_hourly")

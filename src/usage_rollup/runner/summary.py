@@ -72,8 +72,8 @@ def tell(session: sa.Connection, command: str, options: Options) -> None:
         said = f"already at {_name(after.version)}: nothing to do"
     _told.update(
         {"from": before.version, "to": after.version, "steps": steps},
-        adopted_at=before.start if before.start != before.version else None,
-        legacy_rollups=lines["legacy rollups"],
+        adopted=before.start if before.start != before.version else None,
+        legacy=lines["legacy rollups"],
         next=lines["next"],
         total_seconds=round(took_s, 3),
         **done.fields(),
