@@ -37,7 +37,8 @@ def variables(text: str) -> set[str]:
 
 def test_commands_and_flags_that_are_named_are_there() -> None:
     named = 0
-    for text in TEXTS.values():
+    probe = " ".join(SERVICES["tick"]["healthcheck"]["test"])
+    for text in [*TEXTS.values(), probe]:
         for name, rest in re.findall(r"\busage-rollup ([a-z]+)\b([^`\n]*)", text):
             flags = {flag for parameter in COMMANDS[name].params for flag in parameter.opts}
             assert set(re.findall(r"(?<=\s)--[a-z-]+", rest)) <= flags, f"usage-rollup {name}{rest}"

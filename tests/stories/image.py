@@ -123,6 +123,9 @@ def test_service_ticks_until_it_is_stopped(image: Image, head: Database) -> None
     assert not head.value(TICKED)
     process = tick(image, head)
     wait_until(lambda: head.value(TICKED), "a tick was made")
+    probe = SERVICES["tick"]["healthcheck"]["test"]
+    assert probe[0] == "CMD"
+    assert image.run(*probe[1:], entrypoint=[], env=at(head)).returncode == 0
     stop(process, 0)
 
 
