@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.database import NOWHERE, Database, MakeDatabase
+from tests.support.database import NOWHERE, ROOT, Database, MakeDatabase
 from tests.support.ways import ALL_ALONE
 from usage_rollup.commands.app import build
 
@@ -194,3 +194,16 @@ def test_hint_of_sql_that_was_released_names_it_as_well(elsewhere: Path, at_102:
     assert "HINT: put it right, then run this again: alembic stamp --purge 102" in at_102.refused()
     refused = at_102.run("usage-rollup", "upgrade", cwd=elsewhere)
     assert "HINT: put it right, then run this again: usage-rollup stamp --purge 102" in refused.stderr
+
+
+def test_hint_of_alembic_led_here_from_elsewhere_names_the_command_that_works_there(
+    elsewhere: Path, at_102: Database
+) -> None:
+    at_102.execute("INSERT INTO alembic_version VALUES ('100')")
+    refused = at_102.run("alembic", "-c", str(ROOT / "alembic.ini"), "upgrade", "head", cwd=elsewhere)
+    assert "usage-rollup stamp --purge 102" in refused.stdout
+    ini = str(ROOT / "alembic.ini")
+    refused = at_102.run("alembic", "upgrade", "head", cwd=elsewhere, ALEMBIC_CONFIG=ini)
+    assert "alembic stamp --purge 102" in refused.stdout
+    fixed = at_102.run("alembic", "stamp", "--purge", "102", cwd=elsewhere, ALEMBIC_CONFIG=ini)
+    assert fixed.returncode == 0

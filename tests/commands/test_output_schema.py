@@ -33,6 +33,7 @@ COMMANDS = {
     # Last, because it leaves nothing to tell of where the database stood.
     "upgrade": ["upgrade"],
     "downgrade": ["downgrade", "102"],
+    "stamp": ["stamp", "102"],
 }
 
 
@@ -124,6 +125,14 @@ def test_a_failure_is_one_object_too(head: Database) -> None:
         result = head.usage_rollup(*command, "--json", DATABASE_URL=NOWHERE, DATABASE_STARTUP_TIMEOUT="0")
         assert wrong(json.loads(result.stdout), "failure") == [], name
         assert result.returncode == 75
+
+
+def test_a_script_is_one_object_where_it_is_asked_for_as_such(empty: Database) -> None:
+    report = json.loads(empty.usage_rollup("script", "097:head", "--json", DATABASE_URL=NOWHERE).stdout)
+    assert wrong(report, "script") == []
+    assert report["sql"] == empty.usage_rollup("script", "097:head", DATABASE_URL=NOWHERE).stdout
+    refused = empty.usage_rollup("upgrade", "097:head", "--sql", "--json", DATABASE_URL=NOWHERE)
+    assert (refused.returncode, wrong(json.loads(refused.stdout), "failure")) == (2, [])
 
 
 def test_one_thing_has_one_name(head: Database) -> None:

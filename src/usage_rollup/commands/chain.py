@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from argparse import Namespace
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from alembic.util import CommandError
@@ -28,13 +28,22 @@ x_before: list[str] = []
 
 
 def run(
-    context: typer.Context, command: Callable[..., Any], revision: str, x: list[str] | None, **more: Any
+    context: typer.Context,
+    command: Callable[..., Any],
+    revision: str,
+    x: list[str] | None,
+    *,
+    out: TextIO | None = None,
+    **more: Any,
 ) -> None:
     """Run `command` to `revision`, with options typed as -x, before or behind the command, or as its own.
+
+    A script is written to `out`, or to standard output.
 
     Raises ConfigurationError for a revision or an option that there is not, and what env.py raises.
     """
     config = revisions.config()
+    config.output_buffer = out
     own = {name: options.typed(context, parameter) for parameter, name in _OWN.items()}
     own = {name: value for name, value in own.items() if value is not None}
     read_options(flags=own)

@@ -8,6 +8,7 @@ import typer
 
 from alembic import command
 
+from ..errors import ConfigurationError
 from ..runner import summary
 from . import chain, options
 from .output import JsonOption, write_json
@@ -27,6 +28,8 @@ def downgrade(
 
     What cannot be finished is refused before anything is undone.
     """
+    if sql and as_json:
+        raise ConfigurationError("--sql writes a script", hint="usage-rollup script FROM:TO --json")
     chain.run(context, command.downgrade, revision, x, sql=sql)
-    if as_json and not sql:
+    if as_json:
         write_json(summary.last())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from alembic import command
 from .. import revisions
 from ..errors import ConfigurationError
 from . import chain, options
+from .output import JsonOption, write_json
 
 _NOTHING = "base"
 
@@ -30,6 +32,7 @@ def script(
     lock_timeout: options.LockTimeout = None,
     keep_legacy: options.KeepLegacy = None,
     version_table: options.VersionTable = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write the upgrade, or the way back, as SQL for psql; needs no database.
 
@@ -43,7 +46,11 @@ def script(
             hint="097:head is all of it; head:097 goes back",
         )
     goes_back = _position(target) < _position(start)
-    chain.run(context, command.downgrade if goes_back else command.upgrade, ends, x, sql=True)
+    way = command.downgrade if goes_back else command.upgrade
+    text = io.StringIO()
+    chain.run(context, way, ends, x, sql=True, out=text if as_json else None)
+    if as_json:
+        write_json({"from": start, "to": target, "sql": text.getvalue()})
 
 
 def _position(revision: str) -> int:

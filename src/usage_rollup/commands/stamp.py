@@ -9,6 +9,7 @@ import typer
 from alembic import command
 
 from . import chain, options
+from .output import JsonOption, write_json
 
 
 def stamp(
@@ -17,6 +18,9 @@ def stamp(
     purge: Annotated[bool, typer.Option("--purge", help="Empty the table first, whatever it holds.")] = False,
     x: options.X = None,
     version_table: options.VersionTable = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a revision in alembic_version, and do nothing else: only where a refusal says so."""
     chain.run(context, command.stamp, revision, x, purge=purge)
+    if as_json:
+        write_json({"revision": revision})

@@ -8,6 +8,7 @@ import typer
 
 from alembic import command
 
+from ..errors import ConfigurationError
 from ..runner import summary
 from . import chain, options
 from .output import JsonOption, write_json
@@ -32,6 +33,8 @@ def upgrade(
     It rolls the history up and proves it before the daily rollups go, and says at the end what it did.
     Killing it is safe at any moment: the same command goes on from there.
     """
+    if sql and as_json:
+        raise ConfigurationError("--sql writes a script", hint="usage-rollup script FROM:TO --json")
     chain.run(context, command.upgrade, revision, x, sql=sql)
-    if as_json and not sql:
+    if as_json:
         write_json(summary.last())
