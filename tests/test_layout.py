@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,13 @@ def test_script_is_executable_and_says_what_runs_it(name: str) -> None:
     path = ROOT / name
     assert path.stat().st_mode & 0o111
     assert path.read_text().startswith("#!/")
+
+
+def test_the_containers_requirements_pin_every_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.match(r"[a-z-]+", wanted)[0] for wanted in project["dependencies"]}  # type: ignore[index]
+    pinned = re.findall(r"^([a-z-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert names - {*pinned} == set()
 
 
 # The rooms of src/usage_rollup, and one for whole upgrades.
