@@ -14,8 +14,8 @@ from tests.support.pg_cron import JOBS, OURS, PG_CRON
 from usage_rollup.contract import TICK_JOB as JOB
 
 REMINDER = (
-    "dashboards will not move until something ticks: start v0.3.17 or later, whose server ticks by itself,"
-    " or run `usage-rollup schedule`"
+    "dashboards will not move until something ticks: a server of v0.3.17 or later ticks by itself;"
+    " for one of v0.3.5 to v0.3.16 run `usage-rollup schedule`"
 )
 
 

@@ -62,7 +62,7 @@ def test_tick_that_leaves_much_to_do_measures_the_lag_of_the_data_and_names_the_
     set_watermark(at_102, "'epoch'")
     result = at_102.usage_rollup("tick")
     assert result.returncode == 0, result.stderr
-    assert "data lag      9 days, 0:00:00" in result.stdout
+    assert "data lag      9 d 0 h behind the newest usage" in result.stdout
     assert "`usage-rollup backfill` catches up" in result.stdout
     assert "\x1b" not in result.stdout
 

@@ -15,7 +15,9 @@ from usage_rollup.hourly.ticker import Ticker, find
 
 BY_HAND = "a tick has run lately, but this database shows no schedule"
 NOBODY = "dashboards will not move until something ticks"
-WHICH = "start v0.3.17 or later, whose server ticks by itself, or run `usage-rollup schedule`"
+WHICH = (
+    "a server of v0.3.17 or later ticks by itself; for one of v0.3.5 to v0.3.16 run `usage-rollup schedule`"
+)
 
 
 def seen(database: Database) -> Ticker | None:

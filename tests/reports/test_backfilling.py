@@ -67,6 +67,7 @@ def test_a_backfill_that_is_at_work_is_running_and_one_that_was_killed_is_interr
         assert said(at_102).endswith(f" {walked} of {slices} slices walked")
         screen = at_102.usage_rollup("status").stdout
         assert "resume" not in screen
+        assert f"let the backfill finish (running, {percent} %)" in screen
         assert f"a backfill is running, {percent} %" in screen
         process.kill()
         process.wait()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.database import NOWHERE, Database, MakeDatabase
+from tests.support.database import NOWHERE, ROOT, Database, MakeDatabase
 from tests.support.horizon import stuck_writer
 from tests.support.product import World, event, small_world
 from tests.support.rollup import TICK, WINDOW, heal
@@ -153,6 +154,14 @@ def test_metrics_tell_what_the_screen_tells(used: tuple[Database, World]) -> Non
     assert found["usage_rollup_backfill_running"] == 0
     assert found["usage_rollup_pending_steps"] == 0
     heal(database)
+
+
+def test_the_documented_metrics_are_those_that_are_printed(head: Database) -> None:
+    page = (ROOT / "docs" / "monitoring.md").read_text("utf-8")
+    documented = {*re.findall(r"\busage_rollup_\w+(?<!_prom)\b", page)} - {"usage_rollup"}
+    printed = head.usage_rollup("status", "--format", "prometheus").stdout
+    assert len(documented) > 10
+    assert [name for name in sorted(documented) if f"# TYPE {name} gauge" not in printed] == []
 
 
 def test_what_is_not_known_has_no_sample(make_database: MakeDatabase) -> None:

@@ -296,8 +296,8 @@ def test_status_names_what_is_queued_set_aside_undated_and_unfinished(used: tupl
         r"task_usage_hourly_dirty 1 row, [0-9]+ kB, oldest [0-9,]+ d [0-9]+ h old; it grows", screen
     )
     assert re.search(r"task_usage_hourly_invalidation 2 rows, [0-9]+ kB, oldest [0-9]+ s old\n", screen)
-    assert line(screen, "set aside").startswith("1 bucket: ")
-    assert line(screen, "undated").startswith("1 usage row: outside years 1-9998")
+    assert line(screen, "set aside").startswith("1 bucket that PostgreSQL refused to store; ")
+    assert line(screen, "undated").startswith("1 usage row outside years 1-9998")
     assert line(screen, "backfill").startswith("interrupted at ")
 
 

@@ -23,7 +23,7 @@ def problems(s: Status, most: timedelta) -> Iterator[str]:
     """Yield what needs somebody, the gravest first, each with what to do; a lag of `most` does not."""
     yield from lag_problems(s, most)
     if s.place.pending and s.watermark is not None:
-        yield f"the upgrade is not finished: {s.place.shape}; {s.place.next_step}"
+        yield f"the upgrade is not finished: {s.place.shape}; {next_step(s)}"
     if s.backfill and s.backfill.state == backfilling.INTERRUPTED:
         yield f"backfill {backfill(s.backfill)}"
     if s.last_run and s.last_run.error:
@@ -60,7 +60,7 @@ def lag(s: Status) -> str:
 
 def _advice(s: Status) -> str:
     if s.backfill and s.backfill.state == backfilling.RUNNING:
-        return f"a backfill is {backfill(s.backfill)}"
+        return f"a backfill is {_running(s.backfill)}"
     if s.held_back and s.held_back.stuck:
         return NO_BACKFILL
     # The Go release's functions are replaced before anything is walked with them.
@@ -76,10 +76,20 @@ def backfill(b: Backfilling) -> str:
     )
     if b.state == backfilling.INTERRUPTED:
         return f"interrupted at {b.percent} %: {walked}; resume: usage-rollup backfill"
-    done = f"{b.percent} %" if b.percent is not None else "planning or comparing"
     leader, *others = b.pids
     who = f"pid {leader}" + (f" and {len(others)} more" if others else "")
-    return f"running, {done}, {who}" + (f": {walked}" if b.slices else "")
+    return f"{_running(b)}, {who}" + (f": {walked}" if b.slices else "")
+
+
+def _running(b: Backfilling) -> str:
+    return f"running, {b.percent} %" if b.percent is not None else "running, planning or comparing"
+
+
+def next_step(s: Status) -> str | None:
+    """Say what to do for the database to stand at the newest revision; None where it does."""
+    if s.place.pending and s.backfill and s.backfill.state == backfilling.RUNNING:
+        return f"let the backfill finish ({_running(s.backfill)}), then ask again"
+    return s.place.next_step
 
 
 def ticks(t: Ticker) -> str:

@@ -102,8 +102,8 @@ def _show(found: reporting.Status, everything: bool) -> None:
 
 def _place(s: reporting.Status) -> Iterator[Fact]:
     yield Fact("place", s.place.shape, "bold red" if s.place.refused else "")
-    if s.place.next_step:
-        yield Fact("next", s.place.next_step, "bold yellow")
+    if next_step := health.next_step(s):
+        yield Fact("next", next_step, "bold yellow")
     yield Fact("revision", s.revision or "none")
     if s.ledger_rows is not None:
         newest = f", newest {s.newest_stem}" if s.newest_stem else ""
@@ -134,10 +134,14 @@ def _facts(s: reporting.Status) -> Iterator[Fact]:
     else:
         yield Fact("backfill", "none unfinished")
     if s.set_aside_buckets is not None:
-        yield Fact("set aside", *_number(s.set_aside_buckets, "bucket", "usage-rollup verify names them"))
+        what = "that PostgreSQL refused to store"
+        names = f"{what}; usage-rollup verify names them"
+        yield Fact(
+            "set aside", *_number(s.set_aside_buckets, "bucket", names if s.set_aside_buckets else what)
+        )
     if s.undated_rows:
         yield Fact(
-            "undated", *_number(s.undated_rows, "usage row", "outside years 1-9998, mend created_at by hand")
+            "undated", *_number(s.undated_rows, "usage row", "outside years 1-9998; mend created_at by hand")
         )
     for rights in s.trigger_rights:
         style = "bold red" if rights.missing else "bold yellow"
@@ -183,8 +187,8 @@ def _last_run(run: reporting.Run | None) -> tuple[str, str]:
     return f"started {run.started_at}, finished {run.finished_at}, {count(run.rows, 'row')} changed", ""
 
 
-def _number(number: int, of: str, advice: str) -> tuple[str, str]:
-    return (f"{count(number, of)}: {advice}", "bold yellow") if number else (count(number, of), "")
+def _number(number: int, of: str, which: str) -> tuple[str, str]:
+    return f"{count(number, of)} {which}", "bold yellow" if number else ""
 
 
 def _coverage(days: Sequence[covered_days.Day] | None) -> Iterator[Fact]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
 
 import sqlalchemy as sa
 
@@ -12,13 +11,13 @@ from ..hourly import tick as ticks
 from ..reports import trigger_rights
 from ..session.options import read as read_options
 from ..session.outages import in_session
-from .output import Fact, JsonOption, console, show_facts, write_json
+from .output import Fact, JsonOption, console, duration, show_facts, write_json
 
 log = logging.getLogger(__name__)
 
 
 def tick(as_json: JsonOption = False) -> None:
-    """Run one tick of the hourly rollup, as cron, a systemd timer or a Kubernetes CronJob would.
+    """Run one tick: bring the hourly rollup up to date, by a day at most, as cron or a CronJob would.
 
     Exits 75 when another session is writing the rollup, and 1 when it fails.
     The state row then keeps the reason, as last_error, until a tick succeeds.
@@ -29,18 +28,24 @@ def tick(as_json: JsonOption = False) -> None:
     if as_json:
         write_json(done)
         return
-    lag = None if done.lag_seconds is None else timedelta(seconds=round(done.lag_seconds))
+    stuck = done.held_back is not None and done.held_back.stuck
     out = console()
     facts = [
         Fact("rows changed", f"{done.rows_changed:,}"),
         Fact("watermark", f"{done.watermark_before or 'none'} -> {done.watermark_after}"),
-        Fact("data lag", "not known to this role" if lag is None else str(lag)),
+        Fact("data lag", _lag(done.lag_seconds)),
     ]
     if done.held_back:
         facts.append(Fact("held back", f"by {done.held_back.who}; {done.held_back.hint}", "bold yellow"))
     show_facts(out, facts, width=14)
-    if lag is not None and lag > LAG_THRESHOLD and not (done.held_back and done.held_back.stuck):
+    if (done.lag_seconds or 0) > LAG_THRESHOLD.total_seconds() and not stuck:
         out.print("One tick rolls up a day at most: `usage-rollup backfill` catches up at once.")
+
+
+def _lag(lag_s: float | None) -> str:
+    if lag_s is None:
+        return "not known to this role"
+    return f"{duration(lag_s)} behind the newest usage" if lag_s else "none"
 
 
 def _tick(session: sa.Connection) -> tuple[ticks.Tick, list[trigger_rights.TriggerRights]]:

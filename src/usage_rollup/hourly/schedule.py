@@ -26,7 +26,9 @@ PERIOD = "*/5 * * * *"
 COMMAND = "SELECT public.rollup_task_usage_hourly()"
 
 # What to do where nobody is seen to tick, whichever release is started next.
-MEND = "start v0.3.17 or later, whose server ticks by itself, or run `usage-rollup schedule`"
+MEND = (
+    "a server of v0.3.17 or later ticks by itself; for one of v0.3.5 to v0.3.16 run `usage-rollup schedule`"
+)
 
 
 @dataclass(frozen=True)
