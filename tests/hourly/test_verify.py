@@ -56,7 +56,7 @@ def test_verify_finds_what_is_wrong_in_the_products_rollup(products: tuple[Datab
     result = database.usage_rollup("verify", "--json")
     assert result.returncode == 3, result.stderr
     (difference,) = json.loads(result.stdout)["differences"]
-    assert difference["hour"].startswith("2025-03-01 10:00:00")
+    assert difference["hour"].startswith("2025-03-01T10:00:00")
     assert (int(difference["expected_tokens"]), int(difference["found_tokens"])) == (400, 401)
     database.execute("DELETE FROM task_usage_hourly")
     assert "hours that differ: 3" in database.usage_rollup("verify").stdout

@@ -114,8 +114,8 @@ def test_whatever_needs_somebody_is_3_with_the_reason(
 def test_in_another_format_the_reason_goes_to_standard_error(used: tuple[Database, World]) -> None:
     database, _ = used
     database.execute(BEHIND)
-    for form in ("json", "prometheus"):
-        result = database.usage_rollup("status", "--format", form, "--max-lag", "30m")
+    for form in (["--json"], ["--format", "prometheus"]):
+        result = database.usage_rollup("status", *form, "--max-lag", "30m")
         assert result.returncode == 3
         assert result.stderr.count("\n") == 1
         assert "2 h 0 min behind" in result.stderr

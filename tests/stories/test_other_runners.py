@@ -160,7 +160,7 @@ def test_backfill_forgets_a_walk_that_was_overtaken_and_adopted_before(
 ) -> None:
     go_on(half_walked, "later")
     half_walked.execute("UPDATE alembic_version SET version_num = '104'")
-    assert "unfinished" in half_walked.usage_rollup("status").stdout
+    assert "interrupted" in half_walked.usage_rollup("status").stdout
     result = half_walked.usage_rollup(*command)
     assert result.returncode == 0, result.stderr
     assert (half_walked.value(INDEXES), half_walked.value(PLANNED)) == (4, 0)

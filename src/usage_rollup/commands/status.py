@@ -27,10 +27,9 @@ _LABEL_WIDTH = 12
 
 
 class Format(StrEnum):
-    """What a status is printed as."""
+    """What a status is printed as, where it is no JSON."""
 
     TEXT = "text"
-    JSON = "json"
     PROMETHEUS = "prometheus"
 
 
@@ -49,24 +48,23 @@ def status(
         typer.Option("--exit-code", help="For a probe: one line, and exit 3 when anything needs somebody."),
     ] = False,
     form: Annotated[
-        Format | None, typer.Option("--format", help="prometheus: for node_exporter's textfile collector.")
-    ] = None,
+        Format, typer.Option("--format", help="prometheus: for node_exporter's textfile collector.")
+    ] = Format.TEXT,
     as_json: JsonOption = False,
 ) -> None:
     """Show where the database stands and how the hourly rollup does; reads only.
 
-    A probe counts no days and costs milliseconds. In the formats json and prometheus its reason for
+    A probe counts no days and costs milliseconds. With --json and --format prometheus its reason for
     exiting 3 is a line on standard error.
     """
-    if as_json and form not in (None, Format.JSON):
+    if as_json and form != Format.TEXT:
         raise ConfigurationError(f"--json and --format {form} contradict each other", hint="leave one out")
-    form = Format.JSON if as_json else form or Format.TEXT
     most = LAG_THRESHOLD if max_lag is None else timedelta(seconds=seconds(max_lag, "--max-lag"))
     probes = exit_code or max_lag is not None
     days = form != Format.PROMETHEUS and not probes
     found = in_session(lambda session: reporting.status(session, coverage=days), read_options())
     wrong = list(health.problems(found, most) if exit_code else health.lag_problems(found, most))
-    if form == Format.JSON:
+    if as_json:
         problems = wrong if probes else list(health.problems(found, most))
         write_json({**dataclasses.asdict(found), "problems": problems})
     elif form == Format.PROMETHEUS:
@@ -79,7 +77,7 @@ def status(
     if not probes:
         return
     line = _verdict(found, wrong)
-    if form == Format.TEXT:
+    if form == Format.TEXT and not as_json:
         console().print(line, soft_wrap=True)
     elif wrong:
         sys.stderr.write(line + "\n")
