@@ -31,7 +31,6 @@ LABEL org.opencontainers.image.title="usage-rollup" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
-ENV PYTHONUNBUFFERED=1
 USER 10001:10001
 # A run that ends is no service: its exit status is the answer.
 HEALTHCHECK NONE

@@ -193,7 +193,7 @@ def play(image: Image, line: list[str], database: Database) -> subprocess.Comple
             return image.run(*SERVICES["migrate"]["command"], env=at(database))
         case ["kubectl", "apply", *_]:
             return pod(image, "Job", database)
-        case ["docker", "compose", "up", "--detach", "--remove-orphans"]:
+        case ["docker", "compose", "--file", "docker-compose.selfhost.yml", "up", *_]:
             return None  # without our file
         case ["cp" | "echo", *_] | ["docker", "build" | "push", *_]:
             return None
