@@ -198,7 +198,7 @@ def test_watermark_within_an_hour_is_left_alone_and_nothing_is_lost_below_it(use
 def test_walk_takes_slices_of_so_many_rows_and_skips_hours_without_events(used: Database) -> None:
     before = now(used)
     assert run_hook(used) == Backfill(
-        slices=3, rows=5, from_=utc(2025, 1, 10), to=utc(2025, 4, 2), repaired_hours=0
+        slices=3, rows=5, from_=utc(2025, 1, 10), to=utc(2025, 4, 2), repaired_hours=0, sessions=1
     )
     assert buckets(used) == [
         (utc(2025, 1, 10, 10), 2),
@@ -347,7 +347,7 @@ def test_walk_behind_a_watermark_reads_only_the_days_it_has_not_passed(used: Dat
         connection.execute("ALTER TABLE task_usage ENABLE TRIGGER trg_tu_dirty_hourly_write")
     # Found by the walk, not by the proof after it.
     assert run_hook(used) == Backfill(
-        slices=5, rows=5, from_=utc(2024, 1, 1), to=utc(2025, 8, 2), repaired_hours=0
+        slices=5, rows=5, from_=utc(2024, 1, 1), to=utc(2025, 8, 2), repaired_hours=0, sessions=1
     )
     assert versions(used, "bucket_hour BETWEEN '2025-01-01 00:00+00' AND '2025-03-31 23:00+00'") == untouched
     assert events(used) == 9
@@ -452,7 +452,9 @@ def test_hook_waits_for_4246_and_reads_the_state_only_then(used: Database) -> No
             assert events(used) == 0
             # A month begins while it waits.
             event(used.url, small_world(used.url), "2025-05-01 00:00+00")
-        assert hook.result() == Backfill(slices=3, rows=6, from_=utc(2025, 1, 10), to=utc(2025, 5, 2))
+        assert hook.result() == Backfill(
+            slices=3, rows=6, from_=utc(2025, 1, 10), to=utc(2025, 5, 2), sessions=1
+        )
 
 
 def test_4246_is_held_while_103_runs_and_free_afterwards(used: Database) -> None:

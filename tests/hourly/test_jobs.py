@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 
 from tests.support.crashes import (
     BOUNDARIES,
@@ -37,6 +38,8 @@ from tests.support.processes import finish
 from tests.support.product import LONG_MODEL, project, upsert_usage, wait_until
 from tests.support.server import Server
 from tests.support.walks import advisory_locks, blocked_at, committed_months, runners, slices
+from usage_rollup.hourly.crew import crew
+from usage_rollup.session import outages
 
 pytestmark = [pytest.mark.process, pytest.mark.xdist_group("jobs")]
 
@@ -123,8 +126,9 @@ def waiters(database: Database) -> int:
         (("alembic", "-x", "jobs=3", "upgrade", "head"), {}),
         (("alembic", "-x", "jobs=12", "upgrade", "head"), {"JOBS": "1"}),
         (("./entrypoint.sh",), {"JOBS": "2"}),
+        (("alembic", "-x", "jobs=auto", "upgrade", "head"), {"JOBS": "1"}),
     ],
-    ids=["option", "more sessions than slices", "entrypoint"],
+    ids=["option", "more sessions than slices", "entrypoint", "as many as help"],
 )
 def test_several_sessions_end_exactly_as_one(
     database: Database, undisturbed: dict[str, Any], command: tuple[str, ...], environment: dict[str, str]
@@ -136,6 +140,61 @@ def test_several_sessions_end_exactly_as_one(
     assert final_state(database) == undisturbed
     wait_until(lambda: runners(database) == 0, "every session has ended")
     assert advisory_locks(database) == []
+
+
+def note_who_walks(database: Database) -> None:
+    """Let the database note which session walks which slice."""
+    database.execute("CREATE TABLE walkers (id serial, pid int)")
+    database.execute(
+        "CREATE FUNCTION note_walker() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN INSERT INTO public.walkers (pid) VALUES (pg_backend_pid()); RETURN NULL; END'"
+    )
+    database.execute(
+        "CREATE TRIGGER note_walker AFTER UPDATE ON task_usage_hourly_backfill"
+        " FOR EACH ROW EXECUTE FUNCTION note_walker()"
+    )
+
+
+def walkers(database: Database) -> list[int]:
+    return [row[0] for row in database.execute("SELECT pid FROM walkers ORDER BY id")]
+
+
+def test_by_default_one_session_begins_and_more_go_on(
+    database: Database, undisturbed: dict[str, Any]
+) -> None:
+    note_who_walks(database)
+    finish(database.spawn("usage-rollup", "backfill", JOBS="auto"))
+    first, *others = walkers(database)
+    assert len(others) == len(MONTHS) - 1
+    assert first not in others
+    finish(start(database, 1))
+    database.execute("DROP TABLE walkers; DROP FUNCTION note_walker() CASCADE")
+    assert final_state(database) == undisturbed
+
+
+def test_by_default_nobody_is_added_beside_a_client_at_work(
+    database: Database, undisturbed: dict[str, Any]
+) -> None:
+    note_who_walks(database)
+    at_work = database.connect(autocommit=True)
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(at_work.execute, "SELECT pg_sleep(600)")
+        wait_until(
+            lambda: database.value(
+                "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active')",
+                at_work.info.backend_pid,
+            ),
+            "a client is at work",
+        )
+        finish(database.spawn("usage-rollup", "backfill", JOBS="auto"))
+        at_work.cancel()
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            working.result(timeout=60)
+    assert len(walkers(database)) == len(MONTHS)
+    assert len({*walkers(database)}) == 1
+    finish(start(database, 1))
+    database.execute("DROP TABLE walkers; DROP FUNCTION note_walker() CASCADE")
+    assert final_state(database) == undisturbed
 
 
 @pytest.mark.parametrize("environment", [False, True], ids=["option", "environment"])
@@ -457,6 +516,66 @@ def test_number_of_sessions_that_is_none_is_refused_before_anything_is_changed(
         assert f"there is: {way}=auto|1..99" in result.stdout
         assert "Traceback" not in result.stdout
     assert final_state(database) == before
+
+
+@pytest.fixture
+def walker(database: Database) -> Iterator[str]:
+    """Lend a role of its own, which may log in at first."""
+    name = f"walker_{database.name}"
+    database.execute(f"CREATE ROLE {name} SUPERUSER LOGIN PASSWORD '{name}'")
+    yield name
+    wait_until(lambda: runners(database) == 0, "the role's sessions have ended")
+    database.execute(f"REASSIGN OWNED BY {name} TO postgres; DROP ROLE {name}")
+
+
+def test_run_goes_on_alone_where_a_second_login_is_refused(
+    database: Database, undisturbed: dict[str, Any], walker: str
+) -> None:
+    holder = database.connect(autocommit=True)
+    holder.execute("SELECT pg_advisory_lock(4246)")
+    runner = start(database, 2, DATABASE_URL=database.url_of(walker))
+    wait_until(lambda: "try_advisory_lock" in str(said_last(database)), "it asks for 4246")
+    database.execute(f"ALTER ROLE {walker} NOLOGIN")
+    holder.close()
+    printed = finish(runner)
+    assert "1 of 2 sessions work: " in printed
+    assert final_state(database) == undisturbed
+
+
+def said_last(database: Database) -> list[Any]:
+    """Return the last statements of the run's sessions, once 102's tables are known to it."""
+    return database.execute(
+        "SELECT query FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'usage-rollup' AND state = 'idle'"
+    )
+
+
+def test_what_lost_sessions_leave_is_ended_without_opening_others(
+    database: Database, walker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database.url_of(walker))
+
+    def work(leader: sa.Connection) -> None:
+        with crew(leader) as workers:
+            assert workers.grow(2) == 2
+            for session in workers.sessions:
+                workers.begin(session, lambda worker: worker.scalar(sa.text("SELECT pg_sleep(600)")))
+            wait_until(lambda: at_sleep(database) == 2, "both are at work")
+            database.execute(f"ALTER ROLE {walker} NOLOGIN")
+            database.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+                " WHERE query = 'SELECT pg_sleep(600)'"
+            )
+            wait_until(lambda: all(session.invalidated for session in workers.sessions), "both are lost")
+
+    outages.in_session(work)
+
+
+def at_sleep(database: Database) -> int:
+    count: int = database.value(
+        "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' AND state = 'active'"
+    )
+    return count
 
 
 def test_server_without_room_for_all_workers_is_walked_by_those_it_takes(

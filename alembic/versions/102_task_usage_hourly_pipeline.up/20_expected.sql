@@ -74,7 +74,7 @@ COMMENT ON FUNCTION public.task_usage_hourly_expected(timestamptz, timestamptz) 
 -- The same aggregate for a few hours or a month out of a long history. The tasks of the range are looked
 -- up once each, in the order of their primary key, then joined by hash: the cost is that of the
 -- range's own rows, never of the tables they hang on. OFFSET 0 and the SET clauses leave the planner
--- no other way, so a stale statistic or a table that was never analysed cannot choose a worse one.
+-- no other way but for the index of task_usage; tests/hourly/test_plans.py says under which statistics.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly_aggregate(p_from timestamptz, p_to timestamptz)
 RETURNS TABLE (
     bucket_hour timestamptz, workspace_id uuid, runtime_id uuid, agent_id uuid, project_id uuid,

@@ -34,8 +34,8 @@ $$;
 
 -- Cuts ranges into slices of about an eighth of all, of 50,000 usage rows at least and p_rows at most; the first of a
 -- range is half of that, because its pace decides how many sessions go on. Or into slices of what the setting
--- usage_rollup.slice_rows says. An hour is never split, so a slice may hold one hour more. Together they cover the
--- ranges without a gap: what the rollup holds where there are no raw rows has to go.
+-- usage_rollup.slice_rows says, where that is a number of rows. An hour is never split, so a slice may hold one hour
+-- more. Together they cover the ranges without a gap: what the rollup holds where there are no raw rows has to go.
 CREATE OR REPLACE FUNCTION public.task_usage_hourly_slices(p_ranges tstzmultirange, p_rows bigint)
 RETURNS TABLE (from_hour timestamptz, to_hour timestamptz, usage_rows bigint)
 LANGUAGE sql STABLE
@@ -53,11 +53,10 @@ SET search_path = pg_catalog, pg_temp SET row_security = off SET timezone = 'UTC
     ), counted AS (
         SELECT h.*, SUM(h.events) OVER (PARTITION BY h.range_from ORDER BY h.hour) - h.events AS before,
             LEAST(p_rows, GREATEST(50000, div(SUM(h.events) OVER (), 8) + 1)) AS most,
-            NULLIF(current_setting('usage_rollup.slice_rows', true), '')::bigint AS wanted
+            substring(current_setting('usage_rollup.slice_rows', true) from '^[1-9][0-9]{0,8}$')::bigint AS wanted
         FROM hours h
     ), numbered AS (
-        SELECT c.*, CASE WHEN c.wanted > 0 THEN div(c.before, c.wanted)
-            ELSE div(c.before + div(c.most, 2), c.most) END AS number
+        SELECT c.*, COALESCE(div(c.before, c.wanted), div(c.before + div(c.most, 2), c.most)) AS number
         FROM counted c
     ), slices AS (
         SELECT n.range_from, n.range_to, SUM(n.events)::bigint AS events,

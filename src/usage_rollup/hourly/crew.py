@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import sqlalchemy as sa
 
-from ..errors import DatabaseUnavailable
+from ..errors import UsageRollupError
 from ..session import outages
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,8 @@ class Crew:
         self.sessions: list[sa.Connection] = []
         self._threads = threads
         self._at_work: dict[Future[Any], sa.Connection] = {}
+        # Kept from the beginning: asked for that of a lost session, SQLAlchemy would open another one.
+        self._drivers: dict[sa.Connection, psycopg.Connection[Any]] = {}
 
     @property
     def at_work(self) -> int:
@@ -46,14 +48,19 @@ class Crew:
         return [session for session in self.sessions if session not in busy]
 
     def grow(self, number: int) -> int:
-        """Open sessions until there are `number`, or all that can be had, and say so; return how many."""
+        """Open sessions until there are `number`, or all that can be had, and say so; return how many.
+
+        A run that could do alone does not fail for want of company, whatever the reason.
+        """
         while len(self.sessions) < number:
             try:
-                self.sessions.append(outages.another(self.leader))
-            except DatabaseUnavailable as error:
+                session = outages.another(self.leader)
+            except UsageRollupError as error:
                 there = max(1, len(self.sessions))
                 log.warning("%d of %d sessions work: %s", there, number, error.refusal.message)
                 break
+            self.sessions.append(session)
+            self._drivers[session] = _driver(session)
         return len(self.sessions)
 
     def begin(self, session: sa.Connection, work: Callable[[sa.Connection], object]) -> None:
@@ -70,7 +77,7 @@ class Crew:
     def end(self) -> None:
         """Cancel what runs, wait for no answer of a server that is gone, and close all sessions."""
         if self._at_work:
-            drivers = {future: _driver(session) for future, session in self._at_work.items()}
+            drivers = {future: self._drivers[session] for future, session in self._at_work.items()}
             with ThreadPoolExecutor(len(drivers)) as cancelling:
                 list(cancelling.map(_cancel, drivers.values()))
             _, unanswered = wait(drivers, _CANCEL_TIMEOUT_S)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import sqlalchemy as sa
 
 from ..queries import beside
+from ..session import poolers
 from .slices import Slice
 
 log = logging.getLogger(__name__)
@@ -21,9 +22,14 @@ MOST = 4
 _SQL = beside(__file__)
 
 
-def has_room(session: sa.Connection) -> bool:
-    """Say whether the server has room for one more session of ours: pace.sql tells what that means."""
-    return bool(session.scalar(sa.text(_SQL["has_room"])))
+def has_room(session: sa.Connection, more: int) -> bool:
+    """Say whether there is room for so many `more` sessions of ours: pace.sql tells what that means.
+
+    There is none behind a pooler, whose places nobody can count from here.
+    """
+    driver = session.connection.driver_connection
+    assert isinstance(driver, poolers.Session)
+    return not driver.pooled and bool(session.scalar(sa.text(_SQL["has_room"]), {"more": more}))
 
 
 class Pace:
@@ -32,7 +38,7 @@ class Pace:
     `sessions` are to walk now; `proven` of them were worth it.
     """
 
-    def __init__(self, jobs: int | None, has_room: Callable[[], bool]) -> None:
+    def __init__(self, jobs: int | None, has_room: Callable[[int], bool]) -> None:
         self.sessions = self.proven = jobs or 1
         self._settled = jobs is not None
         self._has_room = has_room
@@ -58,7 +64,8 @@ class Pace:
             self.settle(self.proven)
         else:
             self._fastest, self.proven = rows_a_second, self.sessions
-            if self.sessions == MOST or not self._has_room():
+            # One alone is the leader, who leaves the slices to two others then.
+            if self.sessions == MOST or not self._has_room(2 if self.sessions == 1 else 1):
                 self.settle(self.sessions)
             else:
                 self.sessions += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import partial
+from itertools import pairwise
 
 import sqlalchemy as sa
 
@@ -14,22 +15,27 @@ from .crew import crew
 
 _SQL = beside(__file__)
 
+ALWAYS = ("-infinity", "infinity")
+
 
 @account.phase("comparing with raw usage")
 def differing_hours(leader: sa.Connection, sessions: int = 1) -> list[datetime]:
     """Return the hours that differ from raw usage although nothing about them is pending.
 
-    Each of `sessions` compares a range of hours of its own, all in the one snapshot that the leader holds and
-    exports. Computed anew from raw rows: nothing of a walk is believed. Where fewer can be had, the leader
-    compares alone. Entered and left outside a transaction. Raises SessionLost where any of them is lost.
+    Each of `sessions`, or of those that can be had, compares a range of hours of its own, all in the one
+    snapshot that the leader holds and exports. Computed anew from raw rows: nothing of a walk is believed.
+    Entered and left outside a transaction. Raises SessionLost where any of them is lost.
     """
     with snapshot(leader), crew(leader) as workers:
-        bounds = leader.scalars(sa.text(_SQL["bounds"]), {"ranges": sessions}).all()
-        if not bounds or workers.grow(len(bounds) + 1) <= len(bounds):
-            return _differing(leader, "-infinity", "infinity")
+        if sessions == 1:
+            return _differing(leader, *ALWAYS)
         exported = leader.scalar(sa.text("SELECT pg_export_snapshot()"))
-        edges = ["-infinity", *bounds, "infinity"]
-        for worker, since, until in zip(workers.sessions, edges[:-1], edges[1:], strict=True):
+        ranges = workers.grow(sessions)
+        bounds = leader.scalars(sa.text(_SQL["bounds"]), {"ranges": ranges}).all()
+        if not bounds:
+            return _differing(leader, *ALWAYS)
+        edges = [ALWAYS[0], *bounds, ALWAYS[1]]
+        for worker, (since, until) in zip(workers.sessions, pairwise(edges), strict=False):
             workers.begin(worker, partial(_compare, snapshot_id=exported, since=since, until=until))
         hours: list[datetime] = []
         while workers.at_work:

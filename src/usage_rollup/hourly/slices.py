@@ -21,7 +21,7 @@ from ..session.connection import transaction
 from .pipeline import Reading
 
 # Bounds what a kill can undo and how long a slice holds its snapshot: a few seconds of work.
-SLICE_ROWS = 1_000_000
+SLICE_ROWS = 500_000
 
 # How long to wait for transactions whose start this role cannot see.
 HORIZON_WAIT = "10 seconds"

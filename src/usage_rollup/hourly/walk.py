@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import sqlalchemy as sa
 
@@ -49,7 +50,7 @@ def walk(leader: sa.Connection, options: Options) -> Walked:
     walked = []
     # Who asks for rest asks for one session.
     jobs = 1 if options.sleep_between_slices_s else options.jobs
-    speed = Pace(jobs, lambda: pace.has_room(leader))
+    speed = Pace(jobs, partial(pace.has_room, leader))
     # Closed however it is left: that is what cancels the workers' statements.
     with slice_progress(rows) as progress, closing(_walked(leader, options, speed)) as done:
         for one in done:
@@ -58,7 +59,8 @@ def walk(leader: sa.Connection, options: Options) -> Walked:
             progress.advance(one)
     slices.finish(leader)
     account.run.sessions = max(account.run.sessions, speed.proven)
-    return Walked(walked, speed.proven)
+    # Too few slices to judge a second session are no verdict against it.
+    return Walked(walked, max(speed.proven, min(2, speed.sessions)))
 
 
 def rest(session: sa.Connection, options: Options) -> None:
@@ -101,6 +103,7 @@ def _by_workers(leader: sa.Connection, options: Options, speed: Pace) -> Iterato
             if waited_for and not workers.at_work:
                 for session in everyone:
                     advisory_lock.release(session, HOURLY_ROLLUP, shared=True)
+                everyone = [leader, *workers.sessions]
                 advisory_lock.acquire_shared(everyone, HOURLY_ROLLUP, patience_s)
                 waited_for = False
             if is_left and not waited_for:
@@ -111,7 +114,7 @@ def _by_workers(leader: sa.Connection, options: Options, speed: Pace) -> Iterato
                         everyone.append(session)
                     if session in everyone:
                         workers.begin(session, slices.walk_next)
-                if not workers.at_work:
+                if not workers.sessions:
                     break
             for done in workers.done():
                 is_left = is_left and done is not None

@@ -57,7 +57,7 @@ SETTINGS = {
     "jit": "off",
     # Its hash tables live in /dev/shm, of which a container has 64 MB.
     "enable_parallel_hash": "off",
-    # A slice's hash tables fit; a server of 1 GB can spare it for one session.
+    # A slice's hash tables fit. A session may take it some times over, and `jobs=auto` has four at most.
     "work_mem": "64MB",
     # What a run's options and its hook leave for SQL to read, and nobody else.
     "usage_rollup.keep_legacy": "",
