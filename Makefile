@@ -15,7 +15,7 @@ ENGINE ?= docker
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all-postgres check lint build image image-test bench soak snapshot freeze requirements clean
+.PHONY: help demo test test-all-postgres check lint build image image-test bench soak screens snapshot freeze requirements clean
 
 help:            ## List what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST) | awk -F' - ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -69,6 +69,9 @@ bench: $(VENV)/installed ## Measure everything in one run: MAX_ROWS=10000000; SA
 
 soak: $(VENV)/installed  ## Play faults against the commands: MINUTES=10; SEED=… replays, CYCLES=… ends there
 	@$(BIN)/python -m tests.support.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(CYCLES),--cycles $(CYCLES))
+
+screens: $(VENV)/installed  ## Write docs/screens.md from what the commands print
+	$(BIN)/python -m tests.support.screens
 
 snapshot: $(VENV)/installed  ## Write catalog.txt, what `usage-rollup check` compares with, from the revisions
 	$(BIN)/python -m tests.support.snapshot
