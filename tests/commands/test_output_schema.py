@@ -67,10 +67,10 @@ def keys(value: Any) -> Iterator[str]:
 def test_the_schema_is_one() -> None:
     Draft202012Validator.check_schema(SCHEMA)
     # What is not described, or has another name or kind, would be found.
-    assert wrong({"repaired_hours": 0, "hours": 0}, "backfill_repair")
-    assert wrong({"repaired_hours": "none"}, "backfill_repair")
-    assert wrong({}, "backfill_repair")
     tick = {"rows_changed": 0, "watermark_before": None, "lag_seconds": 0, "held_back": None}
+    assert wrong({**tick, "watermark_after": None, "hours": 0}, "tick")
+    assert wrong({**tick, "watermark_after": None, "lag_seconds": "none"}, "tick")
+    assert wrong(tick, "tick")
     for time in ("2026-01-31 10:00:00+00", "2026-01-31T10:00:00", "yesterday"):
         assert wrong({**tick, "watermark_after": time}, "tick"), time
     for time in ("2026-01-31T10:00:00Z", "infinity", "missing", "20250-01-01T00:00:00Z"):

@@ -16,7 +16,7 @@ from tests.support.product import event, small_world, task, upsert_usage, usage
 from tests.support.roles import MakeRole, give_everything_to
 from tests.support.server import start_server
 from tests.support.v034 import build_v034
-from tests.support.walks import advisory_locks, write_history
+from tests.support.walks import advisory_locks, slices_of, write_history
 from usage_rollup import revisions
 from usage_rollup.contract import STEMS
 from usage_rollup.errors import REFUSED, TRY_AGAIN
@@ -417,6 +417,7 @@ def test_only_what_the_watermark_has_not_passed_is_to_be_rolled_up(at_102: Datab
 
 def test_unfinished_backfill_is_counted_from_where_it_stopped(at_102: Database) -> None:
     rows_of(at_102, "2026-01-05 10:15+00", "2026-02-05 10:15+00", "2026-03-05 10:15+00")
+    slices_of(at_102, 1)
     at_102.execute("SELECT rollup_task_usage_hourly_plan(now() - interval '5 minutes', 1000)")
     at_102.execute("SELECT rollup_task_usage_hourly_slice()")
     found = look(at_102)

@@ -122,7 +122,9 @@ def test_status_reads_a_database_of_the_products_own_runner(
     before = database.catalog()
     found = read(database)
     assert (found.revision, found.pipeline, found.set_aside_buckets) == (None, "the product's", None)
-    assert found.newest_stem == ("272_rollup_task_usage_hourly_xact_lock" if later else "105_issue_metadata")
+    assert found.newest_in_ledger == (
+        "272_rollup_task_usage_hourly_xact_lock" if later else "105_issue_metadata"
+    )
     assert [day.state for day in found.coverage or ()] == ["complete"] * 4
     assert database.catalog() == before
 

@@ -22,6 +22,7 @@ from tests.support.database import ROOT, MakeDatabase
 from tests.support.naive import Naive, NaiveRefusal, Ours, Pipeline
 from tests.support.product import LONG_MODEL, World, event, small_world, task, upsert_usage, usage, wait_until
 from tests.support.sessions import is_blocked
+from tests.support.walks import slices_of
 
 WINDOW = "SELECT public.rollup_task_usage_hourly_window('-infinity', 'infinity')"
 BOUNDED = "-c statement_timeout=20s"
@@ -260,6 +261,7 @@ def test_h10_a_missing_state_row_does_not_leave_the_pipeline_dead(pipeline: Pipe
 def test_h15_a_walk_that_was_stopped_does_not_redo_its_slices(pipeline: Pipeline, world: World) -> None:
     for month in range(1, 5):
         event(pipeline.db.url, world, f"2025-0{month}-10 10:15+00")
+    slices_of(pipeline.db, 1)
     pipeline.as_history()
     # A key of March that somebody else has inserted and not committed.
     in_the_way = (

@@ -399,7 +399,7 @@ def test_verify_prints_one_json_object(rolled_up: tuple[Database, World]) -> Non
     assert result.returncode == 3
     verdict = json.loads(result.stdout)
     (difference,) = verdict["differences"]
-    assert difference["hour"].startswith("2025-03-01 10:00:00")
+    assert difference["hour"].startswith("2025-03-01T10:00:00")
     assert (difference["expected_events"], difference["found_events"]) == (2, 2)
     assert (int(difference["expected_tokens"]), int(difference["found_tokens"])) == (800, 802)
     assert len(difference["usage_ids"]) == 2

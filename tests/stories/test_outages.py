@@ -339,7 +339,7 @@ def test_walk_goes_on_with_the_sessions_that_the_role_may_have(
     printed = finish(
         at_102.spawn("usage-rollup", "backfill", "--jobs", "5", DATABASE_URL=at_102.url_of(owner))
     )
-    assert printed.count(f"{max(1, others)} of 5 sessions walk: ") == 1
+    assert printed.count(f"{max(1, others)} of 5 sessions work: ") == 1
     assert "too many connections for role" in printed
     assert committed_months(at_102) == months
 
@@ -349,7 +349,7 @@ def test_walk_goes_on_with_the_sessions_that_a_pooler_has_left(at_102: Database)
     with pgbouncer(at_102.server, pool_mode="session", default_pool_size=3) as pool:
         url = pool.url(at_102.name)
         printed = finish(at_102.spawn("usage-rollup", "backfill", "--jobs", "5", DATABASE_URL=url))
-    assert printed.count("2 of 5 sessions walk: ") == 1
+    assert printed.count("2 of 5 sessions work: ") == 1
     assert committed_months(at_102) == months
 
 

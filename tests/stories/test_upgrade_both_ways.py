@@ -420,8 +420,10 @@ def test_tables_without_statistics_are_analysed_before_the_walk_and_the_rollup_a
     write_history(at_102, 50, months=1)
     # As after a restore.
     at_102.execute("DELETE FROM pg_statistic WHERE starelid > 16383")
+    # Autovacuum may come by the queue meanwhile.
     has_statistics = (
-        "SELECT tablename FROM pg_stats WHERE schemaname = 'public' AND tablename ~ '^task_usage'"
+        "SELECT DISTINCT tablename FROM pg_stats WHERE schemaname = 'public' AND tablename ~ '^task_usage'"
+        " AND tablename <> 'task_usage_hourly_invalidation'"
     )
     assert at_102.execute(has_statistics) == []
     way.upgrade(at_102, "102")

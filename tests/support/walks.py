@@ -133,5 +133,5 @@ def advisory_locks(database: Database) -> list[int]:
 
 
 def slices(output: str) -> int:
-    """Count the slices that an upgrade reported."""
-    return len(re.findall(r"\] slice \d+: ", output))
+    """Count the slices that an upgrade or a backfill reported."""
+    return len(re.findall(r"(?:\]|Z) slice \d+: ", output))

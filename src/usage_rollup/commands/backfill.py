@@ -13,7 +13,7 @@ import typer
 from .. import account
 from ..errors import ConfigurationError
 from ..hourly import catch_up
-from ..hourly.backfill import Backfill
+from ..hourly.backfill import SKIPPED
 from ..hourly.catch_up import Planned
 from ..session import suitability
 from ..session.options import read as read_options
@@ -68,11 +68,9 @@ def backfill(
     def work(session: sa.Connection) -> dict[str, Any]:
         suitability.require_suitable(session)
         if repair:
-            hours = catch_up.repair(session, options)
-            return {"repaired_hours": hours}, f"hours repaired: {hours}"
-        done = catch_up.catch_up(session, options, months_back=months_back, force_partial=force_partial)
-        said = f"usage rows rolled up: {done.rows:,}, in slices: {done.slices:,}"
-        return _fields(done), said
+            return {"repaired_hours": catch_up.repair(session, run)}
+        done = catch_up.catch_up(session, run, months_back=months_back, force_partial=force_partial)
+        return {"from_hour": done.from_, "to_hour": done.to}
 
     try:
         done = in_session(work, run)
@@ -96,12 +94,6 @@ def _show_done() -> None:
     facts += [Fact("recomputed", count(done.repaired_hours, "hour"))] if done.repaired_hours else []
     facts += [Fact("time", done.times())] if done.seconds else []
     show_facts(console(), [*facts, Fact("next", "`usage-rollup status` shows where it stands")])
-
-
-def _fields(done: Backfill) -> dict[str, Any]:
-    """Return what was done, for JSON, by the names that other commands have for it."""
-    named = {"rows": "usage_rows", "from_": "from_hour", "to": "to_hour"}
-    return {named.get(name, name): value for name, value in dataclasses.asdict(done).items()}
 
 
 def _show_plan(slices: list[Planned], as_json: bool) -> None:

@@ -43,7 +43,7 @@ def schedule(as_json: JsonOption = False) -> None:
     """
     done = in_session(scheduling.schedule, read_options())
     server = done.ticks is not None and done.ticks.by == SERVER
-    user = getpass.getuser()
+    user = _account()
     ways = recipes.recipes(os.path.abspath(sys.argv[0]), user)
     if as_json:
         job = {"job": TICK_JOB, "period": scheduling.PERIOD, "command": scheduling.COMMAND}

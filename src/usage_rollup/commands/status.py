@@ -104,7 +104,7 @@ def _place(s: reporting.Status) -> Iterator[Fact]:
         yield Fact("next", next_step, "bold yellow")
     yield Fact("revision", s.revision or "none")
     if s.ledger_rows is not None:
-        newest = f", newest {s.newest_stem}" if s.newest_stem else ""
+        newest = f", newest {s.newest_in_ledger}" if s.newest_in_ledger else ""
         yield Fact("ledger", f"{count(s.ledger_rows, 'row')}{newest}")
 
 

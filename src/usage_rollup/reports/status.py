@@ -71,7 +71,7 @@ class Status:
     place: Place
     revision: str | None
     ledger_rows: int | None
-    newest_stem: str | None
+    newest_in_ledger: str | None
     pipeline: str | None
     ticks: Ticker | None
     watermark: str | None
@@ -124,7 +124,7 @@ def status(session: sa.Connection, *, coverage: bool = True) -> Status:
             place=places.of(standing),
             revision=standing.version,
             ledger_rows=None if stems is None else len(stems),
-            newest_stem=max(stems or (), default=None),
+            newest_in_ledger=max(stems or (), default=None, key=str.encode),
             pipeline=_owner(installed),
             ticks=ticker.find(session),
             watermark=rfc3339(watermark),
