@@ -40,8 +40,6 @@ _LIMIT = [
 def measure(url: str) -> tuple[float, float, int]:
     """Return the seconds of the bare aggregate and of the limit, and the number of buckets; leave nothing."""
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("SELECT COUNT(*) FROM task_usage, LATERAL (SELECT) AS warm")
-        connection.execute("CHECKPOINT")
         bare = _seconds(connection, [_BARE])
         row = connection.execute("SELECT COUNT(*) FROM task_usage_hourly").fetchone()
         connection.execute("TRUNCATE task_usage_hourly")

@@ -543,7 +543,7 @@ def test_run_goes_on_alone_where_a_second_login_is_refused(
 
 
 def said_last(database: Database) -> list[Any]:
-    """Return the last statements of the run's sessions, once 102's tables are known to it."""
+    """Return the last statements of the run's sessions that are idle."""
     return database.execute(
         "SELECT query FROM pg_stat_activity WHERE datname = current_database()"
         " AND application_name = 'usage-rollup' AND state = 'idle'"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -87,6 +88,20 @@ class Explained:
         matching = [plan for plan in plans if text in plan["Query Text"]]
         assert len(matching) == 1, [plan["Query Text"] for plan in plans]
         return matching[0]
+
+
+@contextmanager
+def explaining(
+    database: Database, settings: dict[str, str], *before: str
+) -> Iterator[tuple[Connection, Explained]]:
+    """Lend a session whose plans are kept, after the statements `before`, under `settings`."""
+    with database.connect() as connection:
+        explained = Explained(connection)
+        for statement in before:
+            connection.execute(statement)
+        for setting, value in settings.items():
+            connection.execute("SELECT set_config(%s, %s, false)", [setting, value])
+        yield connection, explained
 
 
 def nodes(plan: Plan, *, ctes: bool = True) -> Iterator[Plan]:
@@ -247,10 +262,7 @@ def test_aggregate_of_an_hour_takes_the_one_good_plan_whatever_statistics_and_se
     found: dict[str, list[str]] = {}
     plain: dict[str, list[str]] = {}
     for name, settings in HOSTILE_SETTINGS.items():
-        with at_102.connect() as connection:
-            explained = Explained(connection)
-            for setting, value in settings.items():
-                connection.execute("SELECT set_config(%s, %s, false)", [setting, value])
+        with explaining(at_102, settings) as (connection, explained):
             for function, text, wrong in (
                 ("rollup_task_usage_hourly_aggregate", BY_LOOK_UP, found),
                 ("task_usage_hourly_expected", "task_usage_hourly_expected", plain),
@@ -305,12 +317,7 @@ def test_aggregate_by_scan_reads_each_table_once_whatever_statistics_and_setting
     function = "rollup_task_usage_hourly_aggregate_by_scan"
 
     def objections_under(settings: dict[str, str], *before: str) -> list[str]:
-        with at_102.connect() as connection:
-            explained = Explained(connection)
-            for statement in before:
-                connection.execute(statement)
-            for setting, value in settings.items():
-                connection.execute("SELECT set_config(%s, %s, false)", [setting, value])
+        with explaining(at_102, settings, *before) as (connection, explained):
             rows = connection.execute(
                 f"SELECT sum(event_count) FROM {function}(%s, %s)",
                 [FIRST_HOUR, last + timedelta(hours=1)],
@@ -360,12 +367,7 @@ def test_recompute_never_compares_by_nested_loops(
     def compares_by(settings: dict[str, str], *before: str) -> set[str]:
         """Return how an hour and a day of the history are compared; nothing is kept."""
         joined: set[str] = set()
-        with at_102.connect() as connection:
-            explained = Explained(connection)
-            for statement in before:
-                connection.execute(statement)
-            for setting, value in settings.items():
-                connection.execute("SELECT set_config(%s, %s, false)", [setting, value])
+        with explaining(at_102, settings, *before) as (connection, explained):
             for first in (last, last - timedelta(hours=23)):
                 connection.execute(
                     "SELECT rollup_task_usage_hourly_recompute(%s, %s)", [first, last + timedelta(hours=1)]

@@ -54,7 +54,7 @@ def status(
 ) -> None:
     """Show where the database stands and how the hourly rollup does; reads only.
 
-    A probe counts no days and costs milliseconds. With --json and --format prometheus its reason for
+    A probe counts no days. With --json and --format prometheus its reason for
     exiting 3 is a line on standard error.
     """
     if as_json and form != Format.TEXT:

@@ -45,6 +45,11 @@ class Pace:
         self._fastest = 0.0
         self._walked: list[Slice] = []
 
+    @property
+    def worth(self) -> int:
+        """Return how many are worth it; too few slices to judge a second one are no verdict against it."""
+        return max(self.proven, min(2, self.sessions))
+
     def settle(self, sessions: int) -> None:
         """Stay with so many, at least one."""
         self.sessions = self.proven = max(1, sessions)

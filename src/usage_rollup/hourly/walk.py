@@ -59,8 +59,7 @@ def walk(leader: sa.Connection, options: Options) -> Walked:
             progress.advance(one)
     slices.finish(leader)
     account.run.sessions = max(account.run.sessions, speed.proven)
-    # Too few slices to judge a second session are no verdict against it.
-    return Walked(walked, max(speed.proven, min(2, speed.sessions)))
+    return Walked(walked, speed.worth)
 
 
 def rest(session: sa.Connection, options: Options) -> None:

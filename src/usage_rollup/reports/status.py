@@ -95,9 +95,9 @@ class Status:
 def status(session: sa.Connection, *, coverage: bool = True) -> Status:
     """Read everything in one REPEATABLE READ, READ ONLY snapshot, at any revision and any release.
 
-    `coverage` counts all usage by day, which costs as much as comparing it; the rest is milliseconds. Entered
-    and left outside a transaction. Takes no lock that a server could notice. Where functions of 102 are
-    missing they are lent to this session first.
+    `coverage` counts all usage by day, which costs as much as comparing it; the rest reads little but the
+    queue. Entered and left outside a transaction. Takes no lock that a server could notice. Where functions
+    of 102 are missing they are lent to this session first.
     """
     tables = frozenset(session.scalars(sa.text(_SQL["tables"])))
     has_rollup = "task_usage" in tables and pipeline.find(session).tables
