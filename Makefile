@@ -10,12 +10,14 @@ SAVE   ?=
 MINUTES ?= 10
 CYCLES ?=
 SEED   ?=
+ONLY   ?=
+GENERATED ?= 0
 TAG    ?=
 ENGINE ?= docker
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all-postgres check lint build image image-test bench soak screens snapshot freeze requirements clean
+.PHONY: help demo test test-all-postgres check lint build image image-test bench soak mutants screens snapshot freeze requirements clean
 
 help:            ## List what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST) | awk -F' - ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -69,6 +71,10 @@ bench: $(VENV)/installed ## Measure everything in one run: MAX_ROWS=10000000; SA
 
 soak: $(VENV)/installed  ## Play faults against the commands: MINUTES=10; SEED=… replays, CYCLES=… ends there
 	@$(BIN)/python -m tests.support.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(CYCLES),--cycles $(CYCLES))
+
+mutants: $(VENV)/installed  ## Try mistakes on the tests: ONLY=walk those of it, GENERATED=100 so many drawn ones, too
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,mutants]'
+	@$(BIN)/python -m tests.support.mutants --only "$(ONLY)" --generated $(GENERATED) $(if $(SEED),--seed $(SEED))
 
 screens: $(VENV)/installed  ## Write docs/screens.md from what the commands print
 	$(BIN)/python -m tests.support.screens

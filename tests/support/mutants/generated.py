@@ -1,0 +1,69 @@
+"""A sample of what cosmic-ray's operators make of src/."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import defaultdict
+
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+
+from tests.support.database import ROOT
+from tests.support.mutants.mutant import Mutant
+
+# Which tests know a module or, where none is said, its room.
+TESTS: dict[str, str] = {
+    "commands": "tests/commands tests/reports",
+    "hourly": "tests/hourly --ignore=tests/hourly/test_random_schedules.py",
+    "reports": "tests/reports",
+    "runner": "tests/runner",
+    "schema": "tests/schema",
+    "session": "tests/session",
+}
+
+# Operators of numbers are of little use on SQL and sessions; `|` stands in annotations, which nothing runs.
+_OPERATORS = re.compile(
+    r"core/(ReplaceComparisonOperator_|Replace(And|Or)With|ReplaceTrueWith|ReplaceFalseWith|AddNot|ReplaceBreak"
+    r"|ReplaceContinue|NumberReplacer|ZeroIteration|RemoveDecorator)"
+)
+
+
+def sample(number: int, seed: str, modules: str = "") -> list[Mutant]:
+    """Return so many mutants of modules whose path contains `modules`; of one seed always the same."""
+    draw = random.Random(seed)
+    lines = [
+        (path, line, found) for path in _modules(modules) for line, found in sorted(_places(path).items())
+    ]
+    drawn = sorted(draw.sample(lines, min(number, len(lines))))
+    return [_mutant(path, line, *draw.choice(found)) for path, line, found in drawn]
+
+
+def _modules(part: str) -> list[str]:
+    found = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "src").rglob("*.py"))
+    return [path for path in found if part in path]
+
+
+def _places(path: str) -> dict[int, list[tuple[str, int]]]:
+    """Return, by the line, which operators find something in a module, and as which of all they find."""
+    tree = get_ast((ROOT / path).read_text("utf-8"))
+    found = defaultdict(list)
+    for name in filter(_OPERATORS.match, sorted(operator_names())):
+        operator = get_operator(name)()
+        places = [place for node in ast_nodes(tree) for place in operator.mutation_positions(node)]
+        for occurrence, ((line, _), _) in enumerate(places):
+            found[line].append((name, occurrence))
+    return found
+
+
+def _mutant(path: str, line: int, operator: str, occurrence: int) -> Mutant:
+    text = (ROOT / path).read_text("utf-8")
+    new = mutate_code(text, get_operator(operator)(), occurrence)
+    name = f"{path}:{line} {operator.removeprefix('core/')} {occurrence}"
+    return Mutant(name, path, text, new, _tests(path))
+
+
+def _tests(path: str) -> str:
+    module = path.removeprefix("src/usage_rollup/")
+    return TESTS.get(module) or TESTS.get(module.split("/")[0]) or "tests/commands tests/runner tests/session"
