@@ -17,7 +17,7 @@ from benchmarks.history import History, use
 from benchmarks.results import Result
 from tests.support.server import Server
 
-# Each with proof and ANALYZE. The default is measured on every history, the others on the usual one up to a million.
+# Each with proof and ANALYZE. The default is measured on every history, others up to a million usual rows.
 DEFAULT = "upgrade 103"
 WAYS = {DEFAULT: (), f"{DEFAULT}, jobs=1": ("-x", "jobs=1"), f"{DEFAULT}, jobs=2": ("-x", "jobs=2")}
 

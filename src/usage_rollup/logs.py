@@ -67,12 +67,27 @@ class Formatter(logging.Formatter):
         return json.dumps(entry, default=str)
 
 
+class Handler(logging.StreamHandler[Any]):
+    """Write to what standard error is at that moment; alembic.ini names this class.
+
+    While a bar moves on a terminal that is rich's, which puts a line above the bar instead of into it.
+    """
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        """Return standard error."""
+        return sys.stderr
+
+
 def configure() -> None:
     """Log the commands of `usage-rollup` to standard error: messages, or JSON.
 
     Raises ConfigurationError.
     """
-    logging.basicConfig(level=logging.WARNING, handlers=[_handler(logging.StreamHandler(), "%(message)s")])
+    logging.basicConfig(level=logging.WARNING, handlers=[_handler(Handler(), "%(message)s")])
     logging.getLogger("usage_rollup").setLevel(logging.INFO)
     _choose_levels()
     if wants_json():
@@ -149,7 +164,7 @@ def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
     return "".join(escaped), error.end
 
 
-class _Refusal(logging.StreamHandler[Any]):
+class _Refusal(Handler):
     """Log what alembic refuses, and exit, before it prints the same as FAILED: again."""
 
     def emit(self, record: logging.LogRecord) -> None:

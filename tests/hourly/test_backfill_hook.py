@@ -401,7 +401,7 @@ def test_rollup_that_cannot_be_healed_stops_the_upgrade_at_102(used: Database) -
     with pytest.raises(BackfillRefused):
         run_hook(used)
     printed = used.refused()
-    assert "4 hours of the hourly rollup still differ" in printed
+    assert "hours of the hourly rollup that still differ from raw usage after recomputing: 4" in printed
     assert used.revision == "102"
     assert used.value("SELECT to_regclass('public.task_usage_daily') IS NOT NULL")
     # The hint is a statement that names them.

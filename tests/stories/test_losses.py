@@ -56,7 +56,7 @@ def test_walk_sets_a_bucket_aside_that_fits_no_row_and_goes_on(absurd: tuple[Dat
             f" SELECT '{TEN}', workspace_id, runtime_id, id, 'claude', '{LONG_MODEL}' FROM agent LIMIT 1"
         )
     printed = database.upgrade()
-    assert "1 buckets are set aside, see task_usage_hourly_set_aside" in printed
+    assert "buckets that are set aside, see task_usage_hourly_set_aside: 1" in printed
     ((hour, agent, start, error),) = database.execute(
         "SELECT bucket_hour, agent_id, label_start, error FROM task_usage_hourly_set_aside"
     )
@@ -174,7 +174,7 @@ def test_usage_dated_outside_readable_years_is_reported_and_stops_nothing(
         event(connection, world, "2025-03-01 10:15+00")
         absurd = event(connection, world, created_at, None)
     printed = v034.upgrade()
-    assert "1 usage rows are dated outside years 1-9998: task_usage_hourly_undated()" in printed
+    assert "usage rows dated outside years 1-9998, see task_usage_hourly_undated(): 1" in printed
     assert v034.execute("SELECT usage_id FROM task_usage_hourly_undated()") == [(absurd,)]
     assert where_legacy_is(v034) == {"legacy_usage"}
     assert [row[0] for row in buckets(v034)] == [TEN]

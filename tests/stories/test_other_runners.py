@@ -64,7 +64,7 @@ def test_usage_that_go_stamped_over_is_found_and_rolled_up(used: tuple[Database,
     assert len(differing_hours(database.url)) == 1
     said = database.upgrade()
     assert LOOKED in said
-    assert "1 hours of the rollup differ from raw usage" in said
+    assert "hours of the rollup that differ from raw usage: 1;" in said
     assert database.revision == "104"
     assert wrong_hours(database) == []
     assert advisory_locks(database) == []
@@ -146,7 +146,7 @@ def test_overtaken_walk_is_given_up_under_a_later_window(half_walked: Database) 
     assert differing > 24
     said = half_walked.upgrade()
     assert (half_walked.value(INDEXES), half_walked.value(PLANNED)) == (4, 0)
-    assert f"{NOT_PROVEN}: {differing} hours of it differ from raw usage" in said
+    assert f"{NOT_PROVEN}: hours of it that differ from raw usage: {differing}," in said
     assert "`usage-rollup backfill --repair`" in said
     assert half_walked.revision == "104"
     mended = half_walked.usage_rollup("backfill", "--repair")
@@ -194,7 +194,8 @@ def test_more_hours_than_their_window_can_do_at_start_up_are_said_with_the_comma
 ) -> None:
     said = products.upgrade()
     assert (
-        f"{NOT_PROVEN}: 40 hours of it differ from raw usage, more than the product's window is given" in said
+        f"{NOT_PROVEN}: hours of it that differ from raw usage: 40, more than the product's window is given"
+        in said
     )
     assert products.revision == "104"
     assert lost_hours(products) == 40
@@ -209,7 +210,7 @@ def test_a_few_hours_are_recomputed_by_their_window(products: Database) -> None:
     products.execute("DELETE FROM task_usage WHERE created_at >= '2025-01-10 20:00+00'")
     products.execute("TRUNCATE task_usage_hourly_dirty")
     assert lost_hours(products) == 20
-    assert "20 hours of the rollup differ from raw usage" in products.upgrade()
+    assert "hours of the rollup that differ from raw usage: 20;" in products.upgrade()
     assert lost_hours(products) == 0
 
 
@@ -217,7 +218,7 @@ def test_rollup_that_only_trails_is_left_to_the_ticks(products: Database) -> Non
     products.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'")
     said = products.upgrade()
     assert NOT_PROVEN not in said
-    assert "40 hours of the rollup are not compared: they wait for the next ticks" in said
+    assert "hours of the rollup that are not compared: 40; they wait for the next ticks" in said
     assert lost_hours(products) == 40
 
 

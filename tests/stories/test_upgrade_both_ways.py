@@ -391,7 +391,7 @@ def test_hours_that_differ_are_recomputed_before_103(way: Way, at_102: Database)
         "INSERT INTO task_usage_hourly (bucket_hour, workspace_id, runtime_id, agent_id, provider, model)"
         " SELECT '2020-01-01 00:00+00', workspace_id, runtime_id, id, '', 'orphan' FROM agent LIMIT 1"
     )
-    assert "1 hours of the rollup differ from raw usage; recomputing them" in way.upgrade(at_102, "102")
+    assert "hours of the rollup that differ from raw usage: 1; recomputing them" in way.upgrade(at_102, "102")
     assert committed_months(at_102) == months
     assert differing_hours(at_102.url) == []
 
@@ -406,7 +406,7 @@ def test_hours_that_differ_after_two_recomputes_stop_the_upgrade(way: Way, at_10
     """)
     said = way.fails(at_102, "upgrade", "102", "head")
     assert said.count("recomputing them") == 2
-    assert "hours of the hourly rollup still differ from raw usage after they were recomputed" in said
+    assert "hours of the hourly rollup that still differ from raw usage after recomputing: " in said
     assert at_102.revision == "102"
     # Nothing is planned that nobody walks.
     assert at_102.value("SELECT count(*) FROM task_usage_hourly_backfill") == 0

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pyte
-
 from tests.support.database import ROOT, Database
 from tests.support.server import open_server
-from tests.support.terminal import on_a_terminal
+from tests.support.terminal import displayed, on_a_terminal
 from tests.support.v034 import build_v034, generate_history
 
 PAGE = ROOT / "docs" / "screens.md"
-COLUMNS, LINES = 80, 300
+COLUMNS = 80
 ROWS = 200_000
 
 HEAD = f"""# Screens
@@ -62,10 +60,8 @@ def story(database: Database) -> Iterator[str]:
 def section(database: Database, heading: str, command: str) -> str:
     """Run `command` and return its section."""
     program, *arguments = command.split()
-    screen = pyte.Screen(COLUMNS, LINES)
     printed = on_a_terminal(database, *arguments, program=program, columns=COLUMNS, colours=True, JOBS="auto")
-    pyte.Stream(screen).feed(printed.replace("\n", "\r\n"))
-    lines = "\n".join(line.rstrip() for line in screen.display).rstrip()
+    lines = "\n".join(displayed(printed, COLUMNS))
     return f"\n## {heading}\n\n```\n$ {command}\n{lines}\n```\n"
 
 

@@ -10,6 +10,8 @@ import struct
 import subprocess
 import termios
 
+import pyte
+
 from tests.support.database import BIN, ROOT, Database
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -46,6 +48,13 @@ def on_a_terminal(
     process.wait(timeout=60)
     screen = printed.decode().replace("\r\n", "\n")
     return screen if colours else ESCAPES.sub("", screen)
+
+
+def displayed(printed: str, columns: int, lines: int = 300) -> list[str]:
+    """Return the lines that a terminal shows after `printed`, a screen of on_a_terminal with its escapes."""
+    screen = pyte.Screen(columns, lines)
+    pyte.Stream(screen).feed(printed.replace("\n", "\r\n"))
+    return "\n".join(line.rstrip() for line in screen.display).rstrip().split("\n")
 
 
 def _read(terminal: int) -> bytes:

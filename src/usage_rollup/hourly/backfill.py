@@ -191,7 +191,9 @@ def repair(session: sa.Connection, options: Options, sessions: int | None = None
         differing = differing_hours(session, sessions or options.jobs or 1)
         if not differing:
             break
-        log.warning("%s hours of the rollup differ from raw usage; recomputing them", f"{len(differing):,}")
+        log.warning(
+            "hours of the rollup that differ from raw usage: %s; recomputing them", f"{len(differing):,}"
+        )
         slices.plan_repair(session, differing)
         repaired += len(differing)
         account.run.repaired_hours += len(differing)
@@ -211,7 +213,7 @@ def require_equal(session: sa.Connection, since: datetime | None = None) -> None
     differing = session.scalar(sa.text(_DIFFERING), {"since": since})
     if differing:
         raise BackfillRefused(
-            f"{differing} hours of the hourly rollup still differ from raw usage after they were recomputed",
+            f"hours of the hourly rollup that still differ from raw usage after recomputing: {differing:,}",
             hint="SELECT public.task_usage_hourly_differences() names them",
         )
 

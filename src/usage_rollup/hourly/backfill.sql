@@ -137,15 +137,15 @@ BEGIN
                     v_phase := 'proven';
                 ELSE
                     v_repairs := v_repairs + 1;
-                    RAISE WARNING '% hours of the rollup differ from raw usage; recomputing them', v_count;
+                    RAISE WARNING 'hours of the rollup that differ from raw usage: %; recomputing them', v_count;
                 END IF;
             ELSIF v_phase = 'proof' THEN
                 SELECT COUNT(*) INTO v_count FROM public.task_usage_hourly_differences(
                     timestamptz '-infinity', timestamptz 'infinity', false);
                 IF v_count > 0 THEN
                     RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
-                        MESSAGE = format('%s hours of the hourly rollup still differ from raw usage after they were'
-                            ' recomputed', v_count),
+                        MESSAGE = format('hours of the hourly rollup that still differ from raw usage after'
+                            ' recomputing: %s', v_count),
                         HINT = 'SELECT public.task_usage_hourly_differences() names them';
                 END IF;
                 v_phase := 'proven';
@@ -162,16 +162,16 @@ BEGIN
             ELSE
                 SELECT COUNT(*) INTO v_count FROM public.task_usage_hourly_set_aside;
                 IF v_count > 0 THEN
-                    RAISE WARNING '% buckets are set aside, see task_usage_hourly_set_aside', v_count;
+                    RAISE WARNING 'buckets that are set aside, see task_usage_hourly_set_aside: %', v_count;
                 END IF;
                 SELECT COUNT(*) INTO v_count FROM public.task_usage_hourly_undated();
                 IF v_count > 0 THEN
-                    RAISE WARNING '% usage rows are dated outside years 1-9998: task_usage_hourly_undated()', v_count;
+                    RAISE WARNING 'usage rows dated outside years 1-9998, see task_usage_hourly_undated(): %', v_count;
                 END IF;
                 SELECT COUNT(*) INTO v_count FROM public.task_usage_hourly_legacy_excess();
                 PERFORM set_config('usage_rollup.legacy_excess', v_count::text, false);
                 IF v_count > 0 THEN
-                    RAISE WARNING '% daily totals exist only in the legacy rollups', v_count;
+                    RAISE WARNING 'daily totals that exist only in the legacy rollups: %', v_count;
                 END IF;
                 v_phase := 'done';
             END IF;

@@ -91,14 +91,15 @@ def _prove(session: sa.Connection, options: Options, *, ours: bool) -> None:
         if differing > MOST_HOURS:
             _warn(
                 Refusal(
-                    f"{differing} hours of it differ from raw usage, more than the product's window is given"
-                    f" at start-up ({MOST_HOURS})"
+                    f"hours of it that differ from raw usage: {differing:,}, more than the product's window"
+                    f" is given at start-up ({MOST_HOURS})"
                 )
             )
             return
         if differing:
             log.warning(
-                "%d hours of the rollup differ from raw usage; recomputing them by the product's window",
+                "hours of the rollup that differ from raw usage: %d; recomputing them by the product's"
+                " window",
                 differing,
             )
         # In an hour that waits for a tick more may be lost than the keys that the tick comes for.
@@ -106,7 +107,7 @@ def _prove(session: sa.Connection, options: Options, *, ours: bool) -> None:
         if differing or (waiting and all_of_them):
             products_pipeline.repair(session, pending=all_of_them)
     if not all_of_them:
-        log.info("%d hours of the rollup are not compared: they wait for the next ticks", waiting)
+        log.info("hours of the rollup that are not compared: %d; they wait for the next ticks", waiting)
     log.info(
         "the hourly rollup matches raw usage" if all_of_them else "what was compared of it matches raw usage"
     )

@@ -20,16 +20,16 @@ def look(session: sa.Connection) -> None:
     run.set_aside, run.undated, run.only_in_legacy = session.execute(sa.text(_LOSSES)).one()
     if run.set_aside:
         log.warning(
-            "%s buckets are set aside, see task_usage_hourly_set_aside: PostgreSQL refuses to store them, and"
-            " reports do without them",
+            "buckets that are set aside, see task_usage_hourly_set_aside: %s; PostgreSQL refuses to store"
+            " them, and reports do without them",
             f"{run.set_aside:,}",
         )
     if run.undated:
         log.warning(
-            "%s usage rows are dated outside years 1-9998: task_usage_hourly_undated()", f"{run.undated:,}"
+            "usage rows dated outside years 1-9998, see task_usage_hourly_undated(): %s", f"{run.undated:,}"
         )
     if run.only_in_legacy:
-        log.warning("%s daily totals exist only in the legacy rollups", f"{run.only_in_legacy:,}")
+        log.warning("daily totals that exist only in the legacy rollups: %s", f"{run.only_in_legacy:,}")
 
 
 _LOSSES = """
