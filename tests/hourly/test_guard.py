@@ -12,7 +12,9 @@ from psycopg import errors
 from tests.support.database import ROOT, Database
 from tests.support.legacy import LEGACY_TABLES
 from tests.support.product import event, small_world, wait_until
-from tests.support.rollup import run_hook
+from tests.support.rollup import queued, run_hook
+from tests.support.walks import advisory_locks
+from usage_rollup.contract import LEGACY
 from usage_rollup.errors import LockBusy
 from usage_rollup.hourly import backfill
 from usage_rollup.runner import table_locks
@@ -118,6 +120,18 @@ def test_guard_refuses_when_watermark_is_stale(rolled_up: Database) -> None:
     assert legacy_tables(rolled_up) == 0
 
 
+def test_guard_passes_at_a_lag_of_exactly_an_hour_and_not_a_moment_more(rolled_up: Database) -> None:
+    behind = (
+        "UPDATE task_usage_hourly_rollup_state"
+        " SET watermark_at = task_usage_hourly_latest_event() - interval '1 hour {}'"
+    )
+    rolled_up.execute(behind.format("1 microsecond"))
+    assert "trails usage by more than one hour" in str(refusal(rolled_up).message_primary)
+    rolled_up.execute(behind.format(""))
+    drop_by_hand(rolled_up)
+    assert legacy_tables(rolled_up) == 0
+
+
 def test_guard_refuses_when_the_state_row_is_missing(rolled_up: Database) -> None:
     rolled_up.execute("DELETE FROM task_usage_hourly_rollup_state")
     assert "state row of the hourly rollup is missing" in str(refusal(rolled_up).message_primary)
@@ -172,6 +186,48 @@ def test_guard_refuses_when_a_bucket_is_left_without_raw_rows(rolled_up: Databas
     assert legacy_tables(rolled_up) == 0
 
 
+def test_guard_refuses_what_is_left_over_when_there_is_no_usage_at_all(at_102: Database) -> None:
+    at_102.execute(
+        "INSERT INTO task_usage_hourly (bucket_hour, workspace_id, runtime_id, agent_id, provider, model)"
+        " VALUES ('2024-02-29 00:00+00', gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), '', '')"
+    )
+    assert "Hours that differ: 1" in str(refusal(at_102).message_detail)
+    at_102.upgrade()
+    assert legacy_tables(at_102) == 0
+
+
+def test_guard_passes_over_what_is_queued(rolled_up: Database) -> None:
+    rolled_up.execute("DELETE FROM task_usage WHERE created_at = '2025-01-10 10:20+00'")
+    assert queued(rolled_up) > 0
+    drop_by_hand(rolled_up)
+    assert legacy_tables(rolled_up) == 0
+
+
+def test_guard_believes_its_own_session_s_proof_of_this_watermark_and_of_no_other(
+    rolled_up: Database,
+) -> None:
+    proof = (
+        "SELECT set_config('usage_rollup.proof', {}, true)"
+        " FROM task_usage_hourly_rollup_state WHERE watermark_at IS NOT NULL"
+    )
+    with rolled_up.connect() as session:
+        session.execute("UPDATE task_usage_hourly SET event_count = 7")
+        for other in (
+            "''",
+            "'proven'",
+            "(watermark_at - interval '1 microsecond')::text",
+            "(watermark_at + interval '1 microsecond')::text",
+        ):
+            with session.transaction(force_rollback=True):
+                session.execute(proof.format(other))
+                with pytest.raises(errors.ObjectNotInPrerequisiteState, match="does not match raw usage"):
+                    session.execute(SQL)
+        # What it has just compared it does not compare again, under locks that keep the server out.
+        session.execute(proof.format("watermark_at::text"))
+        session.execute(SQL)
+        session.rollback()
+
+
 PATIENCE = b"interval '5 seconds'"
 
 
@@ -212,6 +268,27 @@ def test_guard_waits_for_a_tick_that_is_running(rolled_up: Database) -> None:
     assert legacy_tables(rolled_up) == 0
 
 
+def test_guard_holds_4246_until_its_transaction_ends_and_no_longer(rolled_up: Database) -> None:
+    with rolled_up.connect() as session:
+        session.execute(SQL)
+        assert advisory_locks(rolled_up) == [4246]
+        session.rollback()
+        assert advisory_locks(rolled_up) == []
+
+
+def test_guard_waits_for_a_tick_whatever_tables_others_have_locked(rolled_up: Database) -> None:
+    rolled_up.execute("CREATE TABLE elsewhere ()")
+    rolled_up.connect().execute("LOCK TABLE elsewhere IN ACCESS EXCLUSIVE MODE")
+    tick = rolled_up.connect()
+    tick.execute("SELECT pg_advisory_xact_lock(4246)")
+    with ThreadPoolExecutor(1) as pool, rolled_up.connect() as session:
+        dropping = pool.submit(session.execute, SQL.replace(PATIENCE, b"interval '1 hour'"))
+        wait_until(lambda: is_waiting(rolled_up, session) or dropping.done(), "the guard waits for 4246")
+        tick.commit()
+        dropping.result(timeout=30)
+    assert legacy_tables(rolled_up) == 0
+
+
 def test_guard_does_not_wait_under_table_locks_for_which_the_tick_waits(rolled_up: Database) -> None:
     tick = rolled_up.connect()
     tick.execute("SELECT pg_advisory_xact_lock(4246)")
@@ -237,6 +314,14 @@ def test_guard_refuses_when_the_pipeline_is_not_installed(rolled_up: Database) -
     report = refusal(rolled_up)
     assert "the hourly pipeline is not installed" in str(report.message_primary)
     assert "alembic downgrade 100" in str(report.message_hint)
+
+
+def test_guard_refuses_without_the_hourly_table(rolled_up: Database) -> None:
+    with rolled_up.connect() as session:
+        session.execute("DROP TABLE task_usage_hourly")
+        with pytest.raises(errors.ObjectNotInPrerequisiteState, match="pipeline is not installed"):
+            session.execute(SQL)
+        session.rollback()
 
 
 def test_database_without_the_state_table_is_told_what_mends_it(rolled_up: Database) -> None:
@@ -291,6 +376,31 @@ def test_guard_passes_when_nothing_is_left_to_drop(used: Database) -> None:
     used.execute("INSERT INTO task_usage_hourly_rollup_state (id) VALUES (1)")
 
 
+def test_guard_refuses_as_long_as_one_legacy_table_is_left(used: Database) -> None:
+    with used.connect() as session:
+        for left in LEGACY_TABLES:
+            with session.transaction(force_rollback=True):
+                for table in LEGACY_TABLES:
+                    if table != left:
+                        session.execute(f"DROP TABLE {table}")
+                with pytest.raises(errors.ObjectNotInPrerequisiteState, match="trails usage"):
+                    session.execute(SQL)
+
+
+def test_nothing_of_the_legacy_rollups_is_left(rolled_up: Database) -> None:
+    drop_by_hand(rolled_up)
+    triggers = [name for names in LEGACY.triggers.values() for name in names.split()]
+    left = rolled_up.execute(
+        "SELECT proname FROM pg_proc WHERE proname = ANY (%s)"
+        " UNION ALL SELECT tgname FROM pg_trigger WHERE tgname = ANY (%s)"
+        " UNION ALL SELECT relname FROM pg_class WHERE relname = ANY (%s)",
+        LEGACY.functions.split(),
+        triggers,
+        [*LEGACY.columns, *LEGACY.indexes.split()],
+    )
+    assert left == []
+
+
 def waits_for_legacy_table(database: Database) -> bool:
     """Tell whether a session is waiting to drop a legacy table."""
     waits: bool = database.value(
@@ -333,6 +443,14 @@ def test_103_gives_way_to_a_reader_and_live_queries_go_on(rolled_up: Database) -
 def exclusive_locks(database: Database) -> int:
     locks: int = database.value("SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock'")
     return locks
+
+
+def test_what_a_step_may_wait_for_under_its_locks_is_what_it_was_before(at_102: Database) -> None:
+    for before in ("0", "7min"):
+        with at_102.migration_connection() as connection, transaction(connection):
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{before}'")
+            table_locks.lock_tables(connection, {"ACCESS EXCLUSIVE": LOCKED_TABLES})
+            assert connection.exec_driver_sql("SHOW lock_timeout").scalar() == before
 
 
 def test_103_names_the_reader_it_could_not_get_past(

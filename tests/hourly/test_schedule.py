@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.database import Database
 from tests.support.pg_cron import JOBS, OURS, PG_CRON
+from tests.support.roles import MakeRole
 from usage_rollup.contract import TICK_JOB as JOB
 
 REMINDER = (
@@ -198,6 +199,28 @@ def test_role_that_may_not_use_pg_cron_is_told_what_to_grant(at_102: Database) -
     finally:
         at_102.execute(f'DROP OWNED BY "{role}"')
         at_102.execute(f'DROP ROLE "{role}"')
+
+
+def test_role_that_may_not_read_the_jobs_of_pg_cron_may_not_use_it(
+    at_102: Database, make_role: MakeRole
+) -> None:
+    role = make_role("operator")
+    at_102.execute(PG_CRON)
+    at_102.execute(
+        f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}; GRANT USAGE ON SCHEMA cron TO {role};"
+        "REVOKE SELECT ON cron.job FROM PUBLIC"
+    )
+    not_used = not_scheduled(at_102, DATABASE_URL=at_102.url_of(role))["not_used"]
+    assert not_used["reason"] == f"pg_cron is installed here, but role {role} may not use its schema"
+    assert at_102.execute(JOBS) == []
+
+
+def test_schema_cron_that_is_not_a_superuser_s_is_not_pg_cron(at_102: Database, make_role: MakeRole) -> None:
+    stranger = make_role("stranger")
+    at_102.execute(PG_CRON)
+    at_102.execute(f"ALTER SCHEMA cron OWNER TO {stranger}")
+    assert not_scheduled(at_102)["not_used"]["reason"] == "pg_cron is not installed in this database"
+    assert at_102.execute(JOBS) == []
 
 
 def test_before_102_nothing_is_scheduled(v034: Database) -> None:

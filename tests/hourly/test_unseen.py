@@ -75,6 +75,34 @@ def test_disabled_trigger_of_the_products_pipeline_is_named(make_database: MakeD
     assert "ALTER TABLE public.agent_task_queue ENABLE TRIGGER trg_atq_dirty_hourly" in line
 
 
+def test_trigger_of_the_products_pipeline_that_fires_for_replicas_alone_is_named_and_always_is_well(
+    make_database: MakeDatabase,
+) -> None:
+    database = make_products(make_database("head"), later=False)
+    change = "ALTER TABLE agent_task_queue ENABLE {} TRIGGER trg_atq_dirty_hourly"
+    database.execute(change.format("ALWAYS"))
+    assert found(database) == []
+    database.execute(change.format("REPLICA"))
+    (spot,) = found(database)
+    assert (
+        "enabled for replicas only, so what others change is not queued: trg_atq_dirty_hourly" in spot.meaning
+    )
+    database.execute(spot.mend.split("; then")[0])
+    assert found(database) == []
+
+
+def test_triggers_of_others_are_none_of_ours(head: Database) -> None:
+    head.execute(
+        "CREATE FUNCTION enqueue_something() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+        "CREATE TRIGGER trg_dirty_hourly_somebody_s BEFORE UPDATE ON task_usage FOR EACH ROW"
+        " EXECUTE FUNCTION enqueue_something();"
+        "ALTER TABLE task_usage DISABLE TRIGGER trg_dirty_hourly_somebody_s"
+    )
+    # The contract's four do nothing in our pipeline, so that they may be switched off.
+    head.execute("ALTER TABLE agent_task_queue DISABLE TRIGGER trg_atq_dirty_hourly")
+    assert found(head) == []
+
+
 def test_roles_that_play_replica_are_named_where_the_products_triggers_are_all_there_is(
     make_database: MakeDatabase, make_role: MakeRole
 ) -> None:
@@ -93,6 +121,36 @@ def test_roles_that_play_replica_are_named_where_the_products_triggers_are_all_t
     assert found(products) == []
 
 
+REPLICA = {
+    "ALTER DATABASE {database} SET": "database {database}",
+    "ALTER ROLE {role} SET": "role {role}",
+    "ALTER ROLE {role} IN DATABASE {database} SET": "role {role} in database {database}",
+    "ALTER ROLE ALL SET": "every role",
+}
+
+
+@pytest.mark.parametrize("how", REPLICA)
+def test_however_sessions_are_made_replicas_it_is_named_with_what_mends_it(
+    make_database: MakeDatabase, make_role: MakeRole, how: str
+) -> None:
+    products, other = make_products(make_database("head"), later=True), make_database("empty")
+    names = {"role": make_role("restore"), "database": products.name}
+    setting = how.format(**names) + " session_replication_role = {}"
+    try:
+        products.execute(setting.format("origin"))
+        assert found(products) == []
+        products.execute(setting.format("replica"))
+        (spot,) = found(products)
+        assert spot.meaning.startswith(f"sessions of {REPLICA[how].format(**names)} play replica")
+        products.execute(spot.mend.split("; then")[0])
+        assert found(products) == []
+    finally:
+        products.execute(how.format(**names).removesuffix(" SET") + " RESET session_replication_role")
+    # That of another database is no matter here.
+    products.execute(f"ALTER DATABASE {other.name} SET session_replication_role = replica")
+    assert found(products) == []
+
+
 def test_role_that_may_nothing_is_told_as_well(head: Database, make_role: MakeRole) -> None:
     role = make_role("nobody")
     head.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
@@ -101,6 +159,29 @@ def test_role_that_may_nothing_is_told_as_well(head: Database, make_role: MakeRo
     assert result.returncode == 0, result.stderr
     (spot,) = json.loads(result.stdout)["unseen"]
     assert "trg_issue_dirty_hourly_move on issue" in spot["meaning"]
+
+
+@pytest.mark.parametrize(
+    ("table", "named"),
+    [("agent", True), ("task_usage_hourly", True), ("task_usage_hourly_dirty", True), ("workspace", False)],
+)
+def test_subscription_is_named_by_what_it_writes_here(head: Database, table: str, named: bool) -> None:
+    head.execute(
+        f"CREATE SUBSCRIPTION s_{head.name} CONNECTION 'dbname=nowhere' PUBLICATION p"
+        " WITH (connect = false, slot_name = NONE)"
+    )
+    # As a refresh would, which needs the publisher.
+    head.execute(
+        "INSERT INTO pg_subscription_rel (srsubid, srrelid, srsubstate)"
+        " SELECT s.oid, %s::regclass, 'r' FROM pg_subscription s WHERE s.subname = %s",
+        table,
+        f"s_{head.name}",
+    )
+    try:
+        writes = [f"subscription s_{head.name} writes {table}"] if named else []
+        assert [spot.meaning.partition(":")[0] for spot in found(head)] == writes
+    finally:
+        head.execute(f"DROP SUBSCRIPTION s_{head.name}")
 
 
 # A real subscription
@@ -139,7 +220,7 @@ def test_deletes_that_a_subscription_applies_are_not_queued_and_it_is_named(logi
         assert subscriber.usage_rollup("verify").returncode == 0
         subscriber.execute(UNQUEUE)
         publisher.execute("DELETE FROM task_usage")
-        wait_until(lambda: not subscriber.execute("SELECT FROM task_usage"), "the delete arrived")
+        wait_until(lambda: not subscriber.execute("SELECT 1 FROM task_usage"), "the delete arrived")
         # What the message says, and no more.
         assert queued(subscriber) == 0
         (line,) = told(subscriber)

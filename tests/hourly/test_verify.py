@@ -215,6 +215,44 @@ def test_verify_does_not_say_equals_beyond_the_data(used: tuple[Database, World]
     database.execute("TRUNCATE task_usage_hourly_invalidation")
 
 
+def test_what_is_counted_begins_where_the_question_does(used: tuple[Database, World]) -> None:
+    database, world = used
+    event(database.url, world)
+    database.execute(
+        "INSERT INTO task_usage_hourly_invalidation (bucket_hour) VALUES ('2025-03-01 10:00+00')"
+    )
+
+    def counted(*arguments: str) -> tuple[int, int]:
+        verdict = json.loads(database.usage_rollup("verify", *arguments, "--json").stdout)
+        return verdict["judged_hours"], verdict["pending_hours"]
+
+    assert counted() == (2, 2)
+    assert counted("--since", "2025-03-01T10:59:59") == (2, 2)
+    assert counted("--since", "2025-03-01T11:00:00") == (2, 1)
+    assert counted("--since", "2025-04-01") == (1, 1)
+
+
+def test_hours_without_any_bucket_are_judged_too(used: tuple[Database, World]) -> None:
+    database, _ = used
+    database.execute("DELETE FROM task_usage_hourly WHERE bucket_hour < '2025-04-01'")
+    verdict = json.loads(database.usage_rollup("verify", "--json").stdout)
+    assert (verdict["judged_hours"], len(verdict["differences"])) == (3, 2)
+    assert database.usage_rollup("backfill", "--repair").returncode == 0
+
+
+@pytest.mark.parametrize("gone", ["task_usage", "task_usage_hourly"])
+def test_newest_hour_is_one_that_reports_can_show_whichever_side_has_it(
+    used: tuple[Database, World], gone: str
+) -> None:
+    database, world = used
+    event(database.url, world, "20250-03-01 10:15+00", "2025-03-01 10:15+00")
+    for change in ("SELECT 1", f"DELETE FROM {gone}"):
+        database.execute(change)
+        database.execute("TRUNCATE task_usage_hourly_invalidation")
+        assert "the newest is of 2025-04-01 10:00 UTC" in nothing_judged(database, "--since", "2025-05-01")
+    database.execute("DELETE FROM task_usage; DELETE FROM task_usage_hourly")
+
+
 @pytest.mark.parametrize("since", [(), ("--since", "2025-05-01")])
 def test_without_usage_there_is_nothing_to_judge_and_all_is_well(
     head: Database, since: tuple[str, ...]

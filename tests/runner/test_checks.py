@@ -5,6 +5,7 @@ What stands on the things that the steps drop is in test_dependents.py.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 
@@ -12,11 +13,13 @@ import pytest
 
 from tests.support.database import Database, MakeDatabase
 from tests.support.go_runner import run_sql, taken_by_go_to, unrecord
+from tests.support.legacy import where_legacy_is
+from tests.support.pg_cron import PG_CRON
 from tests.support.product import event, small_world
 from tests.support.roles import MakeRole, give_everything_to, give_objects_to, owners
 from tests.support.verdicts import both_refuse, goes_through, mend, messages, refusals
 from tests.support.ways import psql, script
-from usage_rollup.contract import BASELINE, HOURLY, LEGACY, STEMS
+from usage_rollup.contract import BASELINE, BUILT_BY_THE_WALK, HOURLY, LEGACY, STEMS
 from usage_rollup.runner import footprint
 from usage_rollup.session.options import Options
 
@@ -136,6 +139,34 @@ def test_functions_of_the_products_102_are_among_what_must_belong_to_the_owner(
     goes_through(stuck, stuck.url_of(app))
 
 
+@pytest.mark.parametrize("parent", ["user", "agent_runtime"])
+def test_children_of_a_table_that_gets_or_loses_a_column_must_belong_to_the_owner_too(
+    v034: Database, make_role: MakeRole, parent: str
+) -> None:
+    app, other = make_role("app"), make_role("other")
+    run_sql(v034, f'CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.child () INHERITS ("{parent}")')
+    give_everything_to(v034, app)
+    v034.execute(f"GRANT USAGE ON SCHEMA elsewhere TO {app}; ALTER TABLE elsewhere.child OWNER TO {other}")
+    found = both_refuse(v034, url=v034.url_of(app))
+    assert f": table elsewhere.child ({other})" in messages(found)
+    mend(v034, *found)
+    goes_through(v034, v034.url_of(app))
+
+
+def test_kept_tables_that_somebody_else_has_taken_over_stop_the_way_back(
+    v034: Database, make_role: MakeRole
+) -> None:
+    app, other = make_role("app"), make_role("other")
+    give_everything_to(v034, app)
+    v034.upgrade(KEEP_LEGACY="true")
+    v034.execute(f"ALTER TABLE legacy_usage.task_usage_daily OWNER TO {other}")
+    before = v034.catalog()
+    said = v034.refused("downgrade", "102")
+    assert f": table legacy_usage.task_usage_daily ({other})" in said
+    assert v034.catalog() == before
+    v034.downgrade("103")
+
+
 def test_the_way_back_is_refused_for_owners_before_its_first_step(
     head: Database, make_role: MakeRole
 ) -> None:
@@ -244,6 +275,62 @@ def test_a_stranger_is_refused_at_head_for_what_it_may_not_read_and_for_nothing_
     head.upgrade(DATABASE_URL=head.url_of(stranger))
 
 
+def test_a_schema_that_is_theirs_and_empty_spares_the_right_to_make_one(
+    v034: Database, make_role: MakeRole
+) -> None:
+    app, other = make_role("app"), make_role("other")
+    give_everything_to(v034, app)
+    refusal = f"role {app} may not create schema legacy_usage to keep the legacy rollups in"
+
+    def refused(*statements: str) -> bool:
+        for statement in statements:
+            v034.execute(statement)
+        found = messages(refusals(v034, v034.url_of(app), Options(keep_legacy=True)))
+        assert found in ("", refusal)
+        return bool(found)
+
+    assert not refused(f"CREATE SCHEMA legacy_usage AUTHORIZATION {app}")
+    assert refused("CREATE TABLE legacy_usage.notes ()")
+    assert refused("DROP TABLE legacy_usage.notes", f"ALTER SCHEMA legacy_usage OWNER TO {other}")
+    assert refused(f"GRANT ALL ON SCHEMA legacy_usage TO {app}")
+    # Only a superuser's could not be turned against them.
+    assert not refused("ALTER SCHEMA legacy_usage OWNER TO CURRENT_USER")
+    for right in ("CREATE", "USAGE"):
+        assert refused(f"REVOKE {right} ON SCHEMA legacy_usage FROM {app}")
+        assert not refused(f"GRANT {right} ON SCHEMA legacy_usage TO {app}")
+    v034.upgrade(DATABASE_URL=v034.url_of(app), KEEP_LEGACY="true")
+    assert where_legacy_is(v034) == {"legacy_usage"}
+
+
+def test_a_role_that_may_use_pg_cron_and_not_read_its_jobs_is_told_what_to_grant(
+    at_102: Database, make_role: MakeRole
+) -> None:
+    app = make_role("app")
+    at_102.execute(PG_CRON)
+    at_102.execute("REVOKE SELECT ON cron.job FROM PUBLIC")
+    give_everything_to(at_102, app)
+    assert refusals(at_102, at_102.url_of(app)) == []
+    at_102.execute(f"GRANT USAGE ON SCHEMA cron TO {app}")
+    found = both_refuse(at_102, url=at_102.url_of(app))
+    assert messages(found) == f"role {app} may use pg_cron and not read its jobs"
+    mend(at_102, *found)
+    goes_through(at_102, at_102.url_of(app))
+
+
+def test_an_index_that_a_killed_walk_has_dropped_takes_the_right_to_build_it(
+    at_102: Database, make_role: MakeRole
+) -> None:
+    app = make_role("app")
+    give_objects_to(at_102, app)
+    url = at_102.url_of(app)
+    for index in BUILT_BY_THE_WALK.split():
+        definition = at_102.value("SELECT pg_get_indexdef(%s::regclass)", index)
+        assert refusals(at_102, url) == []
+        at_102.execute(f"DROP INDEX {index}")
+        assert messages(refusals(at_102, url)) == f"role {app} may not create objects in schema public"
+        at_102.execute(definition)
+
+
 # Planted objects
 
 
@@ -308,6 +395,7 @@ def test_an_object_in_the_way_is_named_with_the_statement_that_removes_it(
             "rule r on alembic_version would be run by every step",
         ),
         ("CREATE VIEW alembic_version AS SELECT 1", "view alembic_version is not what a version table is"),
+        ("CREATE TABLE alembic_version (id int)", "table alembic_version is not what a version table is"),
         (
             NEEDLESS + "; ALTER FUNCTION needless() OWNER TO {r}; CREATE TRIGGER t"
             " BEFORE INSERT ON schema_migrations FOR EACH ROW EXECUTE FUNCTION needless()",
@@ -349,6 +437,51 @@ def test_a_trigger_of_a_strangers_on_the_hourly_tables_is_never_fired(
     assert f"trigger t on task_usage_hourly would run code of {stranger}" in messages(found)
     mend(at_102, *found)
     goes_through(at_102)
+
+
+@pytest.mark.parametrize(
+    "table", [*HOURLY.columns, "task_usage_hourly_invalidation", "task_usage_hourly_backfill"]
+)
+def test_a_rule_on_what_is_written_is_named_with_what_drops_it(at_102: Database, table: str) -> None:
+    event(at_102.url, small_world(at_102.url), "2025-03-01 10:15+00")
+    run_sql(at_102, f"CREATE RULE r AS ON INSERT TO {table} DO INSTEAD NOTHING")
+    found = both_refuse(at_102)
+    assert messages(found) == f"rule r on {table} changes what is written there"
+    mend(at_102, *found)
+    goes_through(at_102)
+
+
+DOUBTS = {
+    "CREATE TRIGGER t BEFORE INSERT ON schema_migrations FOR EACH ROW EXECUTE FUNCTION needless()": (
+        "ALTER TABLE schema_migrations DISABLE TRIGGER t",
+        "trigger t on schema_migrations calls needless() for each step that is recorded, and may refuse it",
+    ),
+    "CREATE TRIGGER t BEFORE INSERT ON task_usage_hourly FOR EACH ROW EXECUTE FUNCTION needless()": (
+        "ALTER TABLE public.task_usage_hourly DISABLE TRIGGER t",
+        "trigger t on task_usage_hourly calls needless() for what is rolled up, and may refuse or change it",
+    ),
+    "CREATE EVENT TRIGGER t ON ddl_command_end EXECUTE FUNCTION watch()": (
+        "ALTER EVENT TRIGGER t DISABLE",
+        "event trigger t calls watch() whenever a step makes, alters or drops something, and may refuse it",
+    ),
+}
+
+
+@pytest.mark.parametrize("plant", DOUBTS)
+def test_what_may_refuse_a_step_is_a_doubt_until_it_is_switched_off(at_102: Database, plant: str) -> None:
+    run_sql(
+        at_102,
+        f"{NEEDLESS}; CREATE FUNCTION watch() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'; {plant}",
+    )
+    switch_off, doubt = DOUBTS[plant]
+
+    def doubts() -> list[dict[str, str]]:
+        found: list[dict[str, str]] = json.loads(at_102.usage_rollup("preflight", "--json").stdout)["doubts"]
+        return found
+
+    assert [(d["message"], d["hint"]) for d in doubts()] == [(doubt, f"if it does: {switch_off}")]
+    at_102.execute(switch_off)
+    assert doubts() == []
 
 
 def test_a_schema_legacy_usage_of_somebody_elses_is_left_alone(v034: Database, make_role: MakeRole) -> None:
@@ -495,7 +628,7 @@ def test_function_of_the_catalog_that_may_not_be_called_is_named(
     goes_through(v034, v034.url_of(app))
 
 
-@pytest.mark.parametrize("table", ["user", "project", "task_usage"])
+@pytest.mark.parametrize("table", ["user", "workspace", "project", "task_usage"])
 def test_way_back_to_nothing_is_refused_where_row_security_would_hide_rows(
     empty: Database, make_role: MakeRole, table: str
 ) -> None:

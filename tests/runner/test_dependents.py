@@ -85,6 +85,11 @@ ON_OTHERS = {
         "CREATE POLICY p ON agent_runtime USING (timezone = 'UTC')",
         "policy p on table public.agent_runtime",
     ),
+    # Moving the table would keep it, and dropping the function would not.
+    "view of a table by a function": (
+        "CREATE VIEW v AS SELECT task_usage_rollup_lag_seconds() FROM task_usage_daily",
+        "view public.v",
+    ),
     "view of the column": ("CREATE VIEW v AS SELECT timezone FROM agent_runtime", "view public.v"),
     "trigger of the column": (
         f"{TRIGGER}; CREATE TRIGGER t BEFORE UPDATE OF timezone ON agent_runtime FOR EACH ROW"
@@ -99,6 +104,14 @@ HARMLESS = {
     "index": "CREATE INDEX i ON agent_runtime (timezone, status)",
     "check": "ALTER TABLE agent_runtime ADD CONSTRAINT c CHECK (timezone <> '')",
     "child of agent_runtime": "CREATE TABLE z () INHERITS (agent_runtime)",
+    "view of a function of the same name": (
+        "CREATE FUNCTION task_usage_rollup_lag_seconds(a int) RETURNS int LANGUAGE sql AS 'SELECT a';"
+        "CREATE VIEW v AS SELECT task_usage_rollup_lag_seconds(1)"
+    ),
+    "view of another table": "CREATE VIEW v AS SELECT id, status FROM agent_runtime",
+    "view of another schema's": (
+        "CREATE SCHEMA s; CREATE TABLE s.task_usage_daily (a int); CREATE VIEW v AS TABLE s.task_usage_daily"
+    ),
     "function with a string for a body": (
         "CREATE FUNCTION f() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM task_usage_daily'"
     ),
@@ -123,6 +136,12 @@ def test_who_stands_on_a_legacy_table_keeps_it_where_the_tables_are_kept(v034: D
     assert refusals(v034, options=Options(keep_legacy=True)) == []
     v034.upgrade(KEEP_LEGACY="true")
     assert v034.revision == "104"
+
+
+def test_who_wants_the_legacy_tables_dropped_is_not_told_to_keep_them(v034: Database) -> None:
+    run_sql(v034, ON_TABLES["view"][0])
+    (reason,) = refusals(v034, options=Options(keep_legacy=False))
+    assert reason.hint == "DROP VIEW public.v"
 
 
 @pytest.mark.parametrize("change", HARMLESS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import date, datetime, timedelta
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -264,8 +265,20 @@ def test_watermarks_do_not_pass_a_transaction_that_has_not_written_yet(head: Dat
     assert_legacy_is_right(head)
 
 
+def test_watermarks_do_not_heed_transactions_of_other_databases(
+    head: Database, make_database: MakeDatabase
+) -> None:
+    without_margin(head)
+    event(head.url, small_world(head.url), "2025-03-01 10:15+00")
+    _, began = begin(make_database("empty"), "SELECT 1")
+    head.downgrade("102")
+    assert all(watermark > began for watermark in watermarks(head))
+
+
 def test_watermarks_of_a_quiet_database_are_five_minutes_ago(head: Database) -> None:
     event(head.url, small_world(head.url), "2025-03-01 10:15+00")
+    # Whoever has no transaction open may not write one's start any more.
+    head.connect(autocommit=True).execute("SELECT 1")
     # One in the future is a lie, and not believed.
     head.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = now() + interval '1 day'")
     before = head.value("SELECT now() - interval '5 minutes'")
@@ -280,13 +293,32 @@ def test_watermarks_are_a_day_before_the_hourly_one_where_a_session_hides_its_tr
 ) -> None:
     event(head.url, small_world(head.url), "2025-03-01 10:15+00")
     hourly_watermark = head.value("SELECT watermark_at FROM task_usage_hourly_rollup_state")
-    runner = make_role("runner")
-    give_everything_to(head, runner)
-    head.execute(f"GRANT CREATE ON DATABASE {head.name} TO {runner}")
-    begin(head, "SELECT 1")
-    head.downgrade("102", DATABASE_URL=head.url_of(runner))
+    with hidden(head, make_role) as url:
+        head.downgrade("102", DATABASE_URL=url)
     assert watermarks(head) == [hourly_watermark - timedelta(days=1)] * 2
     assert_legacy_is_right(head)
+
+
+def test_watermarks_begin_anew_where_a_session_hides_its_transaction_and_the_hourly_one_is_a_lie(
+    head: Database, make_role: MakeRole
+) -> None:
+    event(head.url, small_world(head.url), "2025-03-01 10:15+00")
+    head.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = now() + interval '1 day'")
+    with hidden(head, make_role) as url:
+        head.downgrade("102", DATABASE_URL=url)
+    assert watermarks(head) == [datetime(1970, 1, 1, tzinfo=UTC)] * 2
+    head.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'")
+
+
+@contextmanager
+def hidden(database: Database, make_role: MakeRole) -> Iterator[str]:
+    """Lend the URL of a role that owns everything and cannot see the start of a transaction that is open."""
+    runner = make_role("runner")
+    give_everything_to(database, runner)
+    database.execute(f"GRANT CREATE ON DATABASE {database.name} TO {runner}")
+    writer, _ = begin(database, "SELECT 1")
+    yield database.url_of(runner)
+    writer.execute("COMMIT")
 
 
 # What is said
@@ -432,7 +464,9 @@ def test_newest_of_several_kept_copies_moves_back_and_the_others_stay(kept: tupl
     database, _ = kept
     was = legacy(database, "legacy_usage")
     database.execute("ALTER SCHEMA legacy_usage RENAME TO legacy_usage_10")
-    for older in ("legacy_usage", "legacy_usage_2"):
+    # Somebody's own, and not one of them.
+    others = ("legacy_usage", "legacy_usage_2", "legacy_usage_before", "our_legacy_usage_11")
+    for older in others:
         database.execute(f"CREATE SCHEMA {older}")
         for (table,) in database.execute(
             "SELECT tablename FROM pg_tables WHERE schemaname = 'legacy_usage_10'"
@@ -440,7 +474,7 @@ def test_newest_of_several_kept_copies_moves_back_and_the_others_stay(kept: tupl
             database.execute(f"CREATE TABLE {older}.{table} (LIKE legacy_usage_10.{table})")
     database.downgrade("102")
     assert legacy(database) == was
-    assert where_legacy_is(database) == {"public", "legacy_usage", "legacy_usage_2"}
+    assert where_legacy_is(database) == {"public", *others}
     assert database.value("SELECT to_regnamespace('legacy_usage_10') IS NULL")
 
 
@@ -540,6 +574,17 @@ def test_absurd_usage_is_left_out_of_what_is_rebuilt_and_stops_nothing(v034: Dat
             (date(2025, 3, 1), 100),
             (date(2025, 4, 1), 2**63 - 1),
         ]
+
+
+def test_model_name_is_too_long_by_its_bytes(v034: Database) -> None:
+    # Three bytes each, and nothing in it to compress.
+    model = "".join(chr(0x4E00 + n * 7919 % 20_000) for n in range(883))
+    world = small_world(v034.url)
+    event(v034.url, world, "2025-03-01 10:15+00")
+    event(v034.url, world, "2025-03-01 10:25+00", model=model)
+    assert v034.alembic("-x", "keep-legacy=false", "upgrade", "103").returncode == 0
+    assert "1 usage rows are left out of the legacy rollups" in v034.downgrade("102")
+    assert all(len(rows) == 1 for rows in legacy(v034).values())
 
 
 # Killed

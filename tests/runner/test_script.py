@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.support.database import ROOT, Database, MakeDatabase
 from tests.support.go_runner import GO_102, run_sql, taken_by_go_to
 from tests.support.horizon import stuck_writer
+from tests.support.processes import read_until
 from tests.support.product import event, small_world, upsert_usage, wait_until
 from tests.support.roles import MakeRole, give_everything_to
 from tests.support.rollup import WATERMARK
@@ -22,6 +24,7 @@ from tests.support.walks import (
     write_history,
 )
 from tests.support.ways import ALL_ALONE, psql, script
+from usage_rollup.contract import MIGRATION_RUN
 
 pytestmark = pytest.mark.server
 
@@ -302,6 +305,66 @@ def test_session_blocked_on_4246_gets_it_between_two_slices(at_102: Database) ->
         assert deletion.poll() is None, deletion.communicate()
     assert deletion.wait(60) == 0
     assert running.wait(60) == 0, running.communicate()
+
+
+def test_script_goes_on_only_when_whoever_got_4246_between_two_slices_gives_it_back(at_102: Database) -> None:
+    months = write_history(at_102)
+    with ThreadPoolExecutor(1) as pool, at_102.connect() as waiter:
+        with blocked_at(at_102, months[1]):
+            running = start(at_102, script(at_102, "upgrade", "102:head"))
+            wait_until_blocked(at_102)
+            turn = pool.submit(waiter.execute, "SELECT pg_advisory_xact_lock(4246)")
+            wait_until(lambda: at_102.execute(QUEUED_ON_4246), "a session waits for 4246")
+        turn.result(timeout=30)
+        said = read_until(running, "waiting for advisory lock 4246")
+        assert f"held by pid {waiter.info.backend_pid} " in said
+        assert committed_months(at_102) == months[:2]
+        waiter.commit()
+    assert running.wait(60) == 0, running.communicate()
+    assert committed_months(at_102) == months
+
+
+def test_script_rests_between_slices_without_4246(at_102: Database) -> None:
+    months = write_history(at_102)
+    running = start(at_102, script(at_102, "-x", "sleep-between-slices=1h", "upgrade", "102:head"))
+    wait_until(lambda: at_102.execute(RESTS) or running.poll() is not None, "the script rests")
+    assert at_102.execute(RESTS), running.communicate()
+    assert committed_months(at_102) == months[:1]
+    assert advisory_locks(at_102) == [MIGRATION_RUN]
+    # Whoever comes meanwhile need not wait.
+    at_102.execute("SELECT pg_advisory_lock(4246)")
+    at_102.execute(f"SELECT pg_terminate_backend(pid) FROM ({RESTS}) AS r")
+    assert running.wait(60) != 0
+
+
+# Once it has walked a slice, and has nobody to wait for.
+RESTS = """
+SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%DO $backfill$%'
+    AND wait_event = 'PgSleep' AND EXISTS (SELECT FROM task_usage_hourly)
+"""
+
+
+def test_script_leaves_to_103_what_its_walk_has_proven_and_counted(at_102: Database) -> None:
+    write_history(at_102, 50, months=1)
+    text = script(at_102, "upgrade", "102:head")
+    walk, end, _ = text.partition("$backfill$;")
+    assert end
+    left = (
+        "SELECT 'left for 103: ' || concat_ws(', ',"
+        " current_setting('usage_rollup.proof') = watermark_at::text,"
+        " current_setting('usage_rollup.legacy_excess'))"
+        " FROM public.task_usage_hourly_rollup_state"
+    )
+    done = psql(at_102, f"{walk}{end}\n{left};")
+    assert "left for 103: t, 0" in done.stdout, done.stderr
+
+
+def test_session_that_goes_on_after_a_script_holds_no_lock_of_it(at_102: Database) -> None:
+    write_history(at_102, 50, months=1)
+    held = "SELECT 'locks left: ' || count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+    done = psql(at_102, f"{script(at_102, 'upgrade', '102:head')}\n{held};")
+    assert "locks left: 0" in done.stdout, done.stderr
+    assert at_102.revision == "104"
 
 
 QUEUED_ON_4246 = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 4246 AND NOT granted"

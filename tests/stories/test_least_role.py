@@ -92,6 +92,12 @@ def test_the_least_role_goes_to_head_and_back_and_runs_every_command(least: Leas
     least.run("verify")
 
 
+def test_who_may_only_add_to_the_ledger_goes_to_head(member: Least) -> None:
+    _execute(member, f"REVOKE DELETE ON schema_migrations FROM {member.login}")
+    member.alembic("upgrade", "head")
+    assert member.database.revision == "104"
+
+
 Take = Callable[[Least], None]
 
 

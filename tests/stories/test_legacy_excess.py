@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from datetime import date
 
+import psycopg
 import pytest
 
-from tests.support.database import Database
-from tests.support.legacy import lose_raw_rows, where_legacy_is
-from tests.support.product import World, agent, runtime, small_world, task, usage
+from tests.support.database import Connection, Database
+from tests.support.legacy import lose_raw_rows, roll_up_as_v034, where_legacy_is
+from tests.support.product import World, agent, event, runtime, small_world, task, usage
 from tests.support.roles import MakeRole
 
 pytestmark = pytest.mark.server
@@ -158,3 +159,104 @@ def test_ledger_that_does_not_tell_leaves_the_days_to_the_runtimes(
     v034.execute("DELETE FROM schema_migrations WHERE version LIKE '082%'")
     v034.execute("ALTER TABLE schema_migrations RENAME COLUMN at TO applied_at")
     assert excess(v034) == []
+
+
+# One rollup at a time, and one measure
+
+KINDS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+
+
+def exceeding(connection: Connection) -> set[tuple[str, str]]:
+    """Return rollup and model of all that exceeds."""
+    return {
+        (rollup, model)
+        for rollup, model in connection.execute("SELECT rollup, model FROM task_usage_hourly_legacy_excess()")
+    }
+
+
+BOTH = {("task_usage_daily", "m"), ("task_usage_dashboard_daily", "m")}
+
+
+@pytest.fixture
+def counted(v034: Database) -> tuple[Database, World]:
+    """Return a database at 102 in which both legacy rollups hold what raw usage does, of one model, `m`."""
+    world = small_world(v034.url)
+    event(v034.url, world, "2025-03-01 10:15+00", model="m")
+    # Reported, and nothing used.
+    event(v034.url, world, "2025-03-01 10:20+00", model="m", tokens=0)
+    roll_up_as_v034(v034)
+    v034.upgrade("102")
+    return v034, world
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_of_each_kind_that_only_the_legacy_rollups_hold_are_a_loss(
+    counted: tuple[Database, World], kind: str
+) -> None:
+    database, _ = counted
+    with database.connect() as connection:
+        assert exceeding(connection) == set()
+        for rollup in ("task_usage_daily", "task_usage_dashboard_daily"):
+            with connection.transaction(force_rollback=True):
+                connection.execute(f"UPDATE {rollup} SET {kind} = {kind} + 1")
+                assert exceeding(connection) == {(rollup, "m")}
+        with connection.transaction(force_rollback=True):
+            connection.execute(f"UPDATE task_usage SET {kind} = {kind} - 1 WHERE {kind} > 0")
+            assert exceeding(connection) == BOTH
+        # More of it in raw usage than there ever was in the legacy rollups is none.
+        with connection.transaction(force_rollback=True):
+            connection.execute(f"UPDATE task_usage SET {kind} = {kind} + 1")
+            assert exceeding(connection) == set()
+
+
+def test_events_that_only_the_legacy_rollups_hold_are_a_loss_although_no_token_is(
+    counted: tuple[Database, World],
+) -> None:
+    database, _ = counted
+    lose_raw_rows(database, "input_tokens = 0")
+    with database.connect() as connection:
+        assert exceeding(connection) == BOTH
+    assert excess(database) == [(date(2025, 3, 1), 2, 1)]
+    database.upgrade()
+    assert where_legacy_is(database) == {"legacy_usage"}
+
+
+def test_what_is_lost_is_not_made_up_for_by_another_model_day_or_workspace(
+    counted: tuple[Database, World],
+) -> None:
+    database, world = counted
+    lose_raw_rows(database, "input_tokens > 0")
+    # Since the legacy rollups were at work.
+    for created_at, agent, model in (
+        ("2025-03-01 10:25+00", 0, "other"),
+        ("2025-03-02 10:25+00", 0, "m"),
+        ("2025-03-01 10:25+00", 2, "m"),
+    ):
+        event(database.url, world, created_at, agent=agent, model=model)
+    with database.connect() as connection:
+        assert exceeding(connection) == BOTH
+
+
+def test_what_was_filed_under_utc_is_no_loss_where_the_runtime_has_a_zone_that_nobody_knows(
+    counted: tuple[Database, World],
+) -> None:
+    database, _ = counted
+    database.execute("UPDATE agent_runtime SET timezone = 'Mars/Olympus'")
+    # The trap: it is no zone to compute with.
+    with pytest.raises(psycopg.errors.InvalidParameterValue):
+        database.execute("SELECT now() AT TIME ZONE timezone FROM agent_runtime")
+    assert excess(database) == []
+    lose_raw_rows(database, "input_tokens = 0")
+    assert excess(database) == [(date(2025, 3, 1), 2, 1)]
+    database.upgrade()
+    assert where_legacy_is(database) == {"legacy_usage"}
+
+
+def test_without_one_of_the_two_rollups_there_is_nothing_to_compare(counted: tuple[Database, World]) -> None:
+    database, _ = counted
+    lose_raw_rows(database)
+    for rollup in ("task_usage_daily", "task_usage_dashboard_daily"):
+        with database.connect() as connection, connection.transaction(force_rollback=True):
+            assert exceeding(connection) == BOTH
+            connection.execute(f"DROP TABLE {rollup}")
+            assert exceeding(connection) == set()

@@ -286,18 +286,32 @@ def test_a_tick_that_anybody_calls_gives_4246_back_while_the_state_row_is_held(a
         assert patient.execute("SHOW lock_timeout").fetchone() == ("7min",)
 
 
+@pytest.mark.parametrize("schema", ["legacy_usage", "legacy_usage_2"])
 def test_kept_tables_that_are_read_end_the_way_back_before_anything_is_locked(
-    v034: Database,
+    v034: Database, schema: str
 ) -> None:
     write_history(v034, 50, months=1)
+    # The first of the names may be taken.
+    v034.execute("CREATE SCHEMA legacy_usage")
+    if schema != "legacy_usage":
+        v034.execute("CREATE TABLE legacy_usage.task_usage_daily ()")
     v034.upgrade(KEEP_LEGACY="true")
     v034.downgrade("103")
     reader = v034.connect(application_name=MINE)
-    reader.execute("SELECT FROM legacy_usage.task_usage_daily")
+    reader.execute(f"SELECT FROM {schema}.task_usage_rollup_state")
     said = busy(v034, "downgrade", "102")
+    assert "could not lock " in said
     names_the_holder(said, reader.info.backend_pid)
     reader.rollback()
     v034.downgrade("102")
+
+
+def test_tables_of_other_schemas_are_not_locked(v034: Database) -> None:
+    v034.execute('CREATE SCHEMA elsewhere; CREATE TABLE elsewhere."user" ()')
+    holder = v034.connect()
+    holder.execute('LOCK TABLE elsewhere."user"')
+    done = v034.alembic("-x", "lock-timeout=1s", "upgrade", "100")
+    assert done.returncode == 0, done.stdout
 
 
 # What is said meanwhile

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.database import NOWHERE, Database
+from tests.support.database import NOWHERE, ROOT, Database
 from tests.support.legacy import lose_raw_rows, roll_up_as_v034, where_legacy_is
 from tests.support.oracle import differing_hours
 from tests.support.product import LONG_MODEL, World, event, small_world, task, upsert_usage, usage
-from tests.support.roles import MakeRole
+from tests.support.roles import MakeRole, give_everything_to
 from tests.support.rollup import TICK, WINDOW, heal, row_versions, run_hook
 
 pytestmark = pytest.mark.server
@@ -233,6 +233,23 @@ def test_totals_whose_raw_rows_are_gone_are_kept_and_a_line_says_so(used: tuple[
     assert database.revision == "104"
 
 
+@pytest.mark.parametrize("counted", [None, ""])
+def test_103_by_hand_counts_the_totals_itself(used: tuple[Database, World], counted: str | None) -> None:
+    database, _ = used
+    lose_raw_rows(database, "created_at < '2025-03-15'")
+    database.upgrade("102")
+    run_hook(database)
+    # No setting, or one that an earlier transaction of the session has left empty.
+    with database.connect() as session:
+        if counted is not None:
+            session.execute("SELECT set_config('usage_rollup.legacy_excess', %s, false)", [counted])
+        told: list[str | None] = []
+        session.add_notice_handler(lambda notice: told.append(notice.message_primary))
+        session.execute((ROOT / "alembic" / "versions" / "103_drop_legacy_daily_rollups.up.sql").read_bytes())
+    assert where_legacy_is(database) == {"legacy_usage"}
+    assert told[-1] == ("the legacy rollups are kept in schema legacy_usage: 4 daily totals exist only there")
+
+
 def test_totals_that_raw_usage_reproduces_are_dropped(used: tuple[Database, World]) -> None:
     database, _ = used
     printed = database.upgrade()
@@ -267,6 +284,62 @@ def test_legacy_rollups_that_were_kept_once_do_not_block_a_second_upgrade(
     result = database.alembic(*keep)
     assert result.returncode == 0, result.stdout
     assert "public" not in where_legacy_is(database)
+
+
+def test_older_copy_that_the_way_back_left_is_kept_beside_the_new_one(
+    used: tuple[Database, World],
+) -> None:
+    database, _ = used
+    database.upgrade(KEEP_LEGACY="true")
+    # Half a copy does not move back.
+    database.execute("DROP TABLE legacy_usage.task_usage_dashboard_dirty")
+    database.downgrade("102")
+    older = database.execute("SELECT ctid, xmin FROM legacy_usage.task_usage_daily")
+    for copies in (2, 3):
+        database.upgrade(KEEP_LEGACY="true")
+        assert where_legacy_is(database) == {
+            "legacy_usage",
+            *(f"legacy_usage_{n}" for n in range(2, copies + 1)),
+        }
+        # As somebody may have taken from the newest copy, too.
+        database.execute(f"DROP TABLE legacy_usage_{copies}.task_usage_rollup_state")
+        database.downgrade("102")
+    assert database.execute("SELECT ctid, xmin FROM legacy_usage.task_usage_daily") == older
+
+
+@pytest.mark.parametrize(
+    ("there", "kept_in"),
+    [
+        ("CREATE TABLE legacy_usage.notes (id int)", "legacy_usage"),
+        # A table cannot move to where one of its indexes would meet its name.
+        (
+            "CREATE TABLE legacy_usage.notes (id int CONSTRAINT task_usage_daily_pkey PRIMARY KEY)",
+            "legacy_usage_2",
+        ),
+        ("CREATE VIEW legacy_usage.task_usage_daily AS SELECT 1", "legacy_usage_2"),
+    ],
+)
+def test_what_else_is_in_the_schema_is_in_nobodys_way_unless_it_bears_one_of_the_names(
+    used: tuple[Database, World], there: str, kept_in: str
+) -> None:
+    database, _ = used
+    database.execute("CREATE SCHEMA legacy_usage")
+    database.execute(there)
+    database.upgrade(KEEP_LEGACY="true")
+    assert where_legacy_is(database) == {kept_in}
+
+
+@pytest.mark.parametrize("granted", ["USAGE, CREATE", "USAGE", "CREATE"])
+def test_schema_that_a_superuser_made_is_used_where_the_owner_may_work_in_it(
+    used: tuple[Database, World], make_role: MakeRole, granted: str
+) -> None:
+    database, _ = used
+    owner = make_role("owner")
+    give_everything_to(database, owner)
+    database.execute(f"CREATE SCHEMA legacy_usage; GRANT {granted} ON SCHEMA legacy_usage TO {owner}")
+    database.upgrade(KEEP_LEGACY="true")
+    kept = {"legacy_usage" if granted == "USAGE, CREATE" else "legacy_usage_2"}
+    assert where_legacy_is(database) == kept
 
 
 @pytest.mark.parametrize(

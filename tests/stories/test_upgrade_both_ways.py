@@ -9,8 +9,11 @@ import pytest
 
 from tests.support.database import Database, MakeDatabase
 from tests.support.go_runner import drop_legacy, record, run_sql, taken_by_go_to, unrecord
-from tests.support.oracle import differing_hours
-from tests.support.product import event, small_world
+from tests.support.legacy import lose_raw_rows, roll_up_as_v034, where_legacy_is
+from tests.support.oracle import differing_hours, wrong_buckets
+from tests.support.product import LONG_MODEL, event, small_world
+from tests.support.roles import MakeRole, give_everything_to
+from tests.support.rollup import WATERMARK, hourly, queued, run_hook
 from tests.support.settings import HOSTILE_SETTINGS
 from tests.support.shapes import make_products
 from tests.support.v034 import V034_STEMS, generate_history
@@ -430,6 +433,73 @@ def test_tables_without_statistics_are_analysed_before_the_walk_and_the_rollup_a
     assert set(at_102.execute(has_statistics)) == {("task_usage",), ("task_usage_hourly",)}
 
 
+def test_lag_of_exactly_an_hour_is_no_reason_to_walk(way: Way, at_102: Database) -> None:
+    write_history(at_102, 50, months=1)
+    run_hook(at_102)
+    behind = "UPDATE task_usage_hourly_rollup_state SET watermark_at = {}"
+    at_102.execute(behind.format("task_usage_hourly_latest_event() - interval '1 hour'"))
+    before = at_102.value(WATERMARK)
+    said = way.upgrade(at_102, "102")
+    assert "nothing to roll up: the hourly rollup is up to date" in said
+    assert at_102.value(WATERMARK) == before
+
+
+def test_lag_of_a_moment_more_than_an_hour_is_walked(way: Way, at_102: Database) -> None:
+    write_history(at_102, 50, months=1)
+    run_hook(at_102)
+    behind = "UPDATE task_usage_hourly_rollup_state SET watermark_at = {}"
+    at_102.execute(behind.format("task_usage_hourly_latest_event() - interval '1 hour 1 microsecond'"))
+    before = at_102.value(WATERMARK)
+    assert " slice 1: " in way.upgrade(at_102, "102")
+    assert at_102.value(WATERMARK) > before
+
+
+def test_state_row_that_is_missing_is_put_back_and_the_history_walked(way: Way, at_102: Database) -> None:
+    months = write_history(at_102)
+    at_102.execute("DELETE FROM task_usage_hourly_rollup_state")
+    way.upgrade(at_102, "102")
+    assert committed_months(at_102) == months
+    assert at_102.value(f"SELECT ({WATERMARK}) > 'epoch'")
+
+
+def test_usage_that_is_gone_since_a_killed_walk_leaves_neither_buckets_nor_a_plan(
+    way: Way, at_102: Database
+) -> None:
+    write_history(at_102)
+    at_102.execute("SELECT rollup_task_usage_hourly_plan(now() - interval '5 minutes', 100)")
+    at_102.execute("SELECT rollup_task_usage_hourly_slice()")
+    at_102.execute("TRUNCATE task_usage")
+    assert hourly(at_102) != []
+    assert "there is no usage yet" in way.upgrade(at_102, "102")
+    assert hourly(at_102) == []
+    assert at_102.value("SELECT count(*) FROM task_usage_hourly_backfill") == 0
+    assert at_102.value(f"SELECT ({WATERMARK}) > now() - interval '1 hour'")
+
+
+def test_what_is_queued_is_rolled_up_before_103_although_nothing_is_walked(
+    way: Way, at_102: Database
+) -> None:
+    write_history(at_102, 50, months=1)
+    run_hook(at_102)
+    at_102.execute(
+        "DELETE FROM task_usage WHERE id IN (SELECT id FROM task_usage ORDER BY created_at LIMIT 9)"
+    )
+    assert queued(at_102) > 0
+    assert wrong_buckets(at_102.url) != []
+    assert "the hourly rollup is up to date" in way.upgrade(at_102, "102")
+    assert queued(at_102) == 0
+    assert wrong_buckets(at_102.url) == []
+
+
+def test_what_was_left_out_once_is_no_longer_said_to_be_when_all_is_proven(
+    way: Way, at_102: Database
+) -> None:
+    write_history(at_102, 50, months=1)
+    at_102.execute("INSERT INTO task_usage_hourly_left_out (before_hour) VALUES ('2020-01-01 00:00+00')")
+    way.upgrade(at_102, "102")
+    assert at_102.value("SELECT count(*) FROM task_usage_hourly_left_out") == 0
+
+
 def test_watermark_in_the_future_is_refused_with_what_mends_it(way: Way, at_102: Database) -> None:
     write_history(at_102, 50, months=1)
     at_102.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = now() + interval '1 day'")
@@ -446,6 +516,49 @@ def test_legacy_tables_are_kept_when_asked_for(way: Way, v034: Database) -> None
     said = way.upgrade(v034, "097", keep_legacy="true")
     assert "the legacy rollups are kept in schema legacy_usage: as asked for" in said
     assert v034.value("SELECT to_regclass('legacy_usage.task_usage_daily') IS NOT NULL")
+
+
+def test_kept_tables_and_their_schema_belong_to_the_owner_of_task_usage_whoever_migrates(
+    way: Way, v034: Database, make_role: MakeRole
+) -> None:
+    owner = make_role("owner")
+    give_everything_to(v034, owner)
+    write_history(v034, 50, months=1)
+    # Who migrates is a superuser, and makes what the owner may not.
+    assert not v034.value("SELECT has_database_privilege(%s, current_database(), 'CREATE')", owner)
+    way.upgrade(v034, "097", keep_legacy="true")
+    assert (
+        v034.value("SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'legacy_usage'") == owner
+    )
+    assert v034.execute(
+        "SELECT DISTINCT relowner::regrole::text FROM pg_class"
+        " WHERE relnamespace = 'legacy_usage'::regnamespace"
+    ) == [(owner,)]
+    way.downgrade(v034, "head", "102")
+    assert v034.value("SELECT to_regnamespace('legacy_usage') IS NULL")
+    assert (
+        v034.value("SELECT relowner::regrole::text FROM pg_class WHERE relname = 'task_usage_daily'") == owner
+    )
+
+
+def test_what_the_rollup_does_not_show_is_said_and_keeps_the_legacy_rollups(way: Way, v034: Database) -> None:
+    world = small_world(v034.url)
+    for created_at in ("2025-03-01 10:15+00", "2025-03-02 10:15+00"):
+        event(v034.url, world, created_at)
+    event(v034.url, world, "2025-03-02 11:15+00", model=LONG_MODEL)
+    roll_up_as_v034(v034)
+    lose_raw_rows(v034, "created_at < '2025-03-02'")
+    event(v034.url, world, "infinity", None)
+    said = way.upgrade(v034, "097")
+    # A day of each of the two rollups.
+    for told in (
+        "1 buckets are set aside, see task_usage_hourly_set_aside",
+        "1 usage rows are dated outside years 1-9998: task_usage_hourly_undated()",
+        "2 daily totals exist only in the legacy rollups",
+        "in schema legacy_usage: 2 daily totals exist only there, and some usage is set aside",
+    ):
+        assert told in said
+    assert where_legacy_is(v034) == {"legacy_usage"}
 
 
 # What surrounds the session

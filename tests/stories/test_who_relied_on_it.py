@@ -85,10 +85,43 @@ def test_job_that_does_something_else_too_or_is_not_ours_to_end_is_named_in_one_
 
 
 def test_jobs_of_other_databases_stay(at_102: Database) -> None:
-    with_jobs(at_102, ("elsewhere", "SELECT rollup_task_usage_daily()"))
+    # By what they do, by the product's names, by both; and one to warn of, were it here.
+    others = [
+        ("elsewhere", "SELECT rollup_task_usage_daily()"),
+        ("rollup_task_usage_daily", "CALL anything()"),
+        ("rollup_task_usage_dashboard_daily", "SELECT rollup_task_usage_dashboard_daily()"),
+        (None, "SELECT rollup_task_usage_daily(); VACUUM"),
+    ]
+    with_jobs(at_102, *others)
     at_102.execute("UPDATE cron.job SET database = 'another'")
+    at_102.execute(INSERT, "here", "SELECT rollup_task_usage_daily()")
+    printed = at_102.upgrade("103")
+    assert left(at_102) == others
+    assert warnings(printed, "pg_cron") == []
+
+
+def test_jobs_of_a_superuser_who_migrates_for_another_owner_go(at_102: Database, make_role: MakeRole) -> None:
+    with_jobs(at_102, ("rollup_task_usage_daily", "SELECT rollup_task_usage_daily()"))
+    # Who sees neither schema nor jobs.
+    give_everything_to(at_102, make_role("owner"))
     at_102.upgrade("103")
-    assert left(at_102) == [("elsewhere", "SELECT rollup_task_usage_daily()")]
+    assert left(at_102) == []
+
+
+@pytest.mark.parametrize("may_use", [True, False])
+def test_owner_ends_jobs_of_its_own_where_it_may_and_is_not_stopped_where_it_may_not(
+    at_102: Database, make_role: MakeRole, may_use: bool
+) -> None:
+    owner = make_role("owner")
+    with_jobs(at_102, ("mine", "SELECT rollup_task_usage_daily()"))
+    at_102.execute("UPDATE cron.job SET username = %s", owner)
+    at_102.execute(INSERT, "another's", "SELECT rollup_task_usage_daily()")
+    give_everything_to(at_102, owner)
+    if may_use:
+        at_102.execute(f"GRANT USAGE ON SCHEMA cron TO {owner}")
+    at_102.upgrade("103", DATABASE_URL=at_102.url_of(owner))
+    names = [name for name, _ in left(at_102)]
+    assert names == ["another's"] if may_use else ["mine", "another's"]
 
 
 def test_renamed_job_ticks_until_102_goes(at_102: Database) -> None:
@@ -151,3 +184,39 @@ def test_who_could_read_columns_only_is_named_in_one_warning(at_102: Database, m
     (warning,) = warnings(at_102.upgrade("103"), "roles")
     assert f"GRANT SELECT ON public.task_usage_hourly TO {one}, {other}" in warning
     assert not may_read(at_102, one)
+
+
+def test_who_could_read_all_of_one_reads_the_hourly_one_whatever_columns_of_the_other_it_could(
+    at_102: Database, make_role: MakeRole
+) -> None:
+    reader, writer = make_role("reader"), make_role("writer")
+    at_102.execute(
+        f"GRANT SELECT ON task_usage_daily TO {reader};"
+        f"GRANT SELECT (model) ON task_usage_dashboard_daily TO {reader};"
+        f"GRANT UPDATE (model) ON task_usage_dashboard_daily TO {writer}"
+    )
+    assert warnings(at_102.upgrade("103"), "roles") == []
+    assert may_read(at_102, reader)
+    assert not may_read(at_102, writer)
+
+
+def test_way_back_takes_what_103_let_read_and_leaves_who_could_before(
+    at_102: Database, make_role: MakeRole
+) -> None:
+    before, writer, granter, stranger = (
+        make_role(name) for name in ("before", "writer", "granter", "stranger")
+    )
+    at_102.execute(
+        f"GRANT SELECT ON task_usage_daily TO {before}, {writer};"
+        f"GRANT SELECT ON task_usage_daily TO {granter} WITH GRANT OPTION;"
+        f"GRANT SELECT ON task_usage_hourly TO {before};"
+        f"GRANT INSERT ON task_usage_hourly TO {writer};"
+    )
+    at_102.upgrade("103")
+    with at_102.connect(user=granter, password=granter) as session:
+        session.execute(f"GRANT SELECT ON task_usage_hourly TO {stranger}")
+    assert all(may_read(at_102, role) for role in (before, writer, granter, stranger))
+    at_102.downgrade("102")
+    assert may_read(at_102, before)
+    assert not any(may_read(at_102, role) for role in (writer, granter, stranger))
+    assert at_102.value("SELECT has_table_privilege(%s, 'task_usage_hourly', 'INSERT')", writer)
