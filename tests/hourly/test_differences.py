@@ -1,4 +1,4 @@
-"""102's own oracle, asked directly: what the rollup should hold, which keys are wrong, which hours are pending."""
+"""102's own oracle, asked directly: what should be there, which keys are wrong, which hours are pending."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_each_kind_of_tokens_is_summed_into_its_own_column_and_each_task_counted
     world = small_world(at_102.url)
     for n in (1, 2):
         at_102.execute(
-            "INSERT INTO task_usage (task_id, provider, model, input_tokens, output_tokens, cache_read_tokens,"
-            " cache_write_tokens, created_at) VALUES (%s, 'p', 'm', %s, %s, %s, %s, %s)",
+            "INSERT INTO task_usage (task_id, provider, model, input_tokens, output_tokens,"
+            " cache_read_tokens, cache_write_tokens, created_at) VALUES (%s, 'p', 'm', %s, %s, %s, %s, %s)",
             task(at_102.url, world.agents[0], issue_id=world.issues[0]),
             *(n, 20 * n, 300 * n, 4_000 * n),
             TEN,
@@ -85,9 +85,9 @@ def test_every_way_to_aggregate_takes_the_first_instant_of_a_range_and_not_the_o
     world = small_world(at_102.url)
     with at_102.connect() as connection:
         for instant in (TEN - HOUR, TEN, TEN + HOUR):
-            # On the hour; of one task, whose other usage is outside; without a project, too.
+            # On the hour; of one task, whose other usage is an hour away; without a project, too.
             reported = task(connection, world.agents[0], issue_id=world.issues[0])
-            for model, moved in (("within", 0), ("before", -2), ("after", 2)):
+            for model, moved in (("within", 0), ("before", -1), ("after", 1)):
                 usage(connection, reported, instant + moved * HOUR, model=model)
             event(connection, world, instant, issue=None)
             event(connection, world, instant, agent=2, issue=3, provider="codex")
@@ -96,8 +96,14 @@ def test_every_way_to_aggregate_takes_the_first_instant_of_a_range_and_not_the_o
             for function in AGGREGATES
         ]
     assert {row[0] for row in found[0]} == {TEN}
-    assert len(found[0]) == 3
+    assert len(found[0]) == 5
     assert sorted(found[0], key=str) == sorted(found[1], key=str) == sorted(found[2], key=str)
+
+
+def test_sum_beyond_bigint_is_the_nearest_bigint_on_either_side(at_102: Database) -> None:
+    most, least = 2**63 - 1, -(2**63)
+    totals = {most + 1: most, most: most, 7: 7, -7: -7, least: least, least - 1: least, 10**30: most}
+    assert {total: at_102.value(f"SELECT task_usage_hourly_sum({total})") for total in totals} == totals
 
 
 def test_labels_that_read_alike_one_after_the_other_have_digests_of_their_own(at_102: Database) -> None:

@@ -14,6 +14,7 @@ from tests.support.database import Database, MakeDatabase
 from tests.support.go_runner import drop_legacy, record, run_sql, taken_by_go_to, unrecord
 from tests.support.product import event, small_world, task, upsert_usage, usage
 from tests.support.roles import MakeRole, give_everything_to
+from tests.support.rollup import run_hook
 from tests.support.server import start_server
 from tests.support.v034 import build_v034
 from tests.support.walks import advisory_locks, slices_of, write_history
@@ -436,6 +437,19 @@ def test_history_that_is_rolled_up_passes(at_102: Database) -> None:
     assert found.guard is not None
     assert found.guard.verdict.startswith("passes: the watermark trails usage by an hour at most")
     assert found.backfill is None
+
+
+@pytest.mark.parametrize(("more", "walks"), [("", False), ("1 microsecond", True)])
+def test_history_that_trails_by_exactly_an_hour_passes(at_102: Database, more: str, walks: bool) -> None:
+    rows_of(at_102, "2026-01-05 10:15+00")
+    run_hook(at_102)
+    at_102.execute(
+        "UPDATE task_usage_hourly_rollup_state"
+        f" SET watermark_at = task_usage_hourly_latest_event() - interval '1 hour {more}'"
+    )
+    found = look(at_102)
+    assert found.guard is not None
+    assert found.guard.walks is walks
 
 
 def test_history_that_the_upgrade_would_not_touch_is_left_to_the_backfill(

@@ -422,6 +422,19 @@ def test_what_a_role_that_may_only_create_in_public_has_planted_is_never_run(
     goes_through(v034)
 
 
+@pytest.mark.parametrize("related", ["group", "member"])
+def test_who_could_act_for_the_owner_anyway_is_no_stranger(
+    v034: Database, make_role: MakeRole, related: str
+) -> None:
+    app, other = make_role("app"), make_role("other")
+    give_everything_to(v034, app)
+    v034.execute(f"ALTER TABLE schema_migrations OWNER TO {other}; GRANT ALL ON schema_migrations TO {app}")
+    (reason,) = refusals(v034, v034.url_of(app))
+    assert reason.message.startswith(f"table schema_migrations belongs to {other}, who is neither ")
+    v034.execute(f"GRANT {other} TO {app}" if related == "group" else f"GRANT {app} TO {other}")
+    goes_through(v034, v034.url_of(app))
+
+
 def test_a_trigger_of_a_strangers_on_the_hourly_tables_is_never_fired(
     at_102: Database, make_role: MakeRole
 ) -> None:

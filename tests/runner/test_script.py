@@ -361,7 +361,10 @@ def test_script_leaves_to_103_what_its_walk_has_proven_and_counted(at_102: Datab
 
 def test_session_that_goes_on_after_a_script_holds_no_lock_of_it(at_102: Database) -> None:
     write_history(at_102, 50, months=1)
-    held = "SELECT 'locks left: ' || count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+    held = (
+        "SELECT 'locks left: ' || count(*) FROM pg_locks"
+        " WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+    )
     done = psql(at_102, f"{script(at_102, 'upgrade', '102:head')}\n{held};")
     assert "locks left: 0" in done.stdout, done.stderr
     assert at_102.revision == "104"

@@ -209,7 +209,7 @@ def test_second_way_back_restores_what_was_set_between(v034: Database, make_role
 def test_what_is_remembered_again_is_what_is_there_the_second_time(
     set_by_hand: tuple[Database, str, str],
 ) -> None:
-    database, owner, reader = set_by_hand
+    database, _, reader = set_by_hand
     database.upgrade("102")
     remember = "SELECT rollup_task_usage_hourly_remember_legacy('103')"
     database.execute(remember)

@@ -227,12 +227,12 @@ def test_what_is_lost_is_not_made_up_for_by_another_model_day_or_workspace(
     database, world = counted
     lose_raw_rows(database, "input_tokens > 0")
     # Since the legacy rollups were at work.
-    for created_at, agent, model in (
+    for created_at, by, model in (
         ("2025-03-01 10:25+00", 0, "other"),
         ("2025-03-02 10:25+00", 0, "m"),
         ("2025-03-01 10:25+00", 2, "m"),
     ):
-        event(database.url, world, created_at, agent=agent, model=model)
+        event(database.url, world, created_at, agent=by, model=model)
     with database.connect() as connection:
         assert exceeding(connection) == BOTH
 

@@ -433,6 +433,17 @@ def test_tables_without_statistics_are_analysed_before_the_walk_and_the_rollup_a
     assert set(at_102.execute(has_statistics)) == {("task_usage",), ("task_usage_hourly",)}
 
 
+def test_table_that_something_else_is_vacuuming_is_left_to_it_and_not_waited_for(
+    way: Way, at_102: Database
+) -> None:
+    write_history(at_102, 50, months=1)
+    at_102.execute("DELETE FROM pg_statistic WHERE starelid > 16383")
+    # What a vacuum holds; 103 itself locks neither.
+    at_102.connect().execute("LOCK TABLE agent, task_usage_hourly IN SHARE UPDATE EXCLUSIVE MODE")
+    way.upgrade(at_102, "102", lock_timeout="1s")
+    assert at_102.revision == "104"
+
+
 def test_lag_of_exactly_an_hour_is_no_reason_to_walk(way: Way, at_102: Database) -> None:
     write_history(at_102, 50, months=1)
     run_hook(at_102)

@@ -26,6 +26,7 @@ OF_BLOCKERS = "tests/session/test_blockers.py"
 LOCKS_HELD = "tests/stories/test_locks_held.py"
 
 _HERE = "(SELECT d.oid FROM pg_database d WHERE d.datname = current_database())"
+_OF_THE_ROLLUP = "JOIN pg_proc AS p ON p.oid = t.tgfoid\nWHERE r.relname = ANY (:hourly_tables)"
 _KEY = "(l.classid::bigint << 32 | l.objid::bigint) = :key"
 _ROWS_HELD = "o.written AND o.name <> 'task_usage_hourly_invalidation' AND l.granted"
 
@@ -65,6 +66,27 @@ MUTANTS: list[Mutant] = [
         "            PERFORM pg_advisory_unlock(:hourly_rollup);\n",
         "",
         f"{OF_SCRIPTS} -k 4246",
+    ),
+    Mutant(
+        "a script commits when all is walked",
+        BACKFILL,
+        "        COMMIT;\n        IF v_said IS NOT NULL THEN",
+        "        IF v_said IS NOT NULL THEN",
+        f"{OF_SCRIPTS} -k slices",
+    ),
+    Mutant(
+        "a script waits for a table that is being vacuumed",
+        BACKFILL,
+        "EXECUTE format('ANALYZE (SKIP_LOCKED) public.%I', v_table);",
+        "EXECUTE format('ANALYZE public.%I', v_table);",
+        f"{BOTH_WAYS} -k vacuuming",
+    ),
+    Mutant(
+        "a script waits for the rollup while it is being vacuumed",
+        BACKFILL,
+        "ANALYZE (SKIP_LOCKED) public.task_usage_hourly\n",
+        "ANALYZE public.task_usage_hourly\n",
+        f"{BOTH_WAYS} -k vacuuming",
     ),
     Mutant(
         "a script walks at a lag of exactly an hour",
@@ -372,8 +394,8 @@ MUTANTS: list[Mutant] = [
     Mutant(
         "who may only add to the ledger is refused",
         TABLE_LOCKS,
-        "WHEN w.number < 0 AND NOT has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE') THEN 'ROW EXCLUSIVE'",
-        "WHEN false THEN 'ROW EXCLUSIVE'",
+        "WHEN w.number < 0 AND NOT has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE') THEN",
+        "WHEN false THEN",
         "tests/stories/test_least_role.py -k only_add",
     ),
     Mutant(
@@ -405,6 +427,20 @@ MUTANTS: list[Mutant] = [
         "tests/hourly/test_guard.py -k gives_way",
     ),
     # Checks.
+    Mutant(
+        "a group of the owner's is a stranger",
+        CHECKS,
+        "SELECT m.roleid FROM groups AS g JOIN pg_auth_members AS m ON m.member = g.oid",
+        "SELECT g.oid FROM groups AS g",
+        f"{OF_CHECKS} -k no_stranger",
+    ),
+    Mutant(
+        "a member of the owner is a stranger",
+        CHECKS,
+        "\n        OR pg_has_role(r.oid, (SELECT owner FROM who), 'MEMBER')",
+        "",
+        f"{OF_CHECKS} -k no_stranger",
+    ),
     Mutant(
         "a rule on what is written is nothing",
         CHECKS,
@@ -464,8 +500,8 @@ MUTANTS: list[Mutant] = [
     Mutant(
         "a trigger of the rollup's that is switched off is a doubt",
         CHECKS,
-        "AND t.tgenabled <> 'D'\nJOIN pg_proc AS p ON p.oid = t.tgfoid\nWHERE r.relname = ANY (:hourly_tables)",
-        "\nJOIN pg_proc AS p ON p.oid = t.tgfoid\nWHERE r.relname = ANY (:hourly_tables)",
+        f" AND t.tgenabled <> 'D'\n{_OF_THE_ROLLUP}",
+        f"\n{_OF_THE_ROLLUP}",
         f"{OF_CHECKS} -k doubt",
     ),
     Mutant(
