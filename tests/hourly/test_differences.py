@@ -194,6 +194,22 @@ def test_range_has_its_first_hour_and_not_the_one_after_it(at_102: Database, gon
         assert differences(connection, "-infinity", TEN) == [TEN - HOUR]
 
 
+def test_buckets_of_hours_that_no_client_can_read_are_not_judged(right: tuple[Database, World]) -> None:
+    database, _ = right
+    left_over = (
+        "INSERT INTO task_usage_hourly (bucket_hour, workspace_id, runtime_id, agent_id, provider, model)"
+        " SELECT %s, workspace_id, runtime_id, agent_id, '', '' FROM task_usage_hourly LIMIT 1"
+    )
+    with database.connect(options="-c TimeZone=UTC") as connection, tried(connection):
+        for hour in ("-infinity", "0044-03-15 10:00+00 BC", "9999-01-01 00:00+00", "infinity"):
+            connection.execute(left_over, [hour])
+        assert wrong_keys(connection) == []
+        # Those at either end of what can be read are.
+        for hour in ("0001-01-01 00:00+00", "9998-12-31 23:00+00"):
+            connection.execute(left_over, [hour])
+        assert differences(connection) == [utc(1, 1, 1), utc(9998, 12, 31, 23)]
+
+
 def test_what_is_pending_is_no_difference_unless_it_is_asked_for(right: tuple[Database, World]) -> None:
     database, world = right
     event(database.url, world, TEN + HOUR)

@@ -106,13 +106,16 @@ def test_verify_says_which_columns_it_does_not_compare(used: tuple[Database, Wor
 def test_hours_that_only_the_products_pipeline_stores_stop_nothing(products: tuple[Database, World]) -> None:
     database, world = products
     event(database.url, world, "20250-03-01 10:15+00", "2025-03-01 10:15+00")
-    database.execute(
-        "INSERT INTO task_usage_hourly (bucket_hour, workspace_id, runtime_id, agent_id, provider, model)"
-        " SELECT '20250-03-01 10:00+00', workspace_id, runtime_id, agent_id, provider, model"
-        " FROM task_usage_hourly LIMIT 1"
-    )
+    for hour in ("20250-03-01 10:00+00", "0044-03-15 10:00+00 BC"):
+        database.execute(
+            "INSERT INTO task_usage_hourly (bucket_hour, workspace_id, runtime_id, agent_id, provider, model)"
+            " SELECT %s, workspace_id, runtime_id, agent_id, provider, model"
+            " FROM task_usage_hourly ORDER BY bucket_hour DESC LIMIT 1",
+            hour,
+        )
     result = database.usage_rollup("verify")
     assert result.returncode == 0, result.stdout + result.stderr
+    assert "the hourly rollup equals raw usage: 3 hours compared" in result.stdout
 
 
 def test_the_comparison_is_of_one_snapshot(products: tuple[Database, World]) -> None:

@@ -139,6 +139,10 @@ def test_downgrade_script_for_another_place_is_refused(
     database = make_database(point)
     said = refused(database, script(database, "downgrade", step))
     assert f"this script begins at 104, and this database stands at {place}" in said
+    if place == "base":
+        assert "HINT:  nothing is left to downgrade" in said
+    else:
+        assert f"HINT:  make the script by `alembic downgrade {place}:097 --sql`" in said
 
 
 def test_script_for_where_the_ledger_stands_is_refused_when_102_is_done_anew(

@@ -121,13 +121,21 @@ def test_total_made_of_both_kinds_of_days_counts_each_runtime_as_its_row_does(
         )
     v034.upgrade("102")
     # 2 March: four of UTC's day and three of Kathmandu's.
-    assert (
-        excess(v034)
-        == {
-            None: [],
-            "2025-03-01 20:00+00": [(date(2025, 3, 2), 7, 5)],
-            "2025-03-02 10:00+00": [(date(2025, 3, 2), 7, 6)],
-        }[lost]
+    expected = {
+        None: [],
+        "2025-03-01 20:00+00": [(date(2025, 3, 2), 7, 5)],
+        "2025-03-02 10:00+00": [(date(2025, 3, 2), 7, 6)],
+    }[lost]
+    assert excess(v034) == expected
+    # A third has no row, so nobody knows which day its usage is of: it makes up for nothing.
+    third = runtime(v034.url, world.workspaces[0])
+    v034.execute("UPDATE agent_runtime SET timezone = %s", ZONE)
+    usage(v034.url, task(v034.url, agent(v034.url, world.workspaces[0], third)), "2025-03-02 20:00+00")
+    assert excess(v034) == expected
+    # Tokens as events: each report has as many.
+    assert not v034.execute(
+        "SELECT * FROM task_usage_hourly_legacy_excess()"
+        " WHERE legacy_tokens * raw_events <> raw_tokens * legacy_events"
     )
     v034.upgrade()
     assert where_legacy_is(v034) == ({"legacy_usage"} if lost else set())

@@ -447,10 +447,10 @@ MUTANTS: list[Mutant] = [
         f"{DOWNGRADE} -k each_zone",
     ),
     Mutant(
-        "a published queue refuses the server's updates",
+        "a published queue refuses the server's deletions",
         DOWN,
         "AND (p.pubupdate OR p.pubdelete))",
-        "AND p.pubtruncate)",
+        "AND p.pubupdate)",
         f"{WAY_BACK} -k publication",
     ),
 ]

@@ -216,6 +216,20 @@ MUTANTS: list[Mutant] = [
         "WHERE bucket_hour > GREATEST(p_from, '0001-01-01 00:00:00+00')",
         ORACLE,
     ),
+    Mutant(
+        "buckets before all time are judged",
+        DIFFERENCES,
+        "WHERE bucket_hour >= GREATEST(p_from, '0001-01-01 00:00:00+00')",
+        "WHERE bucket_hour >= p_from",
+        ORACLE,
+    ),
+    Mutant(
+        "buckets after all time are judged",
+        DIFFERENCES,
+        "AND bucket_hour < LEAST(p_to, '9999-01-01 00:00:00+00')",
+        "AND bucket_hour < p_to",
+        ORACLE,
+    ),
     *(
         Mutant(
             f"a set-aside bucket masks others, whatever their {part}",
@@ -464,6 +478,13 @@ MUTANTS: list[Mutant] = [
         DIFFERENCES,
         "WHEN false THEN k.utc_events ELSE LEAST(k.runtime_events, k.utc_events) END), 0) AS raw_events",
         "WHEN false THEN k.utc_events ELSE GREATEST(k.runtime_events, k.utc_events) END), 0) AS raw_events",
+        f"{EXCESS} -k total_made",
+    ),
+    Mutant(
+        "without a row of its own a runtime's tokens count as those of the larger of two days",
+        DIFFERENCES,
+        "ELSE LEAST(k.runtime_tokens, k.utc_tokens) END), 0) AS raw_tokens",
+        "ELSE GREATEST(k.runtime_tokens, k.utc_tokens) END), 0) AS raw_tokens",
         f"{EXCESS} -k total_made",
     ),
     Mutant(

@@ -217,6 +217,13 @@ MUTANTS: list[Mutant] = [
         f"{OF_VERIFY} -k without_any_bucket",
     ),
     Mutant(
+        "buckets that no client can read count as judged",
+        VERIFY,
+        "WHERE bucket_hour < '9999-01-01 00:00:00+00' AND bucket_hour >= GREATEST(",
+        "WHERE bucket_hour >= GREATEST(",
+        f"{OF_VERIFY} -k only_the_products",
+    ),
+    Mutant(
         "what is pending counts as judged",
         VERIFY,
         "WHERE h.hour NOT IN (SELECT public.task_usage_hourly_pending_hours());",
