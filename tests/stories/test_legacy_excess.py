@@ -134,8 +134,8 @@ def test_total_made_of_both_kinds_of_days_counts_each_runtime_as_its_row_does(
     assert excess(v034) == expected
     # Tokens as events: each report has as many.
     assert not v034.execute(
-        "SELECT * FROM task_usage_hourly_legacy_excess()"
-        " WHERE legacy_tokens * raw_events <> raw_tokens * legacy_events"
+        "SELECT * FROM task_usage_hourly_legacy_excess() WHERE raw_tokens <> raw_events * (SELECT"
+        " input_tokens + output_tokens + cache_read_tokens + cache_write_tokens FROM task_usage LIMIT 1)"
     )
     v034.upgrade()
     assert where_legacy_is(v034) == ({"legacy_usage"} if lost else set())
