@@ -177,6 +177,18 @@ def test_a_ledger_row_of_somebody_else_keeps_no_login_waiting(v034: Database) ->
     assert v034.revision == "100"
 
 
+def test_no_table_of_the_product_is_asked_for_before_the_ledger_is_free(v034: Database) -> None:
+    v034.upgrade("097")
+    reader = v034.connect(application_name="a reader")
+    reader.execute('SELECT FROM "user"')
+    with holding(v034, "a row of the ledger", STEMS["100"]) as pid:
+        said = busy(v034, "upgrade", "100")
+    names_the_holder(said, pid)
+    assert "a reader" not in said
+    reader.rollback()
+    v034.upgrade("100")
+
+
 @pytest.mark.parametrize("held", LEDGERS)
 @pytest.mark.parametrize("step", ["100", "102", "103", "104"])
 def test_a_held_ledger_ends_each_step_with_its_holder_named(

@@ -424,7 +424,7 @@ MUTANTS: list[Mutant] = [
         TABLE_LOCKS,
         "GROUP BY w.number, w.mode ORDER BY w.number",
         "GROUP BY w.number, w.mode ORDER BY w.number DESC",
-        f"{LOCKS_HELD} -k no_login",
+        f"{LOCKS_HELD} -k asked_for_before_the",
     ),
     Mutant(
         "table locks are waited for and never given way",
