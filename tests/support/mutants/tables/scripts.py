@@ -345,7 +345,7 @@ MUTANTS: list[Mutant] = [
         SCHEDULE,
         "has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') AS usable",
         "has_schema_privilege(n.oid, 'USAGE') AS usable",
-        f"{OF_SCHEDULE} -k role",
+        f"{OF_SCHEDULE} -k not_read_the_jobs",
     ),
     Mutant(
         "anybody's schema cron is pg_cron",
