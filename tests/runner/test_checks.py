@@ -493,6 +493,7 @@ def test_what_may_refuse_a_step_is_a_doubt_until_it_is_switched_off(at_102: Data
         return found
 
     assert [(d["message"], d["hint"]) for d in doubts()] == [(doubt, f"if it does: {switch_off}")]
+    assert refusals(at_102) == []
     at_102.execute(switch_off)
     assert doubts() == []
 

@@ -452,6 +452,16 @@ def test_kept_tables_move_back_and_are_rolled_forward_in_every_cycle(kept: tuple
     assert {row[0] for rows in legacy(database).values() for row in rows} == {date(2025, 3, 1)}
 
 
+def test_kept_watermarks_do_not_go_back(kept: tuple[Database, World]) -> None:
+    database, _ = kept
+    # A moment ago, where those of a rollup that is built anew are five minutes ago.
+    for state in STATES:
+        database.execute(f"UPDATE legacy_usage.{state} SET watermark_at = now()")
+    was = [database.value(f"SELECT watermark_at FROM legacy_usage.{state}") for state in STATES]
+    database.downgrade("102")
+    assert watermarks(database) == was
+
+
 def test_kept_tables_bring_the_catalog_of_102_back(
     kept: tuple[Database, World], make_database: MakeDatabase
 ) -> None:

@@ -203,6 +203,14 @@ MUTANTS: list[Mutant] = [
         f"{RELIED} -k way_back",
     ),
     Mutant(
+        "the owner of the hourly rollup is taken for a reader",
+        UP,
+        """AND g.grantee <> (
+            SELECT h.relowner FROM pg_class h WHERE h.oid = to_regclass('public.task_usage_hourly'))""",
+        "",
+        f"{WAY_BACK} -k comments",
+    ),
+    Mutant(
         "who could read the hourly rollup before may not after the way back",
         UP,
         _MAY_READ,
@@ -397,6 +405,13 @@ MUTANTS: list[Mutant] = [
         "ORDER BY length(n.nspname) DESC, n.nspname DESC",
         "ORDER BY n.nspname DESC",
         f"{DOWNGRADE} -k kept",
+    ),
+    Mutant(
+        "kept watermarks go back",
+        DOWN,
+        "SET watermark_at = GREATEST(watermark_at, $1)', v_name)",
+        "SET watermark_at = $1', v_name)",
+        f"{DOWNGRADE} -k kept_watermarks",
     ),
     Mutant(
         "half a copy moves back",

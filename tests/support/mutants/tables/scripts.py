@@ -449,6 +449,13 @@ MUTANTS: list[Mutant] = [
         f"{OF_CHECKS} -k no_stranger",
     ),
     Mutant(
+        "a trigger that somebody relies on stops the upgrade",
+        CHECKS,
+        "OR r.relname = 'schema_migrations' AND x.owner NOT IN (SELECT t.oid FROM trusted AS t)",
+        "OR r.relname = 'schema_migrations'",
+        f"{OF_CHECKS} -k doubt",
+    ),
+    Mutant(
         "a rule on what is written is nothing",
         CHECKS,
         "WHERE r.relname = ANY (:hourly_tables) AND w.rulename <> '_RETURN'",
