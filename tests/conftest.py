@@ -20,7 +20,7 @@ OURS_AT_HEAD = "ours at head"
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    with open_server() as server:
+    with open_server() as server, server.administered():
         yield server
 
 

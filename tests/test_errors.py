@@ -242,7 +242,7 @@ def test_statement_that_somebody_cancels_says_to_begin_again(v034: Database) -> 
     assert v034.execute(
         "SELECT pg_cancel_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid NOT IN (pg_backend_pid(), %s)",
-        reader.pid,
+        reader.info.backend_pid,
     ) == [(True,)]
     said += finish(process, 255)
     assert failed(said)[0].endswith("(SQLSTATE 57014)")

@@ -6,14 +6,18 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
+from email import message_from_bytes
+from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
 import typer.main
+from packaging.requirements import Requirement
 
 from tests.support.database import ROOT, Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.files import project_files
 from tests.support.places import PLACE
 from tests.support.v034 import generate_history
@@ -45,13 +49,36 @@ class Environment:
         """Return what an operator would put in ALEMBIC_CONFIG."""
         return output(self.program("python"), "-m", "usage_rollup.revisions", cwd=self.directory).strip()
 
-    def install(self, *arguments: str) -> None:
+    def install(self, wheel: Path) -> None:
         pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-        output(*pip, "--python", self.program("python"), "install", *arguments, cwd=self.directory)
+        here = ("--python", self.program("python"))
+        output(*pip, *here, "install", "--no-index", "--no-deps", str(wheel), cwd=self.directory)
+
+    def lend(self, needed: Requirement) -> None:
+        """Link what is installed here of a requirement, and of all that it requires in turn."""
+        installed = distribution(needed.name)
+        assert needed.specifier.contains(installed.version), f"{needed}, and here is {installed.version}"
+        (site_packages,) = self.directory.glob("lib/python*/site-packages")
+        for name in {file.parts[0] for file in installed.files or []} - {"..", "__pycache__"}:
+            if not (site_packages / name).exists():
+                (site_packages / name).symlink_to(Path(str(installed.locate_file(name))))
+        for script in installed.entry_points.select(group="console_scripts"):
+            text = Path(sys.executable).with_name(script.name).read_text("utf-8")
+            program = Path(self.program(script.name))
+            program.write_text(text.replace(sys.executable, self.program("python"), 1), "utf-8")
+            program.chmod(0o755)
+        for requirement in requirements(installed.requires or [], needed.extras or {""}):
+            self.lend(requirement)
+
+
+def requirements(texts: Iterable[str], extras: set[str]) -> list[Requirement]:
+    """Return those that hold here with any of the extras."""
+    found = map(Requirement, texts)
+    return [r for r in found if not r.marker or any(r.marker.evaluate({"extra": e}) for e in extras)]
 
 
 def output(*command: str, cwd: Path) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -63,17 +90,21 @@ def make_environment(directory: Path) -> Environment:
 
 @pytest.fixture(scope="session")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return where a sdist lies, and the wheel that was built from it."""
+    """Return where a sdist lies, and the wheel that was built from it by the backend that is installed."""
     directory = tmp_path_factory.mktemp("dist")
-    output(sys.executable, "-m", "build", "--outdir", str(directory), str(ROOT), cwd=directory)
+    command = (sys.executable, "-m", "build", "--no-isolation", "--outdir", str(directory), str(ROOT))
+    output(*command, cwd=directory)
     return directory
 
 
 @pytest.fixture(scope="session")
 def bare(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """Return an environment with the wheel and what it depends on."""
+    """Return an environment with the wheel and what it requires; `make build` has pip fetch that."""
     environment = make_environment(tmp_path_factory.mktemp("bare") / "venv")
-    environment.install(str(next(dist.glob("*.whl"))))
+    environment.install(next(dist.glob("*.whl")))
+    described = next(content for name, content in wheel(dist).items() if name.endswith("/METADATA"))
+    for requirement in requirements(message_from_bytes(described).get_all("Requires-Dist") or [], {""}):
+        environment.lend(requirement)
     return environment
 
 
@@ -125,7 +156,7 @@ def test_sdist_is_what_is_tracked(dist: Path) -> None:
 
 def test_release_under_another_tag_than_the_versions_is_refused_in_one_sentence() -> None:
     command = [sys.executable, "-m", "tests.support.release", "--tag", "v0.0"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     expected = f"the tag v0.0 is not v{version('usage-rollup')}, the version in pyproject.toml\n"
     assert (done.returncode, done.stderr) == (1, expected)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.database import ROOT, Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.walks import write_history
 
 pytestmark = pytest.mark.process
@@ -63,7 +64,7 @@ def status_of(database: Database, sink: str, *command: str, **extra: str) -> int
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            timeout=60,
+            timeout=DEADLINE_S,
             check=False,
         ).returncode
 

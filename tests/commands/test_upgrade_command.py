@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.database import BIN, Database, MakeDatabase
+from tests.support.deadline import DEADLINE_S
 from tests.support.product import wait_until
 from usage_rollup.contract import MIGRATION_RUN
 
@@ -97,7 +98,7 @@ def test_upgrade_ended_by_a_signal_leaves_no_session_behind(end: signal.Signals,
     process = v034.spawn(str(BIN / "usage-rollup"), "upgrade")
     wait_until(lambda: v034.value(f"{sessions} AND wait_event_type = 'Lock'"), "the step waits for its lock")
     process.send_signal(end)
-    assert process.wait(timeout=30) == 128 + end
+    assert process.wait(timeout=DEADLINE_S) == 128 + end
     assert process.stdout is not None
     assert "Traceback" not in process.stdout.read()
     wait_until(lambda: v034.value(sessions) == 0, "its sessions have ended")

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from tests.support.database import ROOT, Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.product import event, small_world, wait_until
 from tests.support.rollup import row_versions
 from tests.support.terminal import displayed, on_a_terminal
@@ -161,7 +162,7 @@ def test_lock_is_free_for_others_while_it_rests(at_102: Database, months: list[d
             "4246 is free between two slices",
         )
     process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=30)
+    printed, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130
     assert "finished slices stay; run the same command to go on" in printed
     heal(at_102)
@@ -175,7 +176,7 @@ def test_signal_cancels_the_statement_keeps_slices_and_the_same_command_goes_on(
         process = at_102.spawn("usage-rollup", "backfill")
         wait_until_blocked(at_102)
         process.send_signal(signum)
-        printed, _ = process.communicate(timeout=30)
+        printed, _ = process.communicate(timeout=DEADLINE_S)
         assert process.returncode == status
         wait_until(lambda: runners(at_102) == 0, "the session has ended")
         assert advisory_locks(at_102) == []

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.database import Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.horizon import HORIZON, named_at_once, rewrite_function, without_margin
 from tests.support.product import event, small_world, task, upsert_usage, usage, utc, wait_until
 from tests.support.rollup import row_versions, run_hook
@@ -239,7 +240,7 @@ def test_killed_walk_resumes_without_redoing_finished_slices(used: Database) -> 
         finished = versions(used)
         assert [hour for hour, *_ in finished] == [utc(2025, 1, 10, 10)] * 2
         runner.kill()
-        printed, _ = runner.communicate(timeout=30)
+        printed, _ = runner.communicate(timeout=DEADLINE_S)
         assert runner.returncode != 0
         assert "Traceback" not in printed
     assert used.revision == "102"
@@ -470,7 +471,7 @@ def test_4246_is_held_while_103_runs_and_free_afterwards(used: Database) -> None
     assert used.revision == "102"
     assert set(advisory_locks(used)) == {MIGRATION_RUN, HOURLY_ROLLUP}
     reader.rollback()
-    printed, _ = runner.communicate(timeout=60)
+    printed, _ = runner.communicate(timeout=DEADLINE_S)
     assert runner.returncode == 0, printed
     wait_until(lambda: runners(used) == 0, "the session has ended")
     assert advisory_locks(used) == []
@@ -488,7 +489,7 @@ def test_session_that_waits_for_4246_gets_its_turn_between_slices(used: Database
                 ),
                 "a session waits for 4246",
             )
-        turn.result(timeout=30)
+        turn.result(timeout=DEADLINE_S)
         assert committed_months(used) == [JANUARY]
         waiter.commit()
         assert hook.result().slices == 3

@@ -10,6 +10,7 @@ import pytest
 from psycopg import errors
 
 from tests.support.database import ROOT, Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.legacy import LEGACY_TABLES
 from tests.support.product import event, small_world, wait_until
 from tests.support.rollup import queued, run_hook
@@ -265,7 +266,7 @@ def test_guard_waits_for_a_tick_that_is_running(rolled_up: Database) -> None:
         # It keeps nobody from a table meanwhile.
         assert exclusive_locks(rolled_up) == 0
         tick.commit()
-        dropping.result(timeout=30)
+        dropping.result(timeout=DEADLINE_S)
     assert legacy_tables(rolled_up) == 0
 
 
@@ -293,7 +294,10 @@ def test_guard_waits_for_a_tick_whatever_tables_others_have_locked(rolled_up: Da
 def test_guard_does_not_wait_under_table_locks_for_which_the_tick_waits(rolled_up: Database) -> None:
     tick = rolled_up.connect()
     tick.execute("SELECT pg_advisory_xact_lock(4246)")
-    with ThreadPoolExecutor(1) as pool, rolled_up.connect(options="-c statement_timeout=30s") as session:
+    with (
+        ThreadPoolExecutor(1) as pool,
+        rolled_up.connect(options=f"-c statement_timeout={DEADLINE_S:.0f}s") as session,
+    ):
         session.execute("LOCK TABLE task_usage IN ACCESS EXCLUSIVE MODE")
         ticking = pool.submit(tick.execute, "SELECT public.rollup_task_usage_hourly()")
         wait_until(
@@ -306,7 +310,7 @@ def test_guard_does_not_wait_under_table_locks_for_which_the_tick_waits(rolled_u
         with pytest.raises(errors.LockNotAvailable, match="another session is writing the hourly rollup"):
             session.execute(SQL.replace(PATIENCE, b"interval '1 hour'"))
         session.rollback()
-        ticking.result(timeout=30)
+        ticking.result(timeout=DEADLINE_S)
     tick.commit()
 
 
@@ -414,7 +418,7 @@ def waits_for_legacy_table(database: Database) -> bool:
 def test_103_gives_way_to_a_reader_and_live_queries_go_on(rolled_up: Database) -> None:
     reader = rolled_up.connect(application_name="a long report")
     reader.execute("SELECT count(*) FROM task_usage_daily")
-    live = rolled_up.connect(autocommit=True, options="-c lock_timeout=20s")
+    live = rolled_up.connect(autocommit=True, options=f"-c lock_timeout={DEADLINE_S:.0f}s")
 
     # The trap: the same SQL without the runner's way of locking makes every later query queue.
     with ThreadPoolExecutor(1) as pool, rolled_up.connect() as naive:
@@ -436,7 +440,7 @@ def test_103_gives_way_to_a_reader_and_live_queries_go_on(rolled_up: Database) -
         live.execute("SELECT count(*) FROM task_usage")
     assert migration.poll() is None
     reader.rollback()
-    printed, _ = migration.communicate(timeout=60)
+    printed, _ = migration.communicate(timeout=DEADLINE_S)
     assert migration.returncode == 0, printed
     assert legacy_tables(rolled_up) == 0
 

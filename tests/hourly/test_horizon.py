@@ -10,6 +10,7 @@ import pytest
 from psycopg import IsolationLevel
 
 from tests.support.database import Connection, Database, MakeDatabase
+from tests.support.deadline import DEADLINE_S
 from tests.support.horizon import begin, rewrite_function, without_margin
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
@@ -30,7 +31,7 @@ AT_ONCE = "0 seconds"
 LONG = "20 seconds"
 WRITE = "enqueue_task_usage_hourly_dirty_for_tu_write()"
 HELD_BACK_BY = "task_usage_hourly_held_back_by()"
-BOUNDED = "-c statement_timeout=30s"
+BOUNDED = f"-c statement_timeout={DEADLINE_S:.0f}s"
 
 # The lock that every writer of usage holds until its transaction ends.
 WRITES = "LOCK TABLE task_usage IN ROW EXCLUSIVE MODE"

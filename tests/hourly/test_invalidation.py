@@ -12,6 +12,7 @@ import pytest
 from psycopg import errors
 
 from tests.support.database import Connection, Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.oracle import differing_hours
 from tests.support.product import (
     World,
@@ -33,8 +34,8 @@ pytestmark = pytest.mark.server
 QUEUED = "SELECT count(*) FROM task_usage_hourly_invalidation"
 
 # A statement that must not wait fails when it does.
-DOES_NOT_WAIT = "-c lock_timeout=500ms -c statement_timeout=20s"
-BOUNDED = "-c statement_timeout=20s"
+DOES_NOT_WAIT = f"-c lock_timeout={DEADLINE_S:.0f}s -c statement_timeout={DEADLINE_S:.0f}s"
+BOUNDED = f"-c statement_timeout={DEADLINE_S:.0f}s"
 
 TABLES = ("task_usage", "agent_task_queue", "issue", "agent")
 
@@ -577,6 +578,7 @@ def test_transactions_that_touch_the_same_buckets_in_opposite_order_do_not_wait(
     other.execute(delete, [rows[21, 1]])
     if trigger == "naive":
         # One waits for the other here; were it not for the timeout, both would, for ever.
+        one.execute("SET LOCAL lock_timeout = '50ms'")
         with pytest.raises(errors.LockNotAvailable):
             one.execute(delete, [rows[21, 2]])
         return

@@ -32,6 +32,7 @@ from tests.support.crashes import (
     waits_at,
 )
 from tests.support.database import Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.horizon import without_margin
 from tests.support.oracle import differing_hours
 from tests.support.processes import finish
@@ -189,7 +190,7 @@ def test_by_default_nobody_is_added_beside_a_client_at_work(
         finish(database.spawn("usage-rollup", "backfill", JOBS="auto"))
         at_work.cancel()
         with pytest.raises(psycopg.errors.QueryCanceled):
-            working.result(timeout=60)
+            working.result(timeout=DEADLINE_S)
     assert len(walkers(database)) == len(MONTHS)
     assert len({*walkers(database)}) == 1
     finish(start(database, 1))
@@ -282,7 +283,7 @@ def test_session_that_waits_for_4246_gets_it_between_slices(
         wait_until(lambda: committed_months(database) == [JANUARY], "one of the two slices has ended")
         assert not turn.done()
         february.close()
-        turn.result(timeout=30)
+        turn.result(timeout=DEADLINE_S)
         # The session that was done first has not begun another slice in the meantime.
         assert committed_months(database) == [JANUARY, FEBRUARY]
         assert database.execute(HOLDERS) == [("ExclusiveLock", 1, 1, 0)]
@@ -306,7 +307,7 @@ def test_session_that_waits_for_4246_before_the_workers_come_does_not_stop_the_w
             wait_until(lambda: waiters(database) == 1, "a session is blocked on 4246")
         try:
             # A shared lock is refused while somebody is queued for the exclusive one.
-            turn.result(timeout=20)
+            turn.result(timeout=DEADLINE_S)
             waiter.commit()
         finally:
             if not turn.done():

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.database import Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.pg_cron import JOBS, OURS, PG_CRON
 from tests.support.roles import MakeRole
 from usage_rollup.contract import TICK_JOB as JOB
@@ -121,7 +122,7 @@ def test_cron_line_ticks_when_its_file_is_filled_in(
         env={"PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE_S,
         check=False,
     )
     # What is printed, cron would mail.

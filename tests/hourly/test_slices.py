@@ -14,6 +14,7 @@ from psycopg.types.multirange import TimestamptzMultirange
 from psycopg.types.range import TimestamptzRange
 
 from tests.support.database import Connection, Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.product import Timestamp, event, small_world, task, utc, wait_until
 from tests.support.rollup import run_hook
 from tests.support.walks import blocked_at, runners, slices, wait_until_blocked
@@ -328,7 +329,7 @@ def test_walk_keeps_the_indexes_of_a_table_that_somebody_reads(
     reader.execute("SELECT count(*) FROM task_usage_hourly")
     # Until its end, without which a walk that waited would wait for ever.
     with used.migration_connection() as connection:
-        connection.exec_driver_sql("SET statement_timeout = '20s'")
+        connection.exec_driver_sql(f"SET statement_timeout = '{DEADLINE_S:.0f}s'")
         connection.commit()
         assert backfill_before_103(connection, Options(jobs=1)).slices == 4
     assert reader.execute("SELECT count(*) FROM task_usage_hourly").fetchone() == (4,)
@@ -353,7 +354,7 @@ def kill_without_indexes(database: Database) -> None:
         runner = database.spawn("alembic", "upgrade", "head")
         wait_until_blocked(database)
         runner.kill()
-        runner.communicate(timeout=30)
+        runner.communicate(timeout=DEADLINE_S)
         assert runner.returncode != 0
     wait_until(lambda: runners(database) == 0, "its backend has ended the statement")
     assert database.revision == "102"

@@ -9,6 +9,7 @@ import pytest
 from psycopg import IsolationLevel, errors
 
 from tests.support.database import Connection, Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, task, upsert_usage, wait_until
 from tests.support.rollup import EVERY_HOUR, TICK, WATERMARK, queued
@@ -24,7 +25,7 @@ DAY = timedelta(days=1)
 # The horizon's distance from the clock where no transaction is open.
 FIVE_MINUTES = timedelta(minutes=5)
 
-BOUNDED = "-c statement_timeout=20s"
+BOUNDED = f"-c statement_timeout={DEADLINE_S:.0f}s"
 
 
 def catch_up(db: Database) -> None:

@@ -10,6 +10,7 @@ import pytest
 from psycopg import errors
 
 from tests.support.database import Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.horizon import begin, stuck_writer
 from tests.support.processes import finish
 from tests.support.product import event, small_world, wait_until
@@ -191,7 +192,7 @@ def test_error_does_not_hide_a_success_that_came_later(at_102: Database) -> None
         " SET last_run_finished_at = clock_timestamp(), last_run_rows = 7"
     )
     other.commit()
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=DEADLINE_S)[0]
     assert process.returncode == 1, output
     assert "canceling statement due to user request" in output
     assert at_102.execute("SELECT last_error, last_run_rows FROM task_usage_hourly_rollup_state") == [
@@ -248,7 +249,7 @@ def test_signal_cancels_the_tick_in_the_server(at_102: Database, signum: signal.
     wait_until(lambda: at_102.execute(BLOCKED), "the tick waits")
     assert advisory_locks(at_102) == [4246]
     process.send_signal(signum)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=DEADLINE_S)[0]
     assert process.returncode == status, output
     assert "Traceback" not in output
     # Gone although what it waited for is still there.

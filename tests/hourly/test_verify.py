@@ -8,6 +8,7 @@ import re
 import pytest
 
 from tests.support.database import Database, MakeDatabase
+from tests.support.deadline import DEADLINE_S
 from tests.support.later_release import apply_later_release
 from tests.support.product import World, event, small_world, usage
 from tests.support.shapes import make_products
@@ -126,7 +127,7 @@ def test_the_comparison_is_of_one_snapshot(products: tuple[Database, World]) -> 
     wait_until_blocked(database)
     meanwhile.execute(FALSIFY)
     meanwhile.commit()
-    output, _ = verifying.communicate(timeout=30)
+    output, _ = verifying.communicate(timeout=DEADLINE_S)
     assert verifying.returncode == 0, output
     # The trap: what was committed while it waited is wrong.
     assert database.usage_rollup("verify").returncode == 3

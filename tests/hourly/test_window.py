@@ -11,6 +11,7 @@ import pytest
 from psycopg import IsolationLevel, errors, sql
 
 from tests.support.database import Connection, Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
 from tests.support.roles import MakeRole
 from tests.support.rollup import EVERY_HOUR, QUEUED_ONLY, WINDOW, queued, wrong_hours
@@ -20,7 +21,7 @@ from tests.support.v034 import generate_history
 pytestmark = pytest.mark.server
 
 # A statement that must not wait fails when it does.
-DOES_NOT_WAIT = "-c lock_timeout=2s -c statement_timeout=20s"
+DOES_NOT_WAIT = f"-c lock_timeout={DEADLINE_S:.0f}s -c statement_timeout={DEADLINE_S:.0f}s"
 
 LEVELS = [
     pytest.param(level, id=level.name.lower())
@@ -209,7 +210,7 @@ def test_invalidation_committed_between_drain_and_recompute_survives(
 
     blocker = at_102.connect()
     blocker.execute("LOCK TABLE task_usage_hourly")
-    caller = at_102.connect(options="-c statement_timeout=20s")
+    caller = at_102.connect(options=f"-c statement_timeout={DEADLINE_S:.0f}s")
     caller.isolation_level = level
     with ThreadPoolExecutor(1) as pool:
         window = pool.submit(caller.execute, WINDOW)
@@ -291,7 +292,7 @@ def test_window_waits_for_another_one_and_sees_what_that_one_could_not(at_102: D
     world = small_world(at_102.url)
     victim = event(at_102.url, world, "2025-03-01 10:15+00")
     event(at_102.url, world, "2025-03-01 10:45+00")
-    first, second = at_102.connect(), at_102.connect(options="-c statement_timeout=20s")
+    first, second = at_102.connect(), at_102.connect(options=f"-c statement_timeout={DEADLINE_S:.0f}s")
     first.execute(WINDOW)
     at_102.execute("DELETE FROM task_usage WHERE id = %s", victim)
     with ThreadPoolExecutor(1) as pool:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.database import Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.product import wait_until
 from tests.support.rollup import heal
 from tests.support.walks import (
@@ -99,7 +100,7 @@ def test_a_backfill_that_rests_between_slices_is_running(at_102: Database, month
     )
     assert said(at_102).startswith("running, ")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=DEADLINE_S)
     wait_until(lambda: runners(at_102) == 0, "the session has ended")
     assert said(at_102).startswith("interrupted at ")
     heal(at_102)

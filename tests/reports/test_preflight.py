@@ -355,13 +355,15 @@ def test_who_holds_a_lock_that_hides_something_is_named_once_and_it_may_pass(
     assert (
         f": {table} was not free in time: another session holds a lock that this needs; in the way: " in line
     )
-    assert f"in the way: pid {holder.pid} (postgres, in the way, idle in transaction since " in line
-    assert f"SELECT pg_terminate_backend({holder.pid})" in line
+    assert (
+        f"in the way: pid {holder.info.backend_pid} (postgres, in the way, idle in transaction since " in line
+    )
+    assert f"SELECT pg_terminate_backend({holder.info.backend_pid})" in line
     told = json.loads(database.usage_rollup("preflight", "--json").stdout)
     assert (told["goes_through"], told["status"], told["only_locks"]) == (False, TRY_AGAIN, True)
     assert len(told["not_seen"]) == 1
     upgrade = database.alembic("-x", "lock-timeout=1s", "upgrade", "head")
-    assert (upgrade.returncode, f"pid {holder.pid} " in upgrade.stdout) == (TRY_AGAIN, True)
+    assert (upgrade.returncode, f"pid {holder.info.backend_pid} " in upgrade.stdout) == (TRY_AGAIN, True)
 
 
 def test_a_lock_that_outlasts_the_patience_may_pass_by_itself_and_another_reason_may_not(

@@ -8,9 +8,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Iterator
 
-import psycopg
 import pytest
 
+from tests.support.closing import Session
 from tests.support.crashes import Boundary, stopped_at, waits_at
 from tests.support.database import ROOT, Database, MakeDatabase
 from tests.support.go_runner import (
@@ -379,7 +379,7 @@ Decide = Callable[[str | None, frozenset[str] | None, Iterable[str]], Standing]
 def decide(server: Server) -> Iterator[Decide]:
     """Return a function that asks the decision about what was not seen anywhere."""
     question = decision().replace("%", "%%")
-    with psycopg.connect(server.url(), autocommit=True) as connection:
+    with Session.connect(server.url(), autocommit=True) as connection:
 
         def decide(version: str | None, stems: frozenset[str] | None, objects: Iterable[str]) -> Standing:
             answer = connection.execute(

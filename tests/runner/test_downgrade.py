@@ -15,11 +15,21 @@ import pytest
 
 from tests.support.crashes import Boundary, stopped_at, waits_at
 from tests.support.database import ROOT, Database, MakeDatabase
+from tests.support.deadline import DEADLINE_S
 from tests.support.horizon import begin, without_margin
 from tests.support.legacy import lose_raw_rows, roll_up_as_v034, where_legacy_is
 from tests.support.oracle import differing_hours
 from tests.support.pg_cron import JOBS, OURS, PG_CRON
-from tests.support.product import LONG_MODEL, World, event, small_world, task, upsert_usage, usage, wait_until
+from tests.support.product import (
+    LONG_MODEL,
+    World,
+    event,
+    small_world,
+    task,
+    upsert_usage,
+    usage,
+    wait_until,
+)
 from tests.support.roles import MakeRole, give_everything_to
 from tests.support.rollup import hourly
 from tests.support.server import Server
@@ -624,7 +634,7 @@ def test_way_back_killed_at_a_step_is_where_it_was_before_that_step_and_can_be_r
         pid = waits_at(head, at_the_ledger)
         assert pid is not None
         process.send_signal(getattr(signal, how))
-        printed, _ = process.communicate(timeout=30)
+        printed, _ = process.communicate(timeout=DEADLINE_S)
         assert process.returncode == {"SIGKILL": -9, "SIGTERM": 143}[how]
         assert "Traceback" not in printed
     wait_until(lambda: is_gone(head, pid), "its session is over")

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from tests.support.database import ROOT, Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.processes import finish, read_until
 from tests.support.product import wait_until
 from tests.support.sessions import is_idle
@@ -158,7 +159,7 @@ def test_lock_is_free_after_sigkill_and_the_next_run_resumes(at_102: Database) -
         process = at_102.spawn("alembic", "upgrade", "head")
         wait_until_blocked(at_102)
         process.send_signal(signal.SIGKILL)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=DEADLINE_S)
         assert process.returncode == -signal.SIGKILL
         assert slices(output) == 2
         # Nobody told the server: its backend still waits, holding both locks.

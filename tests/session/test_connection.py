@@ -13,7 +13,9 @@ import pytest
 import sqlalchemy as sa
 from psycopg import pq
 
+from tests.support.closing import Session
 from tests.support.database import Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.processes import read_until
 from tests.support.product import event, small_world, wait_until
 from tests.support.roles import MakeRole, give_objects_to
@@ -103,7 +105,7 @@ def test_session_settings_hold_whatever_the_environment_sets(
 
 def test_application_name_of_the_url_is_not_the_runners(head: Database) -> None:
     url = f"{head.url}&application_name=somebody"
-    with psycopg.connect(url) as plain:
+    with Session.connect(url) as plain:
         assert plain.execute("SHOW application_name").fetchone() == ("somebody",)
     with connect(url, 0) as pinned:
         assert pinned.execute("SHOW application_name").fetchone() == ("usage-rollup",)
@@ -224,7 +226,7 @@ def test_upgrade_waits_for_a_stopped_server_and_goes_on_when_it_is_started(own: 
     process = own.spawn("alembic", "upgrade", "head")
     read_until(process, "waiting up to 180 s for the database")
     own.server.restart()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, output
     assert own.revision == "104"
 
@@ -240,7 +242,7 @@ def test_upgrade_waits_while_the_server_rejects_sessions(own: Database) -> None:
     read_until(process, "waiting up to 180 s for the database")
     keeper.close()
     own.server.restart()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, output
     assert own.revision == "104"
 

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from tests.support.database import Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.entrypoint import STARTED
 from tests.support.processes import finish, read_until
 from tests.support.product import wait_until
@@ -482,7 +483,7 @@ def killed(database: Database, program: str) -> subprocess.Popen[str]:
     process = database.spawn(sys.executable, "-c", program)
     wait_until(lambda: sleeps(database), "the statement runs")
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=DEADLINE_S)
     return process
 
 

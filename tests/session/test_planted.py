@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import psycopg
 import pytest
 
+from tests.support.closing import Session
 from tests.support.database import Database
 from tests.support.oracle import wrong_buckets
 from tests.support.pg_cron import PG_CRON
@@ -147,7 +148,7 @@ def plant(database: Database, role: str) -> None:
         "CREATE SCHEMA seen; CREATE TABLE seen.log (what text, as_role text, query text);"
         "GRANT USAGE ON SCHEMA seen TO PUBLIC; GRANT INSERT ON seen.log TO PUBLIC"
     )
-    with psycopg.connect(database.url_of(role), autocommit=True) as session:
+    with Session.connect(database.url_of(role), autocommit=True) as session:
         for signature, result in FUNCTIONS:
             _plant(session, signature, result)
         for number, (operator, left, right) in enumerate(OPERATORS):
@@ -251,7 +252,7 @@ def test_what_is_planted_is_called_by_who_looks_in_public(
     v034: Database, hostile: Callable[[Database], Hostile]
 ) -> None:
     # The trap.
-    with psycopg.connect(hostile(v034).url) as session:
+    with Session.connect(hostile(v034).url) as session:
         assert session.execute("SELECT * FROM pg_settings").fetchall() == []
         session.execute("SELECT pg_try_advisory_lock(%s), format('%%s', 'a'::text)", (4246,))
         session.execute("SELECT FROM pg_catalog.pg_class WHERE oid = %s", (4246,))
@@ -312,7 +313,7 @@ def test_no_command_tick_or_trigger_runs_what_is_planted(
     reached = hostile(head)
     # Whatever differs is repaired, and what is written meanwhile goes through the triggers.
     head.execute("DELETE FROM task_usage_hourly")
-    with psycopg.connect(reached.url, autocommit=True) as server:
+    with Session.connect(reached.url, autocommit=True) as server:
         server.execute("UPDATE task_usage SET input_tokens = 7, updated_at = created_at")
         server.execute("UPDATE agent_task_queue SET issue_id = NULL")
         server.execute("UPDATE issue SET project_id = NULL")
@@ -328,7 +329,7 @@ def test_no_command_tick_or_trigger_runs_what_is_planted(
         )
     for asked in ("current", "check", "history"):
         assert reached.alembic(asked).returncode in (0, 255)
-    with psycopg.connect(reached.url, autocommit=True) as server:
+    with Session.connect(reached.url, autocommit=True) as server:
         server.execute("DELETE FROM task_usage")
         server.execute("TRUNCATE task_usage CASCADE")
         server.execute("SELECT public.rollup_task_usage_hourly()")

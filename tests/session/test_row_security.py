@@ -7,6 +7,7 @@ import re
 import psycopg
 import pytest
 
+from tests.support.closing import Session
 from tests.support.database import Database
 from tests.support.oracle import wrong_buckets
 from tests.support.product import event, small_world, upsert_usage
@@ -59,7 +60,7 @@ def test_upgrade_is_refused_before_its_first_write_where_a_policy_binds_who_acts
     database, owner = owned
     hide(database, table)
     # The trap: to its owner the table is empty, and the guard of 103 passes over an empty one.
-    with psycopg.connect(database.url_of(owner)) as session:
+    with Session.connect(database.url_of(owner)) as session:
         assert session.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
     url = database.url_of(owner) if migrator == "the owner" else database.url
     before = database.catalog()
@@ -131,7 +132,7 @@ def test_tick_that_a_server_or_pg_cron_runs_fails_under_a_policy_and_eats_no_que
     hide(database, "task_usage")
     waiting = queued(database)
     with (
-        psycopg.connect(database.url_of(owner)) as session,
+        Session.connect(database.url_of(owner)) as session,
         pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security policy"),
     ):
         session.execute(f"SELECT public.{call}")
@@ -145,8 +146,8 @@ def test_policy_on_a_private_table_fails_no_write_of_the_server_and_is_named(
     database, owner = used
     hide(database, table)
     waiting = queued(database)
-    with psycopg.connect(database.url_of(owner), autocommit=True) as server:
-        (task,) = server.execute("SELECT task_id FROM task_usage LIMIT 1").fetchone() or ()
+    with Session.connect(database.url_of(owner), autocommit=True) as server:
+        ((task,),) = server.execute("SELECT task_id FROM task_usage LIMIT 1").fetchall()
         upsert_usage(server, task, tokens=3)
         server.execute("UPDATE agent_task_queue SET issue_id = NULL")
         server.execute("DELETE FROM task_usage")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.support.database import Database
+from tests.support.database import BIN, Database
 from tests.support.processes import finish, read_until
 from tests.support.product import wait_until
 from tests.support.walks import runners
@@ -27,7 +27,7 @@ logging.basicConfig(level=logging.INFO, handlers=[Terminated()])
 if sys.argv[1:] == ["plain"]:
     signals._is_in_notice = lambda frame: False
 with connection.migration_session() as session:
-    session.exec_driver_sql("DO $$ BEGIN RAISE INFO 'here'; PERFORM pg_sleep(60); END $$")
+    session.exec_driver_sql("DO $$ BEGIN RAISE INFO 'here'; PERFORM pg_sleep(600); END $$")
 """
 
 
@@ -55,7 +55,8 @@ def test_signal_among_the_imports_ends_a_command_as_any_other_does(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgres://u:p@127.0.0.1:{silent.getsockname()[1]}/d"
-        process = empty.spawn(*command, DATABASE_URL=url, PYTHONPROFILEIMPORTTIME="1")
+        program, *arguments = command
+        process = empty.spawn(str(BIN / program), *arguments, DATABASE_URL=url, PYTHONPROFILEIMPORTTIME="1")
         read_until(process, f" {imported}\n")
         process.send_signal(signum)
         finish(process, status)

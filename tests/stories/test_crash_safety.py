@@ -21,6 +21,7 @@ from tests.support.crashes import (
     waits_at,
 )
 from tests.support.database import Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.product import wait_until
 from tests.support.server import Server
 from tests.support.v034 import V034_STEMS
@@ -71,7 +72,7 @@ def test_run_killed_at_a_boundary_ends_as_an_undisturbed_one(
             )
             assert runner.poll() is None, runner.communicate()
             KILL[kill](database, runner)
-            printed, _ = runner.communicate(timeout=30)
+            printed, _ = runner.communicate(timeout=DEADLINE_S)
             assert runner.returncode != 0
             assert "Traceback" not in printed
     finally:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from psycopg import pq
 
-from tests.support.database import ROOT, Database
+from tests.support.database import BIN, ROOT, Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.entrypoint import ENTRYPOINT, SHELLS, STARTED
 from tests.support.product import wait_until
 from tests.support.server import Server, start_server
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.process
 
 
 def output_of(process: subprocess.Popen[str]) -> str:
-    return process.communicate(timeout=60)[0]
+    return process.communicate(timeout=DEADLINE_S)[0]
 
 
 def test_migrates_and_then_becomes_the_command(v034: Database) -> None:
@@ -112,7 +113,7 @@ def test_command_runs_in_the_callers_directory(head: Database, tmp_path: Path) -
         env=head.environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE_S,
         check=False,
     )
     assert result.returncode == 0, result.stderr
@@ -126,7 +127,7 @@ def test_migrates_from_any_directory(v034: Database, tmp_path: Path) -> None:
         env=v034.environment(CDPATH=str(ROOT.parent)),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE_S,
         check=False,
     )
     assert result.returncode == 0, result.stderr
@@ -159,7 +160,10 @@ def test_command_gets_its_signals_itself(head: Database, signum: signal.Signals)
 # Stopped in the middle.
 
 ENDS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
-COMMANDS = {"entrypoint": ("./entrypoint.sh", "echo", STARTED), "alembic": ("alembic", "upgrade", "head")}
+COMMANDS = {
+    "entrypoint": ("./entrypoint.sh", "echo", STARTED),
+    "alembic": (str(BIN / "alembic"), "upgrade", "head"),
+}
 
 
 @pytest.mark.parametrize("shell", SHELLS, ids=" ".join)

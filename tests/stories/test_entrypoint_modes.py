@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.database import NOWHERE, ROOT, Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.entrypoint import ENTRYPOINT, SHELLS, STARTED
 from tests.support.processes import finish, read_until
 from tests.support.product import wait_until
@@ -33,7 +34,7 @@ def test_migrate_off_becomes_the_command_without_a_database(v034: Database) -> N
     process = v034.spawn(
         "./entrypoint.sh", "sh", "-c", "echo $$ $#", "sh", "a b", "", MIGRATE="off", DATABASE_URL=NOWHERE
     )
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=DEADLINE_S)[0]
     assert (process.returncode, output) == (0, f"{process.pid} 2\n")
 
 
@@ -95,7 +96,7 @@ def test_operators_command_runs_without_migrating_where_alembic_ini_lies(
     program.write_text("#!/bin/sh\npwd\necho $$ $*\n")
     program.chmod(0o755)
     process = v034.spawn("./entrypoint.sh", "usage-rollup", "a", PATH=f"{tmp_path}:/usr/bin:/bin")
-    assert process.communicate(timeout=60)[0] == f"{ROOT}\n{process.pid} a\n"
+    assert process.communicate(timeout=DEADLINE_S)[0] == f"{ROOT}\n{process.pid} a\n"
 
 
 def test_failed_migration_ends_with_commands_for_those_who_cannot_enter_the_container(
@@ -133,7 +134,7 @@ def test_migration_that_was_told_to_stop_has_not_failed(at_102: Database) -> Non
     process = at_102.spawn("./entrypoint.sh", "migrate")
     wait_until(lambda: runners(at_102) == 1, "the run is connected")
     process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=DEADLINE_S)[0]
     assert process.returncode == 143, output
     assert "The migration failed" not in output
 
@@ -180,7 +181,7 @@ def test_signal_reaches_a_migration_that_knows_none_yet(
 def test_any_posix_shell_knows_the_modes(head: Database, shell: list[str]) -> None:
     def status(*arguments: str, **extra: str) -> tuple[int, str]:
         process = head.spawn(*shell, "entrypoint.sh", *arguments, **extra)
-        return process.wait(timeout=60), process.communicate()[0]
+        return process.wait(timeout=DEADLINE_S), process.communicate()[0]
 
     assert status("echo", STARTED, MIGRATE="off") == (0, f"{STARTED}\n")
     assert status("echo", STARTED, MIGRATE="never")[0] == 2

@@ -19,14 +19,23 @@ import pytest
 from psycopg import IsolationLevel, errors
 
 from tests.support.database import ROOT, MakeDatabase
+from tests.support.deadline import DEADLINE_S
 from tests.support.naive import Naive, NaiveRefusal, Ours, Pipeline
-from tests.support.product import LONG_MODEL, World, event, small_world, task, upsert_usage, usage, wait_until
+from tests.support.product import (
+    LONG_MODEL,
+    World,
+    event,
+    small_world,
+    task,
+    upsert_usage,
+    usage,
+    wait_until,
+)
 from tests.support.sessions import is_blocked
 from tests.support.walks import slices_of
 
 WINDOW = "SELECT public.rollup_task_usage_hourly_window('-infinity', 'infinity')"
-BOUNDED = "-c statement_timeout=20s"
-DOES_NOT_WAIT = "-c lock_timeout=500ms -c statement_timeout=20s"
+BOUNDED = f"-c statement_timeout={DEADLINE_S:.0f}s"
 
 
 @pytest.fixture(params=["naive", "ours"])
@@ -487,7 +496,9 @@ def test_h13_an_idle_transaction_does_not_freeze_the_tick(pipeline: Pipeline, wo
     idle = pipeline.db.connect()
     idle.execute("DELETE FROM task_usage WHERE id = %s", [both[1]])
     frozen = False
-    caller = pipeline.db.connect(autocommit=True, options=DOES_NOT_WAIT)
+    caller = pipeline.db.connect(autocommit=True, options=BOUNDED)
+    if pipeline.naive:
+        caller.execute("SET lock_timeout = '500ms'")
     try:
         caller.execute("SELECT rollup_task_usage_hourly()")
     except errors.LockNotAvailable:

@@ -16,7 +16,7 @@ from tests.support.database import NOWHERE, ROOT
 from tests.support.product import wait_until
 from tests.support.soak.commands import Command
 from tests.support.soak.findings import Finding
-from tests.support.soak.judge import judge
+from tests.support.soak.judge import SESSIONS, judge
 from tests.support.soak.plan import HEAD, KINDS, PIPELINE, V034, Fault, draw
 from tests.support.soak.road import Road
 from tests.support.soak.stage import Stage, set_up
@@ -141,7 +141,9 @@ def stage() -> Iterator[Stage]:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give what is left no time to go, once what ran before has gone."""
+    wait_until(lambda: not stage.database.execute(SESSIONS), "no session is left")
     monkeypatch.setattr("tests.support.product.DEADLINE_S", 0.1)
 
 

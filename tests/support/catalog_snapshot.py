@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import Any
 
-import psycopg
-
+from tests.support.closing import Session
 from tests.support.database import Database
 from usage_rollup.queries import beside
 
@@ -54,5 +52,5 @@ def difference(before: list[tuple[str, ...]], after: list[tuple[str, ...]]) -> l
 _NAME = re.compile(r'"(?:\w+name|table)": "((?:[^"\\]|\\.)*)"')
 
 
-def pinned_session(database: Database) -> psycopg.Connection[tuple[Any, ...]]:
-    return psycopg.connect(database.url, autocommit=True, options=PINNED, client_encoding="SQL_ASCII")
+def pinned_session(database: Database) -> Session:
+    return Session.connect(database.url, autocommit=True, options=PINNED, client_encoding="SQL_ASCII")

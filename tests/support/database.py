@@ -15,6 +15,8 @@ import psycopg
 import sqlalchemy as sa
 
 from tests.support import programs
+from tests.support.closing import Session, close_all
+from tests.support.deadline import DEADLINE_S
 from tests.support.server import Server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,22 +28,6 @@ NOWHERE = "postgres://nobody@127.0.0.1:1/nowhere"
 Connection = psycopg.Connection[Any]
 
 
-class Session(Connection):
-    """A session that is over in the server, too, when close() returns, as at the end of a `with`.
-
-    So that no later step finds it holding advisory lock 4246.
-    """
-
-    server: Server
-    pid = 0
-
-    def close(self) -> None:
-        super().close()
-        pid, self.pid = self.pid, 0
-        if pid:
-            self.server.wait_until_gone(pid)
-
-
 @dataclass
 class Database:
     """One test's database: how to reach it, and the real commands run on it."""
@@ -49,6 +35,7 @@ class Database:
     server: Server
     name: str
     opened: list[Session] = field(default_factory=list)
+    spawned: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -61,23 +48,17 @@ class Database:
     def connect(self, *, autocommit: bool = False, **conninfo: Any) -> Session:
         """Open a session that ends with its `with` block, or else with the test."""
         session = Session.connect(self.url, autocommit=autocommit, **conninfo)
-        session.server, session.pid = self.server, session.info.backend_pid
         self.opened.append(session)
         return session
 
     def end_sessions(self) -> None:
         """End the sessions of connect() that are still open, all at once: one may wait for another."""
-        pids = [session.pid for session in self.opened if session.pid]
-        for session in self.opened:
-            session.pid = 0
-            session.close()
+        close_all(*self.opened)
         self.opened.clear()
-        if pids:
-            self.server.wait_until_gone(*pids)
 
     def execute(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Run one statement in a session and transaction of its own; committed when it returns."""
-        with psycopg.connect(self.url, autocommit=True) as connection:
+        with Session.connect(self.url, autocommit=True) as connection:
             # Without parameters a literal % is just that.
             cursor = connection.execute(statement, parameters or None)
             return cursor.fetchall() if cursor.description else []
@@ -103,9 +84,7 @@ class Database:
 
     def alembic(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
         """Run `alembic` to its end; standard output and error are merged in `stdout`."""
-        return programs.run(
-            "alembic", arguments, cwd=ROOT, env=self.environment(**extra), timeout_s=120, merge=True
-        )
+        return self._run("alembic", arguments, self.environment(**extra), merge=True)
 
     def upgrade(self, target: str = "head", **extra: str) -> str:
         """Upgrade, which must succeed; return what was printed."""
@@ -129,13 +108,21 @@ class Database:
 
     def usage_rollup(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
         """Run `usage-rollup` to its end, 200 columns wide."""
-        return programs.run(
-            "usage-rollup",
-            arguments,
-            cwd=ROOT,
-            env=self.environment(**{"COLUMNS": "200", **extra}),
-            timeout_s=60,
-        )
+        return self._run("usage-rollup", arguments, self.environment(**{"COLUMNS": "200", **extra}))
+
+    def _run(
+        self, program: str, arguments: tuple[str, ...], env: dict[str, str], *, merge: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program, and wait for the end of its sessions, unless others of the test are at work.
+
+        Nor where it went through a pooler, which keeps them.
+        """
+        before = self.server.runs(self.name)
+        done = programs.run(program, arguments, cwd=ROOT, env=env, timeout_s=DEADLINE_S, merge=merge)
+        direct = f":{self.server.port}/" in env["DATABASE_URL"]
+        if direct and all(process.poll() is not None for process in self.spawned):
+            self.server.wait_until_gone(*(self.server.runs(self.name) - before))
+        return done
 
     def run(self, *command: str, cwd: Path | str = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
         """Run a real command to its end, standard output and error apart."""
@@ -146,21 +133,30 @@ class Database:
             capture_output=True,
             stdin=subprocess.DEVNULL,
             text=True,
-            timeout=60,
+            timeout=DEADLINE_S,
             check=False,
         )
 
     def spawn(self, *command: str, **extra: str) -> subprocess.Popen[str]:
-        """Start a real process, `alembic` or `./entrypoint.sh`; output merged in its stdout."""
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=self.environment(**extra),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
+        """Start a process, `alembic` or `./entrypoint.sh`; output merged in its stdout.
+
+        `alembic` and `usage-rollup` are forked (programs.py); a path, that of BIN / "alembic", is executed.
+        """
+        env = self.environment(**extra)
+        self.spawned.append(
+            programs.Started(command[0], command[1:], cwd=ROOT, env=env)
+            if command[0] in programs.ENTRY_POINTS
+            else subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                text=True,
+            )
         )
+        return self.spawned[-1]
 
     @property
     def revision(self) -> str | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from tests.support.database import Database, Session
+from tests.support.closing import Session
+from tests.support.database import Database
 
 HORIZON = "public.task_usage_hourly_horizon(interval)"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-import psycopg
+from tests.support.closing import Session
 
 # (oracle EXCEPT hourly) and (hourly EXCEPT oracle), by the contract's definition. An hour is judged
 # unless an event in it has not been passed by the watermark, or something is queued: any queued row
@@ -83,7 +83,7 @@ WHERE h.uncosted_input_tokens IS NOT NULL
 
 def differing_hours(url: str) -> list[datetime]:
     """Return the hours in which a committed rollup is wrong; none where there is no rollup yet."""
-    with psycopg.connect(url, options="-c TimeZone=UTC") as connection:
+    with Session.connect(url, options="-c TimeZone=UTC") as connection:
         ready = connection.execute(
             "SELECT to_regclass('public.task_usage_hourly_invalidation') IS NOT NULL"
             " AND to_regclass('public.task_usage_hourly_rollup_state') IS NOT NULL"
@@ -108,5 +108,5 @@ def wrong_costs(url: str) -> list[tuple[Any, ...]]:
 
 
 def _rows(url: str, query: str) -> list[tuple[Any, ...]]:
-    with psycopg.connect(url, options="-c TimeZone=UTC -c search_path=public") as connection:
+    with Session.connect(url, options="-c TimeZone=UTC -c search_path=public") as connection:
         return connection.execute(query).fetchall()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 
+from tests.support.deadline import DEADLINE_S
+
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:
     """Return what a process prints up to and including the line that contains `text`."""
@@ -18,7 +20,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
 
 def finish(process: subprocess.Popen[str], status: int = 0) -> str:
     """Wait until a process ends with `status`, and without a traceback; return what it printed."""
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == status, printed
     assert "Traceback" not in printed
     assert "Exception ignored" not in printed

@@ -17,6 +17,9 @@ from uuid import UUID
 
 import psycopg
 
+from tests.support.closing import Session
+from tests.support.deadline import DEADLINE_S
+
 Target = psycopg.Connection[Any] | str
 
 # A datetime, or text that PostgreSQL reads: psycopg's datetime knows no infinity.
@@ -28,9 +31,6 @@ AS_CREATED: Timestamp = "as created"
 # Random text, which does not compress: longer than an index row of the hourly table may be, and short
 # enough for task_usage's own.
 LONG_MODEL = "".join(md5(str(number).encode()).hexdigest() for number in range(1, 83))
-
-# Far beyond anything a test waits for; only a broken one gets there.
-DEADLINE_S = 30.0
 
 
 def utc(*parts: int) -> datetime:
@@ -223,12 +223,12 @@ def upsert_usage(
     )
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
+def wait_until(condition: Callable[[], object], what: str, *, every_s: float = 0.02) -> None:
     """Ask `condition` again and again until it holds; fail with `what` after DEADLINE_S."""
     give_up = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < give_up, f"never happened: {what}"
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 def _insert(target: Target, statement: str, **parameters: Any) -> UUID:
@@ -240,7 +240,7 @@ def _insert(target: Target, statement: str, **parameters: Any) -> UUID:
 
 
 def _session(target: Target) -> AbstractContextManager[psycopg.Connection[Any]]:
-    return psycopg.connect(target) if isinstance(target, str) else nullcontext(target)
+    return Session.connect(target) if isinstance(target, str) else nullcontext(target)
 
 
 def _tag(kind: str) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import psycopg
 
 from tests.support.catalog_snapshot import difference, pinned_session, read, snapshot
+from tests.support.closing import Session
 from tests.support.database import Database
 from tests.support.hostile import CHANGES
 from tests.support.oracle import differing_hours
@@ -174,7 +175,7 @@ class Stage:
             for role in roles:
                 self.admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{role}'")
             if needs_space:
-                with psycopg.connect(self.admin.url, autocommit=True) as session:
+                with Session.connect(self.admin.url, autocommit=True) as session:
                     session.execute("SET allow_in_place_tablespaces = on")
                     session.execute(f"CREATE TABLESPACE {gaps['tablespace']} LOCATION ''")
             with contextlib.closing(pinned_session(database)) as session:

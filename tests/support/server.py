@@ -79,6 +79,7 @@ class Server:
         self._host = options.pop("host", "")
         self._port = options.pop("port", "")
         self._options = options
+        self._session: psycopg.Connection | None = None
 
     def url(
         self,
@@ -136,12 +137,30 @@ class Server:
     def wait_until_gone(self, *pids: int) -> None:
         """Wait until sessions that their clients have closed are over in the server, too.
 
-        close() returns earlier, and until then the server's process holds its advisory locks and its
-        place in the database. A server that is down, or full, has none that a test could wait for.
+        Until then the server's process holds its advisory locks and its place in the database. A server
+        that is down, or full, has none that a test could wait for.
         """
         alive = "SELECT FROM pg_stat_activity WHERE pid = ANY(%s)"
-        with contextlib.suppress(psycopg.OperationalError), self._connect() as conn:
-            wait_until(lambda: not conn.execute(alive, [list(pids)]).fetchall(), f"{pids} have ended")
+        if not pids:
+            return
+        with contextlib.suppress(psycopg.OperationalError), self._admin_session() as conn:
+            wait_until(
+                lambda: not conn.execute(alive, [list(pids)]).fetchall(), f"{pids} have ended", every_s=0.002
+            )
+
+    def runs(self, name: str) -> set[int]:
+        """Return the sessions of runs in a database, none where asking would take a session more."""
+        if self._session is None:
+            return set()
+        query = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND application_name = 'usage-rollup'"
+        return {pid for (pid,) in self._session.execute(query, [name])}
+
+    @contextlib.contextmanager
+    def administered(self) -> Iterator[None]:
+        """Make, drop and wait in one session of the database that is the server's own, not in one each."""
+        with self._connect() as self._session:
+            yield
+        self._session = None
 
     def program(self, name: str) -> str:
         """Return the path of a client program, pg_dump or psql, of the binaries at hand."""
@@ -163,8 +182,11 @@ class Server:
     def _connect(self) -> psycopg.Connection:
         return psycopg.connect(self.url(self._admin), autocommit=True, connect_timeout=30)
 
+    def _admin_session(self) -> contextlib.AbstractContextManager[psycopg.Connection]:
+        return contextlib.nullcontext(self._session) if self._session else self._connect()
+
     def _execute(self, statement: str, *names: str) -> None:
-        with self._connect() as conn:
+        with self._admin_session() as conn:
             # The statements are this module's constants; only the names vary, and they are quoted.
             query: Any = statement
             conn.execute(sql.SQL(query).format(*map(sql.Identifier, names)))

@@ -13,6 +13,7 @@ import termios
 import pyte
 
 from tests.support.database import BIN, ROOT, Database
+from tests.support.deadline import DEADLINE_S
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -45,7 +46,7 @@ def on_a_terminal(
     while chunk := _read(ours):
         printed += chunk
     os.close(ours)
-    process.wait(timeout=60)
+    process.wait(timeout=DEADLINE_S)
     screen = printed.decode().replace("\r\n", "\n")
     return screen if colours else ESCAPES.sub("", screen)
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from tests.support import programs
 from tests.support.database import NOWHERE, ROOT, Database
+from tests.support.deadline import DEADLINE_S
 
 ALL_ALONE = ("-X", "-v", "ON_ERROR_STOP=1")
 
@@ -95,7 +96,9 @@ def script(database: Database, *arguments: str, **extra: str) -> str:
 @cache
 def _made(arguments: tuple[str, ...], environment: tuple[tuple[str, str], ...]) -> str:
     """Make a script; once only, because nothing of the database that will run it can get into it."""
-    done = programs.run("alembic", (*arguments, "--sql"), cwd=ROOT, env=dict(environment), timeout_s=60)
+    done = programs.run(
+        "alembic", (*arguments, "--sql"), cwd=ROOT, env=dict(environment), timeout_s=DEADLINE_S
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -108,7 +111,7 @@ def psql(database: Database, text: str, *options: str) -> subprocess.CompletedPr
         env=database.environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=DEADLINE_S,
         check=False,
     )
 

@@ -16,7 +16,7 @@ from usage_rollup.contract import STEMS
 # A tick does a day of events; what is queued is a matter of one or two.
 _TICKS = 100
 
-_SESSIONS = (
+SESSIONS = (
     "SELECT pid, application_name, state, query FROM pg_stat_activity"
     " WHERE datname = current_database() AND application_name = 'usage-rollup'"
 )
@@ -55,7 +55,7 @@ def judge(stage: Stage, place: str) -> None:
 
 def _require_nobody_left(stage: Stage) -> None:
     """I4: no session of ours is left, nor an advisory lock, soon after the last command has ended."""
-    for what, query in (("session", _SESSIONS), ("advisory lock", _ADVISORY)):
+    for what, query in (("session", SESSIONS), ("advisory lock", _ADVISORY)):
         try:
             wait_until(partial(_is_empty, stage, query), what)
         except AssertionError:
