@@ -13,7 +13,7 @@ from tests.support.database import ROOT, Database
 from tests.support.server import Server, start_server
 from usage_rollup.session.opening import MINIMUM_VERSION
 
-pytestmark = [pytest.mark.server, pytest.mark.xdist_group("postgres_14")]
+pytestmark = [pytest.mark.xdist_group("postgres_14")]
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +22,7 @@ def on_14() -> Iterator[Database]:
         yield Database(server, "postgres")
 
 
+@pytest.mark.server
 def test_these_tests_run_on_the_major_that_was_asked_for(server: Server) -> None:
     assert server.version // 10000 >= MINIMUM_VERSION
     if (asked := os.environ.get("PG")) and not os.environ.get("PG_BIN"):

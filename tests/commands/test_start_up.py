@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.database import Database
+from tests.support.database import BIN, Database
 from tests.support.walks import write_history
 
 pytestmark = pytest.mark.process
@@ -13,9 +13,9 @@ pytestmark = pytest.mark.process
 HEAVY = {"typer", "rich", "usage_rollup.commands", "usage_rollup.reports", "usage_rollup.schema"}
 
 
-def imported(database: Database, *command: str) -> set[str]:
+def imported(database: Database, program: str, *arguments: str) -> set[str]:
     """Run a real command with nobody watching; return the modules it imported."""
-    done = database.run(*command, PYTHONPROFILEIMPORTTIME="1")
+    done = database.run(str(BIN / program), *arguments, PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     return {line.rsplit("|", 1)[1].strip() for line in lines}

@@ -32,8 +32,6 @@ from usage_rollup.errors import BackfillRefused, LockBusy
 from usage_rollup.hourly.backfill import Backfill
 from usage_rollup.session import advisory_lock
 
-pytestmark = pytest.mark.server
-
 JANUARY, MARCH, APRIL = utc(2025, 1, 1), utc(2025, 3, 1), utc(2025, 4, 1)
 
 

@@ -12,8 +12,6 @@ from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world
 from tests.support.rollup import EVERY_HOUR, TICK, WATERMARK, queued, wrong_hours
 
-pytestmark = pytest.mark.server
-
 FIRST = datetime(2025, 3, 1, 10, 15, tzinfo=UTC)
 NO_TIME = "SET usage_rollup.tick_budget = '0'"
 SETTLE = "rollup_task_usage_hourly_settle(timestamptz,timestamptz,timestamptz)"

@@ -8,8 +8,6 @@ from tests.support.database import Database
 from tests.support.product import World, event, small_world, upsert_usage
 from tests.support.rollup import TICK, UNQUEUE, WINDOW, queued, wrong_hours
 
-pytestmark = pytest.mark.server
-
 # As the server says them: every column of the row, whatever the edit was.
 EDITS = {
     "title_of_an_issue": "UPDATE issue SET title = 'edited', project_id = project_id, updated_at = now()",

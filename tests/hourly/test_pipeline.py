@@ -12,8 +12,6 @@ from usage_rollup.contract import BASELINE, HOURLY, LEGACY
 from usage_rollup.hourly import pipeline
 from usage_rollup.session.connection import transaction
 
-pytestmark = pytest.mark.server
-
 OURS_IN_TEMP = """
 SELECT relname AS name FROM pg_class WHERE relnamespace = pg_my_temp_schema() AND relkind = 'r'
 UNION ALL SELECT proname FROM pg_proc WHERE pronamespace = pg_my_temp_schema()

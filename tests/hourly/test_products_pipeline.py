@@ -18,8 +18,6 @@ from usage_rollup.hourly.catch_up import catch_up
 from usage_rollup.session.connection import migration_session
 from usage_rollup.session.options import Options
 
-pytestmark = pytest.mark.server
-
 FIRST = datetime(2025, 1, 10, 10, 20, tzinfo=UTC)
 
 

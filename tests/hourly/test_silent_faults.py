@@ -9,8 +9,6 @@ from tests.support.product import World, event, small_world, task, upsert_usage
 from tests.support.roles import MakeRole
 from tests.support.rollup import TICK, WINDOW, heal, queued, wrong_hours
 
-pytestmark = pytest.mark.server
-
 TEARDOWN = "SET LOCAL multica.workspace_teardown = 'on'"
 REPLICA = "SET LOCAL session_replication_role = replica"
 

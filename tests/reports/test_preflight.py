@@ -24,8 +24,6 @@ from usage_rollup.errors import REFUSED, TRY_AGAIN
 from usage_rollup.reports.preflight import Preflight, preflight
 from usage_rollup.session.options import Options
 
-pytestmark = pytest.mark.server
-
 # Fits the index of task_usage because it compresses, and is too long for a comparison by length alone.
 LONG_MODEL = "m" * 2700
 

@@ -13,8 +13,6 @@ from tests.support.roles import MakeRole, give_everything_to
 from tests.support.rollup import heal, queued
 from usage_rollup.reports.trigger_rights import TriggerRights, find
 
-pytestmark = pytest.mark.server
-
 OURS = """
 SELECT oid::regprocedure::text FROM pg_proc
 WHERE prosecdef AND prorettype = 'trigger'::regtype AND pronamespace = 'public'::regnamespace

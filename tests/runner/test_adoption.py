@@ -41,8 +41,6 @@ from usage_rollup.contract import (
 from usage_rollup.errors import AdoptionRefused
 from usage_rollup.runner.adoption import Adoption, Standing, decision, standing
 
-pytestmark = pytest.mark.server
-
 REVISIONS = list(STEMS)
 
 # Later releases number further, and insert steps below 100.

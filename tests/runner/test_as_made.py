@@ -21,6 +21,7 @@ SELECT conname FROM pg_constraint WHERE contype IN ('c', 'f', 'u', 'x') AND conr
 """
 
 
+@pytest.mark.server
 def test_columns_are_read_from_the_revisions_as_the_catalog_shows_them(at_102: Database) -> None:
     made = {**footprint.columns("097"), **footprint.columns("101")}
     assert {*HOURLY.columns, *LEGACY.columns, "task_usage"} <= made.keys()
@@ -28,6 +29,7 @@ def test_columns_are_read_from_the_revisions_as_the_catalog_shows_them(at_102: D
     assert found == {(table, name): kind for table, kinds in made.items() for name, kind in kinds.items()}
 
 
+@pytest.mark.server
 def test_constraints_of_the_hourly_tables_are_known_by_name(at_102: Database) -> None:
     tables = [f"public.{table}" for table in footprint.hourly_tables()]
     assert {name for (name,) in at_102.execute(CONSTRAINTS, tables)} <= footprint.constraints()

@@ -10,8 +10,6 @@ from tests.support.verdicts import both_refuse, goes_through, mend, messages, re
 from tests.support.ways import psql, script
 from usage_rollup.session.options import Options
 
-pytestmark = pytest.mark.server
-
 TRIGGER = "CREATE FUNCTION needless() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'"
 
 # What is created, and how it is named. Those of the first list stand on a legacy table and nothing else.
@@ -150,6 +148,7 @@ def test_what_goes_with_a_table_or_column_is_in_nobodys_way(v034: Database, chan
     goes_through(v034)
 
 
+@pytest.mark.server
 def test_a_member_of_an_extension_is_named_with_what_sets_it_free(v034: Database) -> None:
     v034.execute("ALTER EXTENSION plpgsql ADD FUNCTION task_usage_rollup_lag_seconds()")
     found = both_refuse(v034)

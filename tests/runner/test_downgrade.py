@@ -37,8 +37,6 @@ from tests.support.sessions import is_gone
 from tests.support.v034 import build_v034, generate_history
 from usage_rollup.contract import STEMS
 
-pytestmark = pytest.mark.server
-
 Rows = list[tuple[Any, ...]]
 
 TARGETS = ("102", "101", "100", "097")

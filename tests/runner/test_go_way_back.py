@@ -13,8 +13,6 @@ from tests.support.roles import MakeRole
 from tests.support.rollup import TICK, hourly, wrong_hours
 from usage_rollup.contract import STEMS
 
-pytestmark = pytest.mark.server
-
 
 def gone_back(database: Database, to: str) -> None:
     """Undo 102, and 101 too where `to` is 100, as the Go runner does: files, then ledger rows."""

@@ -26,8 +26,6 @@ from tests.support.walks import (
 from tests.support.ways import ALL_ALONE, psql, script
 from usage_rollup.contract import MIGRATION_RUN
 
-pytestmark = pytest.mark.server
-
 
 def start(database: Database, text: str) -> subprocess.Popen[str]:
     """Start psql on a script and return while it runs."""

@@ -17,8 +17,6 @@ from tests.support.rollup import TICK, WATERMARK, hourly, row_versions, wrong_ho
 from tests.support.v034 import generate_history
 from usage_rollup.contract import STEMS
 
-pytestmark = pytest.mark.server
-
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -177,6 +175,7 @@ def set_by_hand(v034: Database, make_role: MakeRole) -> tuple[Database, str, str
     return v034, owner, reader
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("target", ["102", "097"])
 def test_way_back_leaves_owners_grants_comments_and_replica_identity_as_they_were(
     set_by_hand: tuple[Database, str, str], target: str

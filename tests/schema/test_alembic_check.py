@@ -16,8 +16,6 @@ from tests.support.v034 import generate_history
 from usage_rollup.contract import HOURLY
 from usage_rollup.schema.metadata import METADATA
 
-pytestmark = pytest.mark.server
-
 CLEAN = "No new upgrade operations detected."
 
 
@@ -71,6 +69,7 @@ def products_later(make_database: MakeDatabase) -> Database:
     return database
 
 
+@pytest.mark.server
 @pytest.mark.parametrize(
     "made",
     [

@@ -17,8 +17,6 @@ from usage_rollup.contract import STEMS
 from usage_rollup.schema import catalog
 from usage_rollup.session.connection import snapshot
 
-pytestmark = pytest.mark.server
-
 WINDOW = "function rollup_task_usage_hourly_window(timestamp with time zone, timestamp with time zone)"
 
 
@@ -40,6 +38,7 @@ def passes(database: Database) -> str:
 # The snapshot
 
 
+@pytest.mark.server
 def test_snapshot_is_what_the_revisions_make(empty: Database) -> None:
     empty.upgrade()
     with empty.migration_connection() as connection, snapshot(connection):
@@ -212,6 +211,7 @@ def test_function_replaced_by_hand_is_shown_with_the_lines_around_the_change(hea
     assert "\n   AS $function$\n" in shown
 
 
+@pytest.mark.server
 def test_index_left_invalid_by_a_failed_concurrent_build_is_found(head: Database) -> None:
     insert = "INSERT INTO task_usage_hourly_backfill VALUES ('{}', '2026-01-02', 1, '2026-01-02')"
     for hour in ("2026-01-01 00:00+00", "2026-01-01 01:00+00"):
@@ -261,6 +261,7 @@ def test_json_is_one_object_with_every_difference(head: Database) -> None:
     ]
 
 
+@pytest.mark.server
 def test_equal_is_one_line(head: Database) -> None:
     assert passes(head) == f"the schema equals revision 104: {len(catalog.expected())} objects compared\n"
 

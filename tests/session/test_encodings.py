@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.support.database import Database
+from tests.support.database import BIN, Database
 from tests.support.oracle import differing_hours, wrong_buckets
 from tests.support.product import event, small_world
 from tests.support.roles import MakeRole, give_everything_to
@@ -100,7 +100,7 @@ def test_commands_show_what_a_database_holds(
     (found,) = json.loads(database.usage_rollup("verify", "--json").stdout)["set_aside"]
     assert found["error"].encode("utf-8", "surrogateescape")[:3] == b"mod"
     # A terminal or a file that is not UTF-8 either: the program itself, because the stream is made for it.
-    plain = database.run("usage-rollup", "verify", PYTHONIOENCODING="ascii")
+    plain = database.run(str(BIN / "usage-rollup"), "verify", PYTHONIOENCODING="ascii")
     assert plain.returncode == 0, plain.stderr
     assert r"mod\xe8le" in plain.stdout
     database.execute("DELETE FROM task_usage_hourly_set_aside")

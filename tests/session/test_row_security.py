@@ -16,8 +16,6 @@ from tests.support.rollup import heal, queued
 from tests.support.v034 import generate_history
 from tests.support.ways import WAYS
 
-pytestmark = pytest.mark.server
-
 READ = ["agent", "agent_task_queue", "issue", "task_usage"]
 
 

@@ -9,8 +9,6 @@ from tests.support.go_runner import GO_102, record, run_sql
 from tests.support.product import LONG_MODEL, event, small_world
 from tests.support.rollup import TICK, WATERMARK, queued, wrong_hours
 
-pytestmark = pytest.mark.server
-
 UNREADABLE = ("-infinity", "0044-03-15 10:00+00 BC", "20250-01-01 00:00+00", "infinity")
 
 # Two labels that read the same with a slash between provider and model, both too long to be stored.

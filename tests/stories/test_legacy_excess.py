@@ -13,8 +13,6 @@ from tests.support.legacy import lose_raw_rows, roll_up_as_v034, where_legacy_is
 from tests.support.product import World, agent, event, runtime, small_world, task, usage
 from tests.support.roles import MakeRole
 
-pytestmark = pytest.mark.server
-
 # 082 as the ledger has it; what the daily rollup wrote before is days of UTC.
 BEFORE_082 = "applied_at - interval '1 day' FROM schema_migrations WHERE version LIKE '082%'"
 ZONE = "Asia/Kathmandu"  # 5:45 ahead of UTC

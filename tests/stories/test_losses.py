@@ -16,8 +16,6 @@ from tests.support.product import LONG_MODEL, World, event, small_world, task, u
 from tests.support.roles import MakeRole, give_everything_to
 from tests.support.rollup import TICK, WINDOW, heal, row_versions, run_hook
 
-pytestmark = pytest.mark.server
-
 UNDATED = "SELECT count(*) FROM task_usage_hourly_undated()"
 
 

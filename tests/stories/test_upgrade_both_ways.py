@@ -22,8 +22,6 @@ from tests.support.ways import WAYS, Script, Way, refused
 from usage_rollup.contract import BASELINE, STEMS
 from usage_rollup.runner.adoption import ANOTHER_TABLE
 
-pytestmark = pytest.mark.server
-
 GO_FUNCTIONS = "SELECT count(*) FROM pg_proc WHERE prosrc LIKE '%/* go%'"
 
 
@@ -58,6 +56,7 @@ def rows(database: Database) -> list[list[tuple[Any, ...]]]:
 # The same end
 
 
+@pytest.mark.server
 def test_both_ways_end_with_the_same_catalog_and_rollup(make_database: MakeDatabase) -> None:
     online, offline = make_database("v034"), make_database("v034")
     history(online, offline)
@@ -71,6 +70,7 @@ def test_both_ways_end_with_the_same_catalog_and_rollup(make_database: MakeDatab
     assert "Running upgrade" not in offline.upgrade()
 
 
+@pytest.mark.server
 def test_both_ways_build_the_same_from_nothing(make_database: MakeDatabase) -> None:
     online, offline = make_database("empty"), make_database("empty")
     online.upgrade()
@@ -78,6 +78,7 @@ def test_both_ways_build_the_same_from_nothing(make_database: MakeDatabase) -> N
     assert offline.catalog() == online.catalog()
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("target", ["102", "097"])
 def test_both_ways_back_end_with_the_same_catalog_and_rollups(
     make_database: MakeDatabase, target: str
@@ -370,6 +371,7 @@ def test_busy_lock_ends_the_wait_and_the_holder_and_its_end_are_named(
     way.upgrade(at_102, "102")
 
 
+@pytest.mark.server
 def test_prepared_transaction_that_holds_tables_is_named_with_what_ends_it(
     way: Way, make_database: MakeDatabase
 ) -> None:

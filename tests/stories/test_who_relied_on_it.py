@@ -9,8 +9,6 @@ from tests.support.database import Database
 from tests.support.pg_cron import JOBS, PG_CRON
 from tests.support.roles import MakeRole, give_everything_to
 
-pytestmark = pytest.mark.server
-
 INSERT = "INSERT INTO cron.job (jobname, schedule, command) VALUES (%s, '*/5 * * * *', %s)"
 
 

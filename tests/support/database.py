@@ -84,7 +84,7 @@ class Database:
 
     def alembic(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
         """Run `alembic` to its end; standard output and error are merged in `stdout`."""
-        return self._run("alembic", arguments, self.environment(**extra), merge=True)
+        return self._fork("alembic", arguments, self.environment(**extra), merge=True)
 
     def upgrade(self, target: str = "head", **extra: str) -> str:
         """Upgrade, which must succeed; return what was printed."""
@@ -108,28 +108,20 @@ class Database:
 
     def usage_rollup(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
         """Run `usage-rollup` to its end, 200 columns wide."""
-        return self._run("usage-rollup", arguments, self.environment(**{"COLUMNS": "200", **extra}))
+        return self._fork("usage-rollup", arguments, self.environment(**{"COLUMNS": "200", **extra}))
 
-    def _run(
-        self, program: str, arguments: tuple[str, ...], env: dict[str, str], *, merge: bool = False
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a program, and wait for the end of its sessions, unless others of the test are at work.
+    def run(self, *command: str, cwd: Path = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, standard output and error apart.
 
-        Nor where it went through a pooler, which keeps them.
+        `alembic` and `usage-rollup` are forked (programs.py); a path, that of BIN / "alembic", is executed.
         """
-        before = self.server.runs(self.name)
-        done = programs.run(program, arguments, cwd=ROOT, env=env, timeout_s=DEADLINE_S, merge=merge)
-        direct = f":{self.server.port}/" in env["DATABASE_URL"]
-        if direct and all(process.poll() is not None for process in self.spawned):
-            self.server.wait_until_gone(*(self.server.runs(self.name) - before))
-        return done
-
-    def run(self, *command: str, cwd: Path | str = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
-        """Run a real command to its end, standard output and error apart."""
+        env = self.environment(**extra)
+        if command[0] in programs.ENTRY_POINTS:
+            return self._fork(command[0], command[1:], env, cwd=cwd)
         return subprocess.run(
             command,
             cwd=cwd,
-            env=self.environment(**extra),
+            env=env,
             capture_output=True,
             stdin=subprocess.DEVNULL,
             text=True,
@@ -137,11 +129,28 @@ class Database:
             check=False,
         )
 
-    def spawn(self, *command: str, **extra: str) -> subprocess.Popen[str]:
-        """Start a process, `alembic` or `./entrypoint.sh`; output merged in its stdout.
+    def _fork(
+        self,
+        program: str,
+        arguments: tuple[str, ...],
+        env: dict[str, str],
+        *,
+        cwd: Path = ROOT,
+        merge: bool = False,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program, and wait for the end of its sessions, unless others of the test are at work.
 
-        `alembic` and `usage-rollup` are forked (programs.py); a path, that of BIN / "alembic", is executed.
+        Nor where it went through a pooler, which keeps them.
         """
+        before = self.server.runs(self.name)
+        done = programs.run(program, arguments, cwd=cwd, env=env, timeout_s=DEADLINE_S, merge=merge)
+        direct = f":{self.server.port}/" in env["DATABASE_URL"]
+        if direct and all(process.poll() is not None for process in self.spawned):
+            self.server.wait_until_gone(*(self.server.runs(self.name) - before))
+        return done
+
+    def spawn(self, *command: str, **extra: str) -> subprocess.Popen[str]:
+        """Start a process, `alembic` or `./entrypoint.sh`, as run() would; output merged in its stdout."""
         env = self.environment(**extra)
         self.spawned.append(
             programs.Started(command[0], command[1:], cwd=ROOT, env=env)
