@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -13,6 +15,10 @@ from tests.support.oracle import differing_hours
 from tests.support.roles import MakeRole
 from tests.support.server import Server, open_server
 from tests.support.v034 import build_v034
+
+# Or every command that is started would compile this project anew, and all of the revisions every time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # The real v0.3.4 after our own upgrade.
 OURS_AT_HEAD = "ours at head"

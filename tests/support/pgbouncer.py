@@ -21,12 +21,11 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from tests.support.deadline import DEADLINE_S
 from tests.support.server import Server, free_port, unprivileged_account
 
 # The pooler, and the one library that it needs and an ordinary Debian lacks.
 PACKAGES = ("pgbouncer", "libc-ares2")
-
-START_SECONDS = 20
 
 
 class PgBouncer:
@@ -99,7 +98,7 @@ class PgBouncer:
                 start_new_session=True,
                 **self._account,
             )
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + DEADLINE_S
         while True:
             # Its own console: no session of the server's is opened.
             with contextlib.suppress(psycopg.OperationalError):
@@ -113,7 +112,7 @@ class PgBouncer:
 
     def _stop(self) -> None:
         self._process.terminate()  # SIGTERM: at once, whoever is connected
-        self._process.wait(30)
+        self._process.wait(DEADLINE_S)
 
 
 @contextlib.contextmanager

@@ -30,13 +30,12 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.support.binaries import binaries
+from tests.support.deadline import DEADLINE_S
 from tests.support.product import wait_until
 
 SUPERUSER = "postgres"
 PASSWORD = "multica"
 LOCALES = ("C.UTF-8", "C")  # macOS and old libc know only the second
-START_SECONDS = 60.0
-STOP_SECONDS = {"fast": 30.0, "immediate": 10.0}  # immediate kills its own children after 5 s
 PORT_ATTEMPTS = 10
 DEFAULTS: Mapping[str, str] = {
     "fsync": "off",  # only the machine's own crash needs it; a killed server loses nothing
@@ -180,7 +179,7 @@ class Server:
         return self._host
 
     def _connect(self) -> psycopg.Connection:
-        return psycopg.connect(self.url(self._admin), autocommit=True, connect_timeout=30)
+        return psycopg.connect(self.url(self._admin), autocommit=True, connect_timeout=int(DEADLINE_S))
 
     def _admin_session(self) -> contextlib.AbstractContextManager[psycopg.Connection]:
         return contextlib.nullcontext(self._session) if self._session else self._connect()
@@ -239,7 +238,7 @@ class ThrowAwayServer(Server):
         for attempt in ("fast", "immediate") if mode == "fast" else ("immediate",):
             self._process.send_signal(signal.SIGINT if attempt == "fast" else signal.SIGQUIT)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(STOP_SECONDS[attempt])
+                self._process.wait(DEADLINE_S)
                 break
         else:
             self._process.kill()
@@ -276,7 +275,7 @@ class ThrowAwayServer(Server):
         try:
             self.stop()
         finally:
-            self._keeper.communicate(timeout=30)
+            self._keeper.communicate(timeout=DEADLINE_S)
 
     def _child(self) -> dict[str, Any]:
         # A session of its own: Ctrl-C in the terminal ends the tests, which then end the server.
@@ -304,7 +303,7 @@ class ThrowAwayServer(Server):
 
     def _run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=120, **self._child()
+            command, check=False, capture_output=True, text=True, timeout=DEADLINE_S, **self._child()
         )
 
     def _initdb(self, settings: Mapping[str, str]) -> None:
@@ -354,7 +353,7 @@ class ThrowAwayServer(Server):
             )
         # Asked on the socket: another server could have taken the port and answer for ours.
         conninfo = f"host={self._directory} port={port} user={SUPERUSER} dbname=postgres".encode()
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + DEADLINE_S
         while psycopg.pq.PGconn.ping(conninfo) != psycopg.pq.Ping.OK:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop("immediate")

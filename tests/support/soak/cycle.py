@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+from tests.support.deadline import DEADLINE_S
 from tests.support.soak.commands import Command
 from tests.support.soak.faults import strike
 from tests.support.soak.findings import Finding
@@ -19,7 +20,7 @@ _ATTEMPTS = 8
 _LOOK_S = 0.01
 
 # A command that opens no session: it has ended, or is wrong.
-_SESSION_S = 60.0
+_SESSION_S = DEADLINE_S
 
 
 @dataclass

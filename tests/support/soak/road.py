@@ -9,6 +9,8 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from tests.support.deadline import DEADLINE_S
+
 # Closed like this, a socket says RST instead of FIN.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -80,7 +82,7 @@ class Road:
         async def wait() -> None:
             await work()
 
-        asyncio.run_coroutine_threadsafe(wait(), self._loop).result(30)
+        asyncio.run_coroutine_threadsafe(wait(), self._loop).result(DEADLINE_S)
 
     async def _open(self) -> None:
         self._free = asyncio.Event()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import psycopg
 
 from tests.support.database import ROOT, Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.soak.findings import Finding
 from tests.support.soak.writers import LOST
 from usage_rollup.errors import TRY_AGAIN
@@ -57,7 +58,7 @@ class Ticks:
         """Let both finish their ticks; raise what they have found."""
         self._may.clear()
         for name, idle in self._idle.items():
-            if not idle.wait(120):
+            if not idle.wait(DEADLINE_S):
                 raise Finding(f"the tick of {name} has not ended within 120 s")
         self.raise_findings()
 
@@ -65,7 +66,7 @@ class Ticks:
         self._ends.set()
         self._may.set()
         for thread in self._threads:
-            thread.join(120)
+            thread.join(DEADLINE_S)
 
     def raise_findings(self) -> None:
         if self.finding is not None:
@@ -110,7 +111,7 @@ class Ticks:
             capture_output=True,
             stdin=subprocess.DEVNULL,
             text=True,
-            timeout=180,
+            timeout=DEADLINE_S,
             check=False,
         )
         said = done.stdout + done.stderr

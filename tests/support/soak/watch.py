@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 
+from tests.support.deadline import DEADLINE_S
 from tests.support.soak.findings import Finding
 from tests.support.soak.writers import LOST
 
@@ -64,4 +65,4 @@ class Watch(threading.Thread):
     def stop(self) -> None:
         """Look no more."""
         self._ends.set()
-        self.join(60)
+        self.join(DEADLINE_S)

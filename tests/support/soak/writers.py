@@ -13,6 +13,7 @@ from uuid import UUID
 import psycopg
 from psycopg.pq import TransactionStatus
 
+from tests.support.deadline import DEADLINE_S
 from tests.support.soak.findings import Finding
 from tests.support.soak.world import VERBS, Statement, World, change_zone, read, tear_down
 
@@ -53,7 +54,7 @@ class Writers:
         for writer in self.all:
             writer.may_write.clear()
         for writer in self.all:
-            if not writer.rests.wait(120):
+            if not writer.rests.wait(DEADLINE_S):
                 raise Finding(f"{writer.name} has not ended its transaction within 120 s")
         self.raise_findings()
 
@@ -66,7 +67,7 @@ class Writers:
             writer.ends = True
             writer.may_write.set()
         for writer in self.all:
-            writer.join(120)
+            writer.join(DEADLINE_S)
 
     def raise_findings(self) -> None:
         """Raise what a writer has found."""
