@@ -110,7 +110,7 @@ class Database:
         """Run `usage-rollup` to its end, 200 columns wide."""
         return self._fork("usage-rollup", arguments, self.environment(**{"COLUMNS": "200", **extra}))
 
-    def run(self, *command: str, cwd: Path = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, cwd: Path | str = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, standard output and error apart.
 
         `alembic` and `usage-rollup` are forked (programs.py); a path, that of BIN / "alembic", is executed.
@@ -135,7 +135,7 @@ class Database:
         arguments: tuple[str, ...],
         env: dict[str, str],
         *,
-        cwd: Path = ROOT,
+        cwd: Path | str = ROOT,
         merge: bool = False,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program, and wait for the end of its sessions, unless others of the test are at work.

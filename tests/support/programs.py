@@ -29,7 +29,7 @@ def run(
     program: str,
     arguments: Sequence[str],
     *,
-    cwd: Path,
+    cwd: Path | str,
     env: Mapping[str, str],
     timeout_s: float,
     merge: bool = False,
