@@ -13,7 +13,7 @@ from tests.support.database import ROOT, Database
 from tests.support.deadline import DEADLINE_S
 from tests.support.legacy import LEGACY_TABLES
 from tests.support.product import event, small_world, wait_until
-from tests.support.rollup import queued, run_hook
+from tests.support.rollup import MEASURES, corrupt, queued, run_hook
 from tests.support.walks import advisory_locks
 from usage_rollup.contract import LEGACY
 from usage_rollup.errors import LockBusy
@@ -167,13 +167,14 @@ def test_guard_refuses_a_fresh_watermark_over_an_empty_rollup(used: Database) ->
 
 
 def test_guard_refuses_when_one_bucket_is_wrong(rolled_up: Database) -> None:
-    rolled_up.execute(
-        "UPDATE task_usage_hourly SET cache_write_tokens = cache_write_tokens + 1"
-        " WHERE bucket_hour = '2025-01-10 10:00+00'"
-    )
-    report = refusal(rolled_up)
-    assert "does not match raw usage" in str(report.message_primary)
-    assert "Hours that differ: 1" in str(report.message_detail)
+    bucket = "bucket_hour = '2025-01-10 10:00+00'"
+    for measure in MEASURES:
+        corrupt(rolled_up, bucket, measure)
+        report = refusal(rolled_up)
+        assert "does not match raw usage" in str(report.message_primary), measure
+        assert "Hours that differ: 1" in str(report.message_detail), measure
+        rolled_up.execute(f"UPDATE task_usage_hourly SET {measure} = {measure} - 1 WHERE {bucket}")
+    corrupt(rolled_up)
     rolled_up.upgrade()
     assert legacy_tables(rolled_up) == 0
 

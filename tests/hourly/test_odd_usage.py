@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tests.support.database import Connection, Database
 from tests.support.later_release import apply_later_release, later_tick
 from tests.support.oracle import wrong_buckets
-from tests.support.product import LONG_MODEL, World, event, small_world
-from tests.support.rollup import TICK, queued, run_hook
+from tests.support.product import LONG_MODEL, World, counts, event, small_world
+from tests.support.rollup import TICK, corrupt, queued, run_hook
 from tests.support.shapes import make_products
 from usage_rollup.errors import BackfillRefused
 from usage_rollup.hourly.catch_up import repair
@@ -68,7 +68,7 @@ rows = st.builds(
 # What happens to the rows that are there: each takes one of them, a time, a number and a place.
 CHANGES: dict[str, Callable[[UUID, str, int, World], tuple[str, list[Any]]]] = {
     "count": lambda row, at, n, w: (
-        "UPDATE task_usage SET input_tokens = %s WHERE id = %s",
+        f"UPDATE task_usage SET {[*counts(0)][n % 4]} = %s WHERE id = %s",
         [TOKENS[n], row],
     ),
     "date": lambda row, at, n, w: ("UPDATE task_usage SET created_at = %s WHERE id = %s", [at, row]),
@@ -98,8 +98,7 @@ worlds = st.tuples(
 # Usage that nobody can store: an index row ends at 2,704 bytes; for a later release a sum does at bigint.
 TOO_LONG = "length(tu.provider) + length(tu.model) > 2000"
 TOO_LARGE = " OR ".join(
-    f"SUM(tu.{tokens}) NOT BETWEEN -9223372036854775808 AND 9223372036854775807"
-    for tokens in ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+    f"SUM(tu.{tokens}) NOT BETWEEN -9223372036854775808 AND 9223372036854775807" for tokens in counts(0)
 )
 UNSTORABLE = """
 SELECT date_trunc('hour', tu.created_at AT TIME ZONE 'UTC') AT TIME ZONE 'UTC', q.agent_id, i.project_id,
@@ -114,7 +113,7 @@ EMPTY = "DELETE FROM task_usage; DELETE FROM agent_task_queue; TRUNCATE task_usa
 OURS_EMPTY = (
     "TRUNCATE task_usage_hourly_invalidation, task_usage_hourly_set_aside, task_usage_hourly_backfill"
 )
-FALSIFY = f"UPDATE task_usage_hourly SET input_tokens = 7 WHERE model = '{SANE}'"
+IS_SANE = f"model = '{SANE}'"
 
 
 class Place:
@@ -164,7 +163,7 @@ class Place:
 
     def repair(self) -> None:
         """Falsify what the sane ones reported; repair it, or as much of the rest as can be."""
-        self.database.execute(FALSIFY)
+        corrupt(self.database, IS_SANE)
         with self.database.migration_connection() as connection:
             try:
                 repair(connection, Options(jobs=1))
@@ -283,14 +282,14 @@ def test_every_command_gets_through_a_database_full_of_absurd_usage(v034: Databa
     v034.downgrade("097")
     v034.upgrade()
     place.judge()
-    v034.execute(FALSIFY)
+    corrupt(v034, IS_SANE)
     result = v034.usage_rollup("backfill", "--repair")
     assert result.returncode == 0, result.stderr
     place.judge()
 
     apply_later_release(v034)
     place = Place(v034, f"{TOO_LONG} OR {TOO_LARGE}")
-    v034.execute(FALSIFY)
+    corrupt(v034, IS_SANE)
     for _ in range(2):
         result = v034.usage_rollup("tick")
         assert result.returncode == 0, result.stderr

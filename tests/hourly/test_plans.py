@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.support.database import ROOT, Connection, Database, MakeDatabase
-from tests.support.product import small_world
+from tests.support.product import counts, small_world
 from tests.support.rollup import UNQUEUE
 from tests.support.walks import slices_of
 from usage_rollup.hourly.backfill import backfill_before_103
@@ -179,12 +179,14 @@ def write_hours(database: Database, first: datetime, hours: int, tasks: int = TA
                 JOIN agent a ON a.id = q.agents[1 + n %% cardinality(q.agents)]
                 RETURNING id, created_at
             )
-            INSERT INTO task_usage (task_id, provider, model, input_tokens, created_at, updated_at)
-            SELECT id, 'claude', 'model ' || m, 100, created_at + m * interval '1 second',
+            INSERT INTO task_usage (task_id, provider, model, input_tokens, output_tokens, cache_read_tokens,
+                cache_write_tokens, created_at, updated_at)
+            SELECT id, 'claude', 'model ' || m, %(input_tokens)s, %(output_tokens)s, %(cache_read_tokens)s,
+                %(cache_write_tokens)s, created_at + m * interval '1 second',
                 created_at + m * interval '1 second'
             FROM tasks, generate_series(1, %(models)s) AS m
             """,
-            {"first": first, "hours": hours, "tasks": tasks, "models": MODELS},
+            {"first": first, "hours": hours, "tasks": tasks, "models": MODELS, **counts(100)},
         )
         connection.execute(UNQUEUE)
     return first + timedelta(hours=hours - 1)

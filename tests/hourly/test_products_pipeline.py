@@ -11,6 +11,7 @@ from tests.support.database import Database
 from tests.support.later_release import apply_later_release
 from tests.support.oracle import wrong_buckets, wrong_costs
 from tests.support.product import LONG_MODEL, World, event, small_world
+from tests.support.rollup import corrupt
 from tests.support.shapes import make_products
 from tests.support.walks import advisory_locks
 from usage_rollup.hourly import products_pipeline
@@ -126,7 +127,7 @@ def test_steps_of_a_row_budget_end_as_one_step(products: Database, monkeypatch: 
 
 def test_repair_recomputes_the_keys_that_are_wrong(rolled_up: tuple[Database, World]) -> None:
     database, world = rolled_up
-    database.execute("UPDATE task_usage_hourly SET input_tokens = 0 WHERE bucket_hour < '2025-01-12'")
+    corrupt(database, "bucket_hour < '2025-01-12'")
     database.execute("DELETE FROM task_usage_hourly WHERE bucket_hour > '2025-01-20'")
     unnoticed(database, world, FIRST, model="another")
     differing = len({row[0] for row in wrong_buckets(database.url)})
@@ -159,7 +160,7 @@ def test_bucket_that_the_window_refuses_stops_the_repair_of_no_other(
     rolled_up: tuple[Database, World],
 ) -> None:
     database, world = rolled_up
-    database.execute("UPDATE task_usage_hourly SET input_tokens = 0")
+    corrupt(database)
     for model in ("vast", LONG_MODEL):
         for _ in range(2):
             unnoticed(database, world, FIRST + timedelta(hours=7), tokens=2**62, model=model)
@@ -194,7 +195,7 @@ def test_window_that_does_nothing_is_not_taken_for_a_repair(rolled_up: tuple[Dat
         "CREATE OR REPLACE FUNCTION rollup_task_usage_hourly_window(p_from timestamptz, p_to timestamptz)"
         " RETURNS bigint LANGUAGE sql AS 'SELECT 0::bigint'"
     )
-    database.execute("UPDATE task_usage_hourly SET input_tokens = 0 WHERE bucket_hour < '2025-01-11'")
+    corrupt(database, "bucket_hour < '2025-01-11'")
     for _ in range(2):
         result = database.usage_rollup("backfill", "--repair")
         assert result.returncode == 1
@@ -222,7 +223,7 @@ CREATE TRIGGER queue_too AFTER INSERT ON task_usage_hourly_dirty FOR EACH ROW
 
 def test_repair_leaves_in_the_queue_what_others_put_there(rolled_up: tuple[Database, World]) -> None:
     database, _ = rolled_up
-    database.execute("UPDATE task_usage_hourly SET input_tokens = 0 WHERE bucket_hour < '2025-01-11'")
+    corrupt(database, "bucket_hour < '2025-01-11'")
     database.execute(
         "INSERT INTO task_usage_hourly_dirty"
         " (bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model, enqueued_at)"
@@ -239,7 +240,7 @@ def test_repair_leaves_in_the_queue_what_others_put_there(rolled_up: tuple[Datab
 
 def test_repair_tries_again_what_collided_with_another_session(rolled_up: tuple[Database, World]) -> None:
     database, _ = rolled_up
-    database.execute("UPDATE task_usage_hourly SET input_tokens = 0 WHERE bucket_hour < '2025-01-11'")
+    corrupt(database, "bucket_hour < '2025-01-11'")
     database.execute(
         "CREATE SEQUENCE collisions;"
         "CREATE FUNCTION collide() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"

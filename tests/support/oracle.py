@@ -70,13 +70,18 @@ SELECT h.bucket_hour, h.agent_id, h.project_id, h.provider, h.model
 FROM task_usage_hourly h
 JOIN LATERAL (
     SELECT COALESCE(SUM(tu.cost_usd_ticks), 0) AS cost,
-        COALESCE(SUM(tu.input_tokens) FILTER (WHERE tu.cost_usd_ticks IS NULL), 0) AS uncosted
+        COALESCE(SUM(tu.input_tokens) FILTER (WHERE tu.cost_usd_ticks IS NULL), 0) AS i,
+        COALESCE(SUM(tu.output_tokens) FILTER (WHERE tu.cost_usd_ticks IS NULL), 0) AS o,
+        COALESCE(SUM(tu.cache_read_tokens) FILTER (WHERE tu.cost_usd_ticks IS NULL), 0) AS r,
+        COALESCE(SUM(tu.cache_write_tokens) FILTER (WHERE tu.cost_usd_ticks IS NULL), 0) AS w
     FROM task_usage tu JOIN agent_task_queue q ON q.id = tu.task_id LEFT JOIN issue i ON i.id = q.issue_id
     WHERE tu.created_at >= h.bucket_hour AND tu.created_at < h.bucket_hour + interval '1 hour'
         AND (q.agent_id, q.runtime_id, tu.provider, tu.model)
         = (h.agent_id, h.runtime_id, h.provider, h.model)
         AND i.project_id IS NOT DISTINCT FROM h.project_id
-) raw ON (raw.cost, raw.uncosted) IS DISTINCT FROM (h.cost_usd_ticks, h.uncosted_input_tokens)
+) raw ON (raw.cost, raw.i, raw.o, raw.r, raw.w) IS DISTINCT FROM (
+    h.cost_usd_ticks, h.uncosted_input_tokens, h.uncosted_output_tokens, h.uncosted_cache_read_tokens,
+    h.uncosted_cache_write_tokens)
 WHERE h.uncosted_input_tokens IS NOT NULL
 """
 

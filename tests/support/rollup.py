@@ -18,6 +18,11 @@ WINDOW = "SELECT rollup_task_usage_hourly_window('-infinity', 'infinity')"
 QUEUED_ONLY = "SELECT rollup_task_usage_hourly_window('-infinity', '-infinity')"
 # As if nobody had seen what was written: the triggers see a replica's session too.
 UNQUEUE = "TRUNCATE task_usage_hourly_invalidation"
+# What a bucket holds besides its key.
+MEASURES = (
+    *("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"),
+    *("task_count", "event_count"),
+)
 # Queues every hour there is.
 EVERY_HOUR = "INSERT INTO task_usage_hourly_invalidation DEFAULT VALUES"
 
@@ -36,6 +41,17 @@ def heal(database: Database) -> None:
     database.execute(WINDOW)
 
 
+def corrupt(database: Database, where: str = "true", *measures: str) -> None:
+    """Add one to a measure of stored buckets, in each another of `measures` in turn; of all by default."""
+    measures = measures or MEASURES
+    changes = ", ".join(f"{name} = {name} + (n = {number})::int" for number, name in enumerate(measures))
+    database.execute(
+        f"UPDATE task_usage_hourly AS h SET {changes} FROM (SELECT ctid, mod(row_number() OVER ("
+        f" ORDER BY bucket_hour, agent_id, project_id, provider, model) - 1, {len(measures)}) AS n"
+        f" FROM task_usage_hourly WHERE {where}) AS chosen WHERE h.ctid = chosen.ctid"
+    )
+
+
 def queued(database: Database) -> int:
     """Count what is queued in either queue."""
     count: int = database.value(
@@ -49,8 +65,7 @@ def hourly(database: Database) -> list[tuple[Any, ...]]:
     """Return every rolled-up row, without the time it was written."""
     return database.execute(
         "SELECT bucket_hour, workspace_id, runtime_id, agent_id, project_id, provider, model,"
-        " input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, task_count, event_count"
-        " FROM public.task_usage_hourly ORDER BY 1, 2, 3, 4, 5, 6, 7"
+        f" {', '.join(MEASURES)} FROM public.task_usage_hourly ORDER BY 1, 2, 3, 4, 5, 6, 7"
     )
 
 

@@ -17,6 +17,7 @@ import psycopg
 from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
 
 from tests.support.oracle import DIFFERING
+from tests.support.product import COUNTS, counts
 
 Operation = tuple[str, str, int, int]
 Schedule = Sequence[Operation]
@@ -158,13 +159,19 @@ _WORLD = "; ".join(
     ]
 )
 
+
+def _counts(tokens: int) -> str:
+    return ", ".join(map(str, counts(tokens).values()))
+
+
 _USAGE = (
-    "INSERT INTO task_usage (task_id, provider, model, input_tokens, created_at, updated_at) VALUES"
-    f" ({_id('t', 0)}, 'claude', 'm0', 100, '2025-03-01 10:15+00', '2025-03-01 10:15+00'),"
-    f" ({_id('t', 0)}, 'claude', 'm1', 200, '2025-03-01 11:15+00', '2025-03-03 11:15+00'),"
-    f" ({_id('t', 1)}, 'claude', 'm0', 300, '2025-03-01 10:45+00', NULL),"
-    f" ({_id('t', 2)}, 'claude', 'm0', 400, now() - interval '3 hours', now() - interval '1 hour'),"
-    f" ({_id('t', 3)}, 'claude', 'm1', 500, '2025-03-07 10:45+00', NULL);"
+    f"INSERT INTO task_usage (task_id, provider, model, {COUNTS}, created_at, updated_at) VALUES"
+    f" ({_id('t', 0)}, 'claude', 'm0', {_counts(100)}, '2025-03-01 10:15+00', '2025-03-01 10:15+00'),"
+    f" ({_id('t', 0)}, 'claude', 'm1', {_counts(200)}, '2025-03-01 11:15+00', '2025-03-03 11:15+00'),"
+    f" ({_id('t', 1)}, 'claude', 'm0', {_counts(300)}, '2025-03-01 10:45+00', NULL),"
+    f" ({_id('t', 2)}, 'claude', 'm0', {_counts(400)}, now() - interval '3 hours',"
+    " now() - interval '1 hour'),"
+    f" ({_id('t', 3)}, 'claude', 'm1', {_counts(500)}, '2025-03-07 10:45+00', NULL);"
     # The triggers see a replica's session too.
     " DELETE FROM task_usage_hourly_invalidation"
 )
@@ -204,12 +211,18 @@ def statement(verb: str, a: int, b: int, step: int) -> str:
 
 
 def _upsert(task: int, model: int, step: int, created_at: str, updated_at: str) -> str:
+    reported = ", ".join(f"{column} = EXCLUDED.{column}" for column in counts(step))
     return (
-        "INSERT INTO task_usage (task_id, provider, model, input_tokens, created_at, updated_at)"
-        f" VALUES ({_id('t', task % 4)}, 'claude', 'm{model % 2}', {step}, {created_at}, {updated_at})"
-        " ON CONFLICT (task_id, provider, model) DO UPDATE"
-        " SET input_tokens = EXCLUDED.input_tokens, updated_at = EXCLUDED.updated_at"
+        f"INSERT INTO task_usage (task_id, provider, model, {COUNTS}, created_at, updated_at)"
+        f" VALUES ({_id('t', task % 4)}, 'claude', 'm{model % 2}', {_counts(step)},"
+        f" {created_at}, {updated_at})"
+        f" ON CONFLICT (task_id, provider, model) DO UPDATE SET {reported}, updated_at = EXCLUDED.updated_at"
     )
+
+
+def _one_count(step: int) -> str:
+    """Return what sets one of the counts, another one in another step."""
+    return f"{[*counts(step)][step % 4]} = {step}"
 
 
 def _dated(a: int, b: int, step: int) -> str:
@@ -238,13 +251,11 @@ _STATEMENTS: dict[str, Callable[[int, int, int], str]] = {
     "report": lambda a, b, step: _upsert(a, b, step, "now()", "now()"),
     "import": _dated,
     "correct": lambda a, b, step: (
-        f"UPDATE task_usage SET input_tokens = {step}, updated_at = now() WHERE {_which(a, b)}"
+        f"UPDATE task_usage SET {_one_count(step)}, updated_at = now() WHERE {_which(a, b)}"
     ),
-    "correct_silently": lambda a, b, step: (
-        f"UPDATE task_usage SET input_tokens = {step} WHERE {_which(a, b)}"
-    ),
+    "correct_silently": lambda a, b, step: f"UPDATE task_usage SET {_one_count(step)} WHERE {_which(a, b)}",
     "correct_with_a_date": lambda a, b, step: (
-        f"UPDATE task_usage SET input_tokens = {step},"
+        f"UPDATE task_usage SET {_one_count(step)},"
         f" updated_at = {(*DATES, 'NULL')[a % (len(DATES) + 1)]} WHERE {_which(a, b)}"
     ),
     "move_usage_in_time": lambda a, b, step: (

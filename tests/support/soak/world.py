@@ -15,6 +15,8 @@ from uuid import UUID
 
 import psycopg
 
+from tests.support.product import COUNTS, counts
+
 Statement = tuple[str, Sequence[Any]]
 Usage = tuple[UUID, str, str]  # task, provider, model
 T = TypeVar("T")
@@ -106,8 +108,7 @@ def _any(rng: Random, choices: Sequence[T] | dict[T, Any] | set[T]) -> T | None:
 # Usage
 
 _UPSERT = (
-    "INSERT INTO public.task_usage (task_id, provider, model, input_tokens, output_tokens,"
-    " cache_read_tokens, cache_write_tokens) VALUES (%s, %s, %s, %s, %s, %s, %s)"
+    f"INSERT INTO public.task_usage (task_id, provider, model, {COUNTS}) VALUES (%s, %s, %s, %s, %s, %s, %s)"
     " ON CONFLICT (task_id, provider, model) DO UPDATE SET input_tokens = EXCLUDED.input_tokens,"
     " output_tokens = EXCLUDED.output_tokens, cache_read_tokens = EXCLUDED.cache_read_tokens,"
     " cache_write_tokens = EXCLUDED.cache_write_tokens, updated_at = now()"
@@ -116,7 +117,7 @@ _UPSERT = (
 
 def _upsert(rng: Random, world: World, key: Usage) -> list[Statement]:
     tokens = world.usage[key] = rng.randrange(1, 100_000)
-    return [(_UPSERT, [*key, tokens, tokens // 2, tokens * 3, tokens // 5])]
+    return [(_UPSERT, [*key, *counts(tokens).values()])]
 
 
 def report(rng: Random, world: World) -> list[Statement]:
