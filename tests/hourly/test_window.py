@@ -12,9 +12,27 @@ from psycopg import IsolationLevel, errors, sql
 
 from tests.support.database import Connection, Database
 from tests.support.deadline import DEADLINE_S
-from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
+from tests.support.product import (
+    LONG_MODEL,
+    counts,
+    event,
+    small_world,
+    task,
+    upsert_usage,
+    usage,
+    wait_until,
+)
 from tests.support.roles import MakeRole
-from tests.support.rollup import EVERY_HOUR, QUEUED_ONLY, WINDOW, queued, wrong_hours
+from tests.support.rollup import (
+    EVERY_HOUR,
+    MEASURES,
+    QUEUED_ONLY,
+    UNQUEUE,
+    WINDOW,
+    corrupt,
+    queued,
+    wrong_hours,
+)
 from tests.support.sessions import is_blocked, is_polling
 from tests.support.v034 import generate_history
 
@@ -36,8 +54,8 @@ LEVELS = [
 def rollup(db: Database, *extra: str) -> set[tuple[Any, ...]]:
     columns = (
         *("bucket_hour", "workspace_id", "runtime_id", "agent_id", "project_id", "provider", "model"),
-        *("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"),
-        *("task_count", "event_count", *extra),
+        *MEASURES,
+        *extra,
     )
     return set(db.execute(f"SELECT {', '.join(columns)} FROM task_usage_hourly"))
 
@@ -136,25 +154,114 @@ def test_orphan_in_a_touched_hour_heals_though_nobody_queued_its_key(at_102: Dat
     assert wrong_hours(at_102) == []
 
 
-@pytest.mark.parametrize(
-    "column", ["input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"]
-)
+@pytest.mark.parametrize("by_scan", [False, True], ids=["by_look_up", "by_scan"])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_bucket_in_which_one_measure_alone_is_wrong_is_rewritten_and_no_other(
+    at_102: Database, measure: str, by_scan: bool
+) -> None:
+    world = small_world(at_102.url)
+    event(at_102.url, world, "2025-03-01 10:15+00")
+    event(at_102.url, world, "2025-03-01 10:45+00", model="other")
+    at_102.execute(WINDOW)
+    at_102.execute("UPDATE task_usage_hourly SET updated_at = '2025-03-02'")
+    before = rollup(at_102, "xmin::text")
+    corrupt(at_102, "model = 'other'", measure)
+    assert len(wrong_hours(at_102)) == 1
+    hour = "rollup_task_usage_hourly_range('2025-03-01 10:00+00', '2025-03-01 11:00+00', %s)"
+    assert at_102.value(f"SELECT {hour}", by_scan) == 1
+    assert len(rollup(at_102, "xmin::text") & before) == 1
+    assert at_102.value("SELECT count(*) FROM task_usage_hourly WHERE updated_at > '2025-03-02'") == 1
+    assert wrong_hours(at_102) == []
+
+
+@pytest.mark.parametrize("by_scan", [False, True], ids=["by_look_up", "by_scan"])
+def test_usage_of_a_task_without_a_runtime_is_in_no_bucket(head: Database, by_scan: bool) -> None:
+    # As later releases allow it.
+    head.execute("ALTER TABLE agent_task_queue ALTER COLUMN runtime_id DROP NOT NULL")
+    world = small_world(head.url)
+    event(head.url, world, "2025-03-01 10:15+00")
+    unbound = task(head.url, world.agents[0], issue_id=world.issues[0])
+    for hour in (10, 11):
+        usage(head.url, unbound, f"2025-03-01 {hour}:45+00", model=f"of {hour}")
+    head.execute("UPDATE agent_task_queue SET runtime_id = NULL WHERE id = %s", unbound)
+    day = "('2025-03-01 00:00+00', '2025-03-02 00:00+00'"
+    # Neither refused and set aside, nor, for that, written again and again.
+    assert head.value(f"SELECT rollup_task_usage_hourly_range{day}, %s)", by_scan) == 1
+    assert head.value(f"SELECT rollup_task_usage_hourly_range{day}, %s)", by_scan) == 0
+    assert head.value("SELECT count(*) FROM task_usage_hourly_set_aside") == 0
+    assert wrong_hours(head) == []
+    for aggregate in ("task_usage_hourly_expected", *AGGREGATES):
+        assert head.value(f"SELECT sum(event_count) FROM {aggregate}{day})") == 1, aggregate
+
+
+AGGREGATES = ("rollup_task_usage_hourly_aggregate", "rollup_task_usage_hourly_aggregate_by_scan")
+
+
+@pytest.mark.parametrize("by_scan", [False, True], ids=["by_look_up", "by_scan"])
+@pytest.mark.parametrize("filled", [False, True], ids=["into_empty_hours", "over_what_is_there"])
+def test_both_ways_to_aggregate_write_the_same(at_102: Database, by_scan: bool, filled: bool) -> None:
+    with at_102.connect() as connection:
+        history = generate_history(connection, 300, months=1, agents=3, analyze=False)
+    if filled:
+        at_102.execute(WINDOW)
+        at_102.execute("UPDATE task_usage SET model = model || ' renamed' WHERE input_tokens % 3 = 0")
+        corrupt(at_102)
+    at_102.execute(UNQUEUE)
+    assert len(wrong_hours(at_102)) > 10
+    at_102.execute(
+        "SELECT rollup_task_usage_hourly_range(date_trunc('day', %s), date_trunc('day', %s) + interval '1"
+        " day', %s)",
+        *(history.since, history.until, by_scan),
+    )
+    assert wrong_hours(at_102) == []
+
+
+def test_both_ways_to_aggregate_say_what_the_plainest_says_of_any_range(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    times = ("09:59:59.999999", "10:00", "10:00:00.000001", "11:59:59.999999", "12:00", "12:00:00.000001")
+    with at_102.connect() as connection:
+        # One task in the range and beyond its ends; others of another project, an issue without one, or none.
+        long = task(connection, world.agents[0], issue_id=world.issues[0])
+        for number, time in enumerate(times):
+            usage(connection, long, f"2025-03-01 {time}+00", model=f"model {number}")
+            event(
+                connection, world, f"2025-03-01 {time}+00", agent=number % 3, issue=(None, 2, 3)[number % 3]
+            )
+        for at in ("infinity", "-infinity", "20250-03-01 10:00+00", "0044-03-15 10:00+00 BC"):
+            event(connection, world, at)
+    for first, last, events in (
+        ("2025-03-01 10:00+00", "2025-03-01 12:00+00", 6),
+        ("2025-03-01 12:00+00", "2025-03-01 13:00+00", 4),
+        ("-infinity", "infinity", 12),
+    ):
+        of = f"('{first}', '{last}')"
+        plainest = at_102.execute(
+            f"SELECT * FROM task_usage_hourly_expected{of} ORDER BY 1, 2, 3, 4, 5, 6, 7"
+        )
+        assert sum(row[-1] for row in plainest) == events
+        for aggregate in AGGREGATES:
+            assert at_102.execute(f"SELECT * FROM {aggregate}{of}") == plainest, (aggregate, first)
+    at_102.execute(WINDOW)
+    assert wrong_hours(at_102) == []
+
+
+@pytest.mark.parametrize("column", counts(0))
 def test_sums_beyond_bigint_saturate_in_their_own_column_and_stop_nobody_else(
     at_102: Database, column: str
 ) -> None:
     world = small_world(at_102.url)
     for _ in range(3):
-        event(at_102.url, world, "2025-03-01 10:15+00", tokens=1)
-    event(at_102.url, world, "2025-03-01 10:15+00", agent=1, tokens=5)
-    at_102.execute(f"UPDATE task_usage SET {column} = 9000000000000000000 WHERE input_tokens = 1")
+        event(at_102.url, world, "2025-03-01 10:15+00", tokens=10)
+    event(at_102.url, world, "2025-03-01 10:15+00", agent=1, tokens=50)
+    at_102.execute(f"UPDATE task_usage SET {column} = 9000000000000000000 WHERE input_tokens = 10")
     with pytest.raises(errors.NumericValueOutOfRange):
         at_102.execute(f"SELECT sum({column})::bigint FROM task_usage")
 
     assert at_102.value(WINDOW) == 2
-    others = "input_tokens::numeric + output_tokens + cache_read_tokens + cache_write_tokens"
+    threefold = {each: 3 * tokens for each, tokens in counts(10).items()}
     assert at_102.execute(
-        f"SELECT {column}, {others} - {column}, event_count FROM task_usage_hourly ORDER BY event_count"
-    ) == [(5, 15, 1), (2**63 - 1, 9, 3)]
+        f"SELECT {', '.join(threefold)}, event_count FROM task_usage_hourly ORDER BY event_count"
+    ) == [(*counts(50).values(), 1), (*{**threefold, column: 2**63 - 1}.values(), 3)]
     assert at_102.value(WINDOW) == 0
     assert wrong_hours(at_102) == []
 
@@ -164,6 +271,7 @@ def test_window_leaves_hours_alone_that_no_event_in_its_range_touches(at_102: Da
     # By updated_at, and by created_at only where that is NULL; the range is half open.
     for created_at, updated_at in (
         ("2025-03-01 10:15+00", "2025-05-01 00:00+00"),
+        ("2025-05-01 00:00+00", None),
         ("2025-05-01 12:15+00", None),
         ("2025-05-01 14:15+00", "2025-05-02 00:00+00"),
         ("2025-05-02 00:00+00", None),
@@ -173,9 +281,148 @@ def test_window_leaves_hours_alone_that_no_event_in_its_range_touches(at_102: Da
     at_102.execute("SELECT rollup_task_usage_hourly_window('2025-05-01 00:00+00', '2025-05-02 00:00+00')")
     assert {row[0] for row in rollup(at_102)} == {
         datetime(2025, 3, 1, 10, tzinfo=UTC),
+        datetime(2025, 5, 1, 0, tzinfo=UTC),
         datetime(2025, 5, 1, 12, tzinfo=UTC),
     }
     at_102.execute(WINDOW)
+    assert wrong_hours(at_102) == []
+
+
+def test_buckets_that_no_client_can_read_are_taken_out_and_their_neighbours_in_time_stay(
+    at_102: Database,
+) -> None:
+    # As the Go release's window filed them.
+    kept = ["0001-01-01 00:00+00", "9998-12-31 23:00+00"]
+    removed = [
+        "-infinity",
+        "0044-03-15 12:00+00 BC",
+        "9999-01-01 00:00+00",
+        "20250-01-01 00:00+00",
+        "infinity",
+    ]
+    world = small_world(at_102.url)
+    for hour in kept:
+        event(at_102.url, world, hour)
+    at_102.execute(WINDOW)
+    at_102.execute(
+        "INSERT INTO task_usage_hourly (bucket_hour, workspace_id, runtime_id, agent_id, provider, model)"
+        " SELECT hour, workspace_id, runtime_id, agent_id, '', '' FROM unnest(%s::timestamptz[]) AS hour,"
+        " (SELECT * FROM task_usage_hourly LIMIT 1) AS h",
+        removed,
+    )
+    with at_102.connect() as connection:
+        told: list[str] = []
+        connection.add_notice_handler(lambda diagnostic: told.append(str(diagnostic.message_primary)))
+        assert connection.execute(WINDOW).fetchone() == (5,)
+    assert [line for line in told if line.startswith("5 buckets dated outside years 1-9998 are removed: ")]
+    assert at_102.value("SELECT count(*) FROM task_usage_hourly WHERE model <> ''") == 2
+    assert at_102.value("SELECT count(*) FROM task_usage_hourly") == 2
+
+
+# What PostgreSQL refuses
+
+
+def refuse(db: Database) -> None:
+    """Have PostgreSQL refuse buckets: for a reason in the data where the model begins with its SQLSTATE; any
+    other once, for want of room, where the model says so."""
+    db.execute(
+        "CREATE SEQUENCE refusals; CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF NEW.model ~ '^[0-9]{5} ' THEN"
+        " RAISE EXCEPTION 'refused' USING ERRCODE = left(NEW.model, 5);"
+        " ELSIF NEW.model = 'no room' AND nextval('public.refusals') = 1 THEN"
+        " RAISE EXCEPTION 'no room' USING ERRCODE = 'disk_full'; END IF; RETURN NEW; END $$;"
+        " CREATE TRIGGER refuse BEFORE INSERT ON task_usage_hourly FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+
+
+@pytest.mark.parametrize("sqlstate", ["22003", "23514", "54000"])
+def test_bucket_that_is_refused_for_what_is_in_it_is_set_aside_alone_until_it_is_mended(
+    at_102: Database, sqlstate: str
+) -> None:
+    refuse(at_102)
+    world = small_world(at_102.url)
+    event(at_102.url, world, "2025-03-01 10:15+00", model=f"{sqlstate} refused")
+    event(at_102.url, world, "2025-03-01 10:15+00")
+    event(at_102.url, world, "2025-03-01 11:15+00")
+    at_102.execute(WINDOW)
+    assert at_102.execute("SELECT sqlstate, error FROM task_usage_hourly_set_aside") == [
+        (sqlstate, "refused")
+    ]
+    assert at_102.value("SELECT sum(event_count) FROM task_usage_hourly") == 2
+    at_102.execute("DROP TRIGGER refuse ON task_usage_hourly")
+    at_102.execute(EVERY_HOUR)
+    assert at_102.value(WINDOW) == 1
+    assert at_102.value("SELECT count(*) FROM task_usage_hourly_set_aside") == 0
+    assert wrong_hours(at_102) == []
+
+
+# On the way to the bucket that is refused, or beside one.
+@pytest.mark.parametrize("models", [("no room",), ("22003 refused", "no room")], ids=["alone", "beside"])
+def test_error_that_is_not_in_the_data_ends_the_window_and_sets_nothing_aside(
+    at_102: Database, models: tuple[str, ...]
+) -> None:
+    refuse(at_102)
+    world = small_world(at_102.url)
+    for model in models:
+        event(at_102.url, world, "2025-03-01 10:15+00", model=model)
+    with pytest.raises(errors.DiskFull):
+        at_102.execute(WINDOW)
+    assert at_102.value("SELECT count(*) FROM task_usage_hourly_set_aside") == 0
+    assert queued(at_102) == len(models)
+    at_102.execute(WINDOW)
+    assert at_102.value("SELECT count(*) FROM task_usage_hourly WHERE model = 'no room'") == 1
+    at_102.execute("DROP TRIGGER refuse ON task_usage_hourly")
+    at_102.execute(EVERY_HOUR)
+    at_102.execute(WINDOW)
+    assert wrong_hours(at_102) == []
+
+
+def test_halves_of_a_range_in_which_a_bucket_is_refused_meet_at_a_whole_hour(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    event(at_102.url, world, "2025-03-01 10:15+00", model=LONG_MODEL)
+    # The middle of three hours is half past eleven.
+    for at in ("11:10", "11:50", "12:15"):
+        event(at_102.url, world, f"2025-03-01 {at}+00")
+    assert at_102.value(WINDOW) == 2
+    assert {(row[0].astimezone(UTC).hour, row[-1]) for row in rollup(at_102)} == {(11, 2), (12, 1)}
+    assert at_102.value("SELECT count(*) FROM task_usage_hourly_set_aside") == 1
+
+
+def test_refused_hour_is_written_as_it_is_now_whatever_it_held(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    event(at_102.url, world, "2025-03-01 10:15+00", model=LONG_MODEL)
+    gone = event(at_102.url, world, "2025-03-01 10:15+00", model="gone")
+    event(at_102.url, world, "2025-03-01 10:15+00", model="stays")
+    at_102.execute(WINDOW)
+    at_102.execute("DELETE FROM task_usage WHERE id = %s", gone)
+    at_102.execute(WINDOW)
+    assert at_102.execute("SELECT model, event_count FROM task_usage_hourly") == [("stays", 1)]
+    assert at_102.value("SELECT count(*) FROM task_usage_hourly_set_aside") == 1
+
+
+def test_hour_that_is_recomputed_forgets_what_was_set_aside_of_it_and_of_no_other(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    for hour in (9, 10, 11):
+        event(at_102.url, world, f"2025-03-01 {hour}:00+00", model=LONG_MODEL)
+    at_102.execute(WINDOW)
+    at_102.execute("UPDATE task_usage SET model = 'short' WHERE created_at = '2025-03-01 10:00+00'")
+    at_102.execute(QUEUED_ONLY)
+    assert at_102.execute(
+        "SELECT extract(hour FROM bucket_hour AT TIME ZONE 'UTC')::int FROM task_usage_hourly_set_aside"
+        " ORDER BY 1"
+    ) == [(9,), (11,)]
+    assert at_102.execute("SELECT model FROM task_usage_hourly") == [("short",)]
+
+
+def test_hour_that_is_emptied_goes_though_its_neighbour_holds_the_same_key(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    moved = [task(at_102.url, world.agents[0]) for _ in range(2)]
+    for hour, task_id in enumerate(moved, 10):
+        usage(at_102.url, task_id, f"2025-03-01 {hour}:15+00")
+    at_102.execute(WINDOW)
+    at_102.execute("DELETE FROM task_usage WHERE task_id = %s", moved[0])
+    at_102.execute(EVERY_HOUR)
+    assert at_102.value(WINDOW) == 1
     assert wrong_hours(at_102) == []
 
 
@@ -261,6 +508,33 @@ def test_window_with_an_old_snapshot_does_not_overwrite_a_newer_result(
         caller.execute(WINDOW)
         caller.commit()
     caller.rollback()
+    assert wrong_hours(at_102) == []
+
+
+WRITERS = {
+    "window": (WINDOW,),
+    "slice": ("SELECT rollup_task_usage_hourly_plan(now(), 1)", "SELECT rollup_task_usage_hourly_slice()"),
+}
+
+
+@pytest.mark.parametrize("level", LEVELS[1:])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_window_fails_where_its_snapshot_is_older_than_what_the_last_writer_left(
+    at_102: Database, writer: str, level: IsolationLevel
+) -> None:
+    event(at_102.url, small_world(at_102.url), "2025-03-01 10:15+00")
+    at_102.execute(UNQUEUE)  # or the two would meet there
+    caller = at_102.connect()
+    caller.isolation_level = level
+    caller.execute("SELECT FROM workspace")
+    for statement in WRITERS[writer]:
+        at_102.execute(statement)
+    # Even where there is nothing to do for it, as far as it can see.
+    with pytest.raises(errors.SerializationFailure):
+        caller.execute(QUEUED_ONLY)
+    caller.rollback()
+    caller.execute(WINDOW)
+    caller.commit()
     assert wrong_hours(at_102) == []
 
 
@@ -369,7 +643,9 @@ def test_public_row_that_is_not_a_whole_hour_recomputes_its_whole_hour(at_102: D
     at_102.execute(WINDOW)
     dirty(at_102)
     at_102.execute("UPDATE task_usage_hourly_dirty SET bucket_hour = bucket_hour + interval '30 minutes'")
-    assert at_102.value(QUEUED_ONLY) == 0
+    corrupt(at_102)
+    assert at_102.value(QUEUED_ONLY) == 1
+    assert at_102.value("SELECT count(*) FROM task_usage_hourly_set_aside") == 0
     assert wrong_hours(at_102) == []
 
 
@@ -414,6 +690,29 @@ def test_usage_is_filed_under_the_utc_hour_whatever_the_time_zone_of_the_session
     # A session in UTC has nothing to mend.
     dirty(at_102)
     assert at_102.value(WINDOW) == 0
+
+
+@pytest.mark.parametrize("zone", ["UTC", *ZONES])
+def test_usage_is_queued_under_its_utc_hour_whatever_the_time_zone_of_the_session(
+    at_102: Database, zone: str
+) -> None:
+    # The later half of its hour, which is the earlier one of another where a zone is half an hour off.
+    event(at_102.url, small_world(at_102.url), "2025-03-01 10:50+00")
+    at_102.execute(WINDOW)
+    caller = at_102.connect()
+    caller.execute("SELECT set_config('TimeZone', %s, false)", [zone])
+    for statement, hours in (
+        ("UPDATE task_usage SET input_tokens = 7", {10}),
+        ("UPDATE task_usage SET created_at = created_at + interval '2 hours'", {10, 12}),
+        ("DELETE FROM task_usage", {12}),
+    ):
+        caller.execute(UNQUEUE)
+        caller.execute(statement)
+        queued_hours = caller.execute("SELECT bucket_hour FROM task_usage_hourly_invalidation").fetchall()
+        assert {hour for (hour,) in queued_hours} == {
+            datetime(2025, 3, 1, hour, tzinfo=UTC) for hour in hours
+        }, statement
+    caller.rollback()
 
 
 def test_hour_bucket_is_immutable_enough_for_an_index(at_102: Database) -> None:
@@ -602,18 +901,29 @@ def test_server_without_rights_on_the_hourly_family_writes_with_an_empty_search_
     upsert_usage(product, reported)
     upsert_usage(product, reported, tokens=7)
     usage(product, reported, "2025-03-01 10:15+00", model="restored")
-    product.execute("UPDATE public.task_usage SET created_at = created_at - interval '1 day'")
-    product.execute("UPDATE public.agent_task_queue SET agent_id = %s", [world.agents[1]])
-    product.execute("UPDATE public.agent_task_queue SET issue_id = %s", [world.issues[0]])
-    product.execute("UPDATE public.issue SET project_id = NULL WHERE id = %s", [world.issues[0]])
-    product.execute("UPDATE public.agent SET workspace_id = %s", [world.workspaces[1]])
     head.execute(WINDOW)
+    for statement in (
+        "UPDATE public.task_usage SET created_at = created_at - interval '1 day'",
+        f"UPDATE public.agent_task_queue SET agent_id = '{world.agents[1]}'",
+        f"UPDATE public.agent_task_queue SET issue_id = '{world.issues[0]}'",
+        f"UPDATE public.issue SET project_id = NULL WHERE id = '{world.issues[0]}'",
+        f"UPDATE public.agent SET workspace_id = '{world.workspaces[1]}'",
+    ):
+        product.execute(statement)
+        assert head.value(QUEUED_ONLY) > 0, statement
+        assert wrong_hours(head) == [], statement
     assert head.value("SELECT sum(event_count) FROM task_usage_hourly") == 3
-    assert wrong_hours(head) == []
 
     product.execute("DELETE FROM public.task_usage WHERE model = 'restored'")
     product.execute("DELETE FROM public.agent_task_queue WHERE id = %s", [moved])
     product.execute("DELETE FROM public.issue")
     product.execute("DELETE FROM public.agent")
+    head.execute(WINDOW)
+    assert rollup(head) == set()
+
+    event(head.url, small_world(head.url), "2025-03-01 10:15+00")
+    head.execute(WINDOW)
+    head.execute(f"GRANT TRUNCATE ON task_usage TO {dml_role}")
+    product.execute("TRUNCATE public.task_usage")
     head.execute(WINDOW)
     assert rollup(head) == set()
