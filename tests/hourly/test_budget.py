@@ -10,7 +10,7 @@ from tests.support.database import Database
 from tests.support.horizon import rewrite_function
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world
-from tests.support.rollup import EVERY_HOUR, TICK, WATERMARK, queued, wrong_hours
+from tests.support.rollup import EVERY_HOUR, TICK, WATERMARK, corrupt, queued, wrong_hours
 
 FIRST = datetime(2025, 3, 1, 10, 15, tzinfo=UTC)
 NO_TIME = "SET usage_rollup.tick_budget = '0'"
@@ -70,8 +70,9 @@ def test_queue_longer_than_a_portion_is_drained_in_portions(used: Database) -> N
     with used.connect(autocommit=True) as ticker:
         ticker.execute(NO_TIME)
         assert ticker.execute(TICK).fetchone() == (5,)
-        # Seven rows were taken; those of a second day came back.
+        # Seven rows were taken; those of a second day came back, as hours.
         assert queued(used) == 25
+        assert used.value("SELECT count(task_id) FROM task_usage_hourly_invalidation") == 23
         ticker.execute("SET usage_rollup.tick_budget = '1h'")
         ticker.execute(TICK)
     assert queued(used) == 0
@@ -85,16 +86,26 @@ def test_public_queue_is_drained_in_portions_too(used: Database) -> None:
         " (bucket_hour, workspace_id, runtime_id, agent_id, provider, model)"
         " SELECT bucket_hour, workspace_id, runtime_id, agent_id, provider, model FROM task_usage_hourly"
     )
-    used.execute("UPDATE task_usage_hourly SET input_tokens = 0")
+    corrupt(used)
     rewrite_function(used, SETTLE, "THEN 50000 END", "THEN 7 END")
     with used.connect(autocommit=True) as ticker:
         ticker.execute(NO_TIME)
         ticker.execute(TICK)
         assert used.value("SELECT count(*) FROM task_usage_hourly_dirty") == 23
-        for _ in range(12):
-            ticker.execute(TICK)
+        ticker.execute("SET usage_rollup.tick_budget = '1h'")
+        ticker.execute(TICK)
     assert queued(used) == 0
     assert wrong_hours(used) == []
+
+
+def test_hours_that_nobody_can_read_are_not_queued_again_and_again(used: Database) -> None:
+    world = small_world(used.url)
+    for at in ("infinity", "20250-03-01 10:15+00"):
+        event(used.url, world, at)
+    with used.connect(autocommit=True) as ticker:
+        ticker.execute(NO_TIME)
+        assert ticker.execute(TICK).fetchone() == (5,)
+    assert queued(used) == 25
 
 
 @pytest.mark.parametrize(
@@ -115,6 +126,10 @@ def test_budget_is_five_seconds_or_what_is_set_and_half_of_the_role_s_timeout(
         for name, value in settings.items():
             session.execute(f"SET {name} = '{value}'")
         assert session.execute(DEADLINE).fetchone() == (timedelta(seconds=seconds),)
+        # Whatever came before in its transaction.
+        with session.transaction():
+            session.execute("SELECT")
+            assert session.execute(DEADLINE).fetchone() == (timedelta(seconds=seconds),)
 
 
 def test_window_does_everything_whatever_the_budget(used: Database) -> None:

@@ -155,6 +155,20 @@ def test_years_without_events_cost_one_tick(at_102: Database) -> None:
     assert differing_hours(at_102.url) == []
 
 
+def test_event_is_where_it_was_last_updated(at_102: Database) -> None:
+    # Created before and after it.
+    world = small_world(at_102.url)
+    event(at_102.url, world, "2024-01-01 10:15+00", "2025-03-01 10:15+00")
+    event(at_102.url, world, "2025-06-01 10:15+00", "2025-04-01 10:15+00")
+    as_history(at_102)
+    assert at_102.value(LAG) == (datetime(2025, 4, 1, 10, 15, tzinfo=UTC) - EPOCH).total_seconds()
+    for month, buckets in ((3, 1), (4, 2)):
+        at_102.execute(TICK)
+        assert at_102.value(WATERMARK) == datetime(2025, month, 2, 10, 15, tzinfo=UTC)
+        assert at_102.value("SELECT count(*) FROM task_usage_hourly") == buckets
+    assert differing_hours(at_102.url) == []
+
+
 def test_database_without_usage_starts_at_the_horizon(at_102: Database) -> None:
     assert at_102.value(WATERMARK) == EPOCH
     before = at_102.value("SELECT clock_timestamp()")
@@ -287,6 +301,32 @@ def test_tick_rewrites_no_bucket_that_did_not_change(at_102: Database) -> None:
     at_102.execute(EVERY_HOUR)
     assert at_102.value(TICK) == 0
     assert at_102.execute(versions) == before
+
+
+# A role's own timeouts
+
+
+@pytest.mark.parametrize(
+    ("of_role", "meanwhile"), [("0", "5s"), ("200ms", "200ms"), ("1min", "5s"), ("5s", "5s")]
+)
+def test_tick_waits_five_seconds_for_a_lock_at_most_and_leaves_the_setting_as_it_was(
+    at_102: Database, of_role: str, meanwhile: str
+) -> None:
+    at_102.execute(
+        "CREATE TABLE seen (lock_timeout text);"
+        " CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " INSERT INTO public.seen VALUES (current_setting('lock_timeout')); RETURN NEW; END $$;"
+        " CREATE TRIGGER look BEFORE INSERT ON task_usage_hourly FOR EACH ROW EXECUTE FUNCTION look()"
+    )
+    event(at_102.url, small_world(at_102.url), "2025-03-01 10:15+00")
+    caller = at_102.connect()
+    caller.execute(f"SET lock_timeout = '{of_role}'")
+    caller.execute(TICK)
+    assert caller.execute("SHOW lock_timeout").fetchone() == (of_role,)
+    caller.commit()
+    assert caller.execute("SHOW lock_timeout").fetchone() == (of_role,)
+    caller.rollback()
+    assert at_102.execute("SELECT lock_timeout FROM seen") == [(meanwhile,)]
 
 
 # Prune
