@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from psycopg import errors
 from psycopg.types.multirange import TimestamptzMultirange
 from psycopg.types.range import TimestamptzRange
 
 from tests.support.database import Connection, Database
 from tests.support.deadline import DEADLINE_S
 from tests.support.product import Timestamp, event, small_world, task, utc, wait_until
-from tests.support.rollup import run_hook
+from tests.support.roles import MakeRole
+from tests.support.rollup import WATERMARK, corrupt, run_hook, wrong_hours
 from tests.support.walks import blocked_at, runners, slices, wait_until_blocked
 from usage_rollup.hourly import slices as slice_plan
 from usage_rollup.hourly.backfill import backfill_before_103
@@ -179,6 +181,18 @@ def test_slices_are_an_eighth_of_all_where_that_is_less_than_what_is_asked_for(a
     assert [count for _, _, count in by_setting] == [240_000] * 2
 
 
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "1e3", "many", "1234567890", " 1"])
+def test_setting_that_is_no_number_of_rows_leaves_the_slices_as_they_are(at_102: Database, text: str) -> None:
+    world = small_world(at_102.url)
+    task_id = task(at_102.url, world.agents[0])
+    with at_102.connect() as connection:
+        write_usage(connection, task_id, [utc(2024, 1, 1, hour) for hour in range(8)])
+        connection.execute("SELECT set_config('usage_rollup.slice_rows', %s, true)", [text])
+        found = cut(connection, [(utc(2024, 1, 1), utc(2024, 1, 2))], 4)
+        connection.rollback()
+    assert [count for _, _, count in found] == [2, 4, 2]
+
+
 def test_range_without_events_is_one_slice_without_rows(at_102: Database) -> None:
     ranges = [(utc(2024, 1, 10), utc(2024, 7, 1)), (utc(2025, 1, 1), utc(2025, 1, 1, 1))]
     with at_102.connect() as connection:
@@ -222,6 +236,7 @@ def test_above_the_first_event_only_days_touched_since_the_watermark_are_to_walk
     event(at_102.url, world, "2024-01-16 18:30+00", "2024-04-30 23:59:59.999999+00")  # just before it
     event(at_102.url, world, "2024-05-02 00:00+00", None)
     event(at_102.url, world, "2024-05-03 23:59:59.999999+00")
+    event(at_102.url, world, "2024-05-10 10:00+00", "2024-04-01 10:00+00")  # dated before it was created
     event(at_102.url, world, "infinity")
     # What is queued is the drain's.
     move_watermark(at_102, "2024-05-01 00:00+00")
@@ -240,11 +255,50 @@ def test_nothing_is_to_walk_without_usage_or_without_an_event_above_the_watermar
     assert unwalked(at_102) == []
 
 
-def test_rows_that_belong_to_no_hour_are_not_to_walk(at_102: Database) -> None:
+@pytest.mark.parametrize(
+    ("below", "above"),
+    [
+        # By created_at only where there is no updated_at.
+        ([("2024-03-01 10:00+00", None)], [("2024-05-02 10:00+00", "2024-05-02 10:00+00")]),
+        ([("2024-03-01 10:00+00", "2024-03-01 10:00+00")], [("2024-05-02 10:00+00", None)]),
+        # At the watermark is above it.
+        ([("2024-03-01 10:00+00", None)], [("2024-05-01 00:00+00", None), ("2024-05-02 10:00+00", None)]),
+    ],
+)
+def test_first_event_decides_by_the_time_it_goes_by(
+    at_102: Database, below: list[tuple[str, str | None]], above: list[tuple[str, str | None]]
+) -> None:
+    world = small_world(at_102.url)
+    for created_at, updated_at in (*below, *above):
+        event(at_102.url, world, created_at, updated_at)
+    move_watermark(at_102, "2024-05-01 00:00+00")
+    first = utc(2024, 5, 1) if len(above) > 1 else utc(2024, 5, 2)
+    assert unwalked(at_102) == [(first, utc(2024, 5, 3))]
+
+
+def test_everything_is_to_walk_where_all_was_corrected_above_the_watermark(at_102: Database) -> None:
+    world = small_world(at_102.url)
+    for day in (1, 10):
+        event(at_102.url, world, f"2024-03-{day:02} 10:00+00", "2024-05-02 10:00+00")
+    move_watermark(at_102, "2024-05-01 00:00+00")
+    assert unwalked(at_102) == [(utc(2024, 3, 1), utc(2024, 3, 11))]
+
+
+# All that is left, or what an event of either kind has touched.
+@pytest.mark.parametrize("passed", [False, True], ids=["untouched", "above_the_first_event"])
+@pytest.mark.parametrize("updated_at", [None, "2024-05-02 10:00+00"], ids=["by_created_at", "by_updated_at"])
+def test_rows_that_belong_to_no_hour_are_not_to_walk(
+    at_102: Database, updated_at: str | None, passed: bool
+) -> None:
     world = small_world(at_102.url)
     for created_at in ("infinity", "-infinity", "20250-03-01 10:00+00", "0044-03-15 10:00+00 BC"):
-        event(at_102.url, world, created_at, None)
+        event(at_102.url, world, created_at, updated_at)
+    move_watermark(at_102, "-infinity")
     assert unwalked(at_102) == []
+    event(at_102.url, world, "2024-05-01 10:00+00", "2024-04-01 10:00+00" if passed else None)
+    if passed:
+        move_watermark(at_102, "2024-05-01 00:00+00")
+    assert unwalked(at_102) == ([] if passed else [(utc(2024, 5, 1), utc(2024, 5, 2))])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -361,6 +415,62 @@ def kill_without_indexes(database: Database) -> None:
     assert indexes(database) == {}
 
 
+@pytest.mark.parametrize("writes", ["ROW EXCLUSIVE", "ACCESS SHARE"])
+def test_indexes_that_are_there_are_not_built_again_and_nobody_is_waited_for(
+    used: Database, writes: str
+) -> None:
+    somebody = used.connect()
+    somebody.execute(f"LOCK TABLE task_usage_hourly IN {writes} MODE")
+    with used.connect(options="-c lock_timeout=1s") as connection:
+        connection.execute("SELECT rollup_task_usage_hourly_build_indexes()")
+    assert set(indexes(used)) == SECONDARY_INDEXES
+
+
+def test_walk_keeps_the_indexes_where_its_role_could_not_build_them_again(
+    used: Database, make_role: MakeRole
+) -> None:
+    role = make_role("owner")
+    used.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+    used.execute(f"ALTER TABLE task_usage_hourly OWNER TO {role}")
+    built = indexes(used, identity=True)
+    with used.connect(user=role, password=role) as connection:
+        connection.execute("SELECT rollup_task_usage_hourly_plan(now(), 1)")
+    assert indexes(used, identity=True) == built
+    # The trap: it may drop them.
+    with used.connect(user=role, password=role) as connection:
+        connection.execute("DROP INDEX idx_task_usage_hourly_workspace_time")
+        with pytest.raises(errors.InsufficientPrivilege):
+            connection.execute("CREATE INDEX ON task_usage_hourly (workspace_id)")
+    run_hook(used)
+
+
+def test_plan_fails_where_anything_but_a_reader_keeps_the_indexes(used: Database) -> None:
+    used.execute(
+        "CREATE FUNCTION fail() RETURNS event_trigger LANGUAGE plpgsql AS"
+        " $$BEGIN RAISE EXCEPTION 'no room' USING ERRCODE = 'disk_full'; END$$;"
+        "CREATE EVENT TRIGGER fail ON ddl_command_start WHEN TAG IN ('DROP INDEX') EXECUTE FUNCTION fail()"
+    )
+    with pytest.raises(errors.DiskFull):
+        plan(used, 1)
+    assert used.value("SELECT count(*) FROM task_usage_hourly_backfill") == 0
+    used.execute("DROP EVENT TRIGGER fail")
+    assert run_hook(used).rows == 4
+
+
+def test_long_walk_does_without_the_indexes_whatever_its_slices_may_hold(used: Database) -> None:
+    with used.connect() as connection:
+        connection.execute("ALTER TABLE task_usage DISABLE TRIGGER USER")
+        connection.execute(
+            "INSERT INTO task_usage (task_id, provider, model, created_at, updated_at)"
+            " SELECT (SELECT id FROM agent_task_queue LIMIT 1), '', n::text, '2025-01-10 11:00+00', NULL"
+            " FROM generate_series(1, 50000) AS n"
+        )
+        connection.execute("SELECT rollup_task_usage_hourly_plan(now(), 500000)")
+        left = "SELECT count(*) FROM pg_index WHERE indrelid = 'task_usage_hourly'::regclass"
+        assert connection.execute(left).fetchone() == (1,)
+        connection.rollback()
+
+
 def test_killed_walk_that_is_run_again_ends_with_all_indexes(used: Database) -> None:
     before = indexes(used)
     kill_without_indexes(used)
@@ -390,3 +500,171 @@ def test_usage_emptied_after_a_killed_walk_leaves_the_table_with_all_its_indexes
     used.execute("TRUNCATE task_usage")
     assert run_hook(used).skipped == "task_usage_empty"
     assert indexes(used) == before
+
+
+# ---------------------------------------------------------------------------------------------
+# Plan, slice and finish
+# ---------------------------------------------------------------------------------------------
+
+SLICE = "SELECT slice_from, slice_to FROM rollup_task_usage_hourly_slice()"
+FINISH = "SELECT rollup_task_usage_hourly_finish()"
+UNWALKED = "SELECT from_hour FROM task_usage_hourly_backfill WHERE walked_at IS NULL ORDER BY 1"
+
+
+def walk(database: Database) -> Ranges:
+    """Walk all slices that are left; return them."""
+    walked: Ranges = []
+    while found := database.execute(SLICE):
+        walked.extend(found)
+    return walked
+
+
+def test_slice_that_another_session_walks_is_passed_over_and_not_waited_for(used: Database) -> None:
+    plan(used, 1)
+    (first,), (second,), *others = used.execute(UNWALKED)
+    another = used.connect()
+    another.execute(f"{UNWALKED} LIMIT 1 FOR UPDATE")
+    with used.connect(options="-c lock_timeout=2s") as session:
+        row = session.execute(SLICE).fetchone()
+    assert row is not None
+    assert row[0] == second
+    # Only its own mark is made.
+    another.rollback()
+    assert used.execute(UNWALKED) == [(first,), *others]
+    assert run_hook(used).slices == 3
+
+
+def test_backfill_is_not_finished_before_its_last_slice_is_walked(used: Database) -> None:
+    plan(used, 1)
+    for left in range(4, 0, -1):
+        assert len(used.execute(UNWALKED)) == left
+        with pytest.raises(errors.ObjectNotInPrerequisiteState, match="not finished"):
+            used.execute(FINISH)
+        assert used.value(WATERMARK) == utc(1970, 1, 1)
+        used.execute(SLICE)
+    assert used.execute(SLICE) == []
+    used.execute(FINISH)
+    assert used.value(WATERMARK) > utc(2025, 5, 1)
+    assert used.value("SELECT count(*) FROM task_usage_hourly_backfill") == 0
+
+
+def test_settings_of_a_plan_and_a_slice_end_with_their_transactions(used: Database) -> None:
+    session = used.connect()
+    settings = "SELECT current_setting('synchronous_commit'), current_setting('lock_timeout')"
+    session.execute("SET synchronous_commit = on; SET lock_timeout = '7s'")
+    session.commit()
+    session.execute("SELECT rollup_task_usage_hourly_plan(now(), 1)")
+    session.commit()
+    assert session.execute(settings).fetchone() == ("on", "7s")
+    session.execute(SLICE)
+    # Its own commit need not wait for the disk; the next one is 103's.
+    assert session.execute(settings).fetchone() == ("off", "7s")
+    session.commit()
+    assert session.execute(settings).fetchone() == ("on", "7s")
+    session.rollback()
+    run_hook(used)
+
+
+@pytest.mark.parametrize("horizon", ["now() - interval '5 minutes'", "'-infinity'"])
+def test_plan_of_nothing_takes_the_watermark_forward_and_never_back(at_102: Database, horizon: str) -> None:
+    move_watermark(at_102, "2025-01-01 00:00+00")
+    before = at_102.value(WATERMARK)
+    at_102.execute(f"SELECT rollup_task_usage_hourly_plan({horizon}, 1)")
+    assert (at_102.value(WATERMARK) > before) is ("now" in horizon)
+    at_102.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = clock_timestamp()")
+    before = at_102.value(WATERMARK)
+    at_102.execute(f"SELECT rollup_task_usage_hourly_plan({horizon}, 1)")
+    assert at_102.value(WATERMARK) == before
+
+
+def test_finish_does_not_take_back_a_watermark_that_has_moved_on(used: Database) -> None:
+    plan(used, 1)
+    walk(used)
+    used.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = clock_timestamp()")
+    before = used.value(WATERMARK)
+    assert used.value(FINISH) == used.value(WATERMARK) == before
+
+
+def test_watermark_goes_to_the_horizon_of_the_plan_when_the_last_slice_is_walked(used: Database) -> None:
+    used.execute("SELECT rollup_task_usage_hourly_plan('2025-04-20 00:00+00', 1)")
+    walk(used)
+    assert used.value(FINISH) == used.value(WATERMARK) == utc(2025, 4, 20)
+
+
+LEAVE_OUT = "SELECT rollup_task_usage_hourly_plan(now() - interval '5 minutes', 1, %s)"
+
+
+def test_what_is_left_out_is_what_was_acknowledged_last_and_by_whom(used: Database) -> None:
+    # From the first hour there is on: nothing is left out.
+    used.execute(LEAVE_OUT, utc(2025, 1, 10))
+    assert used.value("SELECT count(*) FROM task_usage_hourly_left_out") == 0
+
+    used.execute(LEAVE_OUT, utc(2025, 4, 1))
+    assert used.execute(UNWALKED) == [(utc(2025, 4, 1),)]
+    used.execute(
+        "UPDATE task_usage_hourly_left_out SET acknowledged_at = 'epoch', acknowledged_by = 'somebody'"
+    )
+    before = used.value("SELECT clock_timestamp()")
+    used.execute(LEAVE_OUT, utc(2025, 3, 1))
+    ((hour, at, by),) = used.execute(
+        "SELECT before_hour, acknowledged_at, acknowledged_by FROM task_usage_hourly_left_out"
+    )
+    assert (hour, by) == (utc(2025, 3, 1), used.value("SELECT session_user::text"))
+    assert at > before
+    assert [row[0] for row in used.execute(UNWALKED)] == [utc(2025, 3, 1), utc(2025, 4, 10, 10)]
+    run_hook(used)
+    assert used.value("SELECT count(*) FROM task_usage_hourly_left_out") == 0
+    assert wrong_hours(used) == []
+
+
+@pytest.mark.parametrize("walked", [1, 2, 3])
+def test_repair_that_meets_slices_of_an_unfinished_walk_has_them_walked_whole_again(
+    used: Database, walked: int
+) -> None:
+    plan(used, 2)
+    february, april, last = utc(2025, 2, 10, 10), utc(2025, 4, 10, 10), utc(2025, 4, 11)
+    assert used.execute(UNWALKED) == [(utc(2025, 1, 10),), (february,), (april,)]
+    for _ in range(walked):
+        used.execute(SLICE)
+    corrupt(used, f"bucket_hour = '{february}'")
+    used.execute(
+        "INSERT INTO task_usage_hourly (bucket_hour, workspace_id, runtime_id, agent_id, provider, model)"
+        " SELECT %s, workspace_id, runtime_id, id, '', 'gone' FROM agent LIMIT 1",
+        last + HOUR,
+    )
+    # One shorter than the slice that begins there, and one that goes on beyond it.
+    hours = [february, *(april + n * HOUR for n in range(16))]
+    assert used.value("SELECT rollup_task_usage_hourly_plan_repair(100, %s)", hours) == 17
+    assert used.execute(UNWALKED) == [(february,), (april,)]
+    assert walk(used) == [(february, april), (april, last + 2 * HOUR)]
+    used.execute(FINISH)
+    assert used.value("SELECT count(*) FROM task_usage_hourly") == 4
+    assert wrong_hours(used) == []
+
+
+def test_repair_beside_an_unfinished_walk_claims_no_more_than_was_claimed_before(used: Database) -> None:
+    plan(used, 1)
+    assert used.value("SELECT rollup_task_usage_hourly_plan_repair(100, %s)", [utc(2001, 1, 1)]) == 1
+    assert len(walk(used)) == 5
+    used.execute(FINISH)
+    assert used.value(WATERMARK) == utc(1970, 1, 1)
+    run_hook(used)
+    assert used.value(WATERMARK) > utc(2025, 5, 1)
+
+
+def test_repair_finds_what_differs_itself_and_takes_whole_hours(used: Database) -> None:
+    run_hook(used)
+    before = used.value(WATERMARK)
+    # What is pending is a tick's.
+    used.execute("UPDATE task_usage SET input_tokens = 1 WHERE created_at < '2025-02-01'")
+    corrupt(used, "bucket_hour > '2025-02-01'")
+    used.execute(
+        "UPDATE task_usage_hourly SET bucket_hour = bucket_hour + interval '30 minutes'"
+        " WHERE bucket_hour > '2025-04-01'"
+    )
+    assert used.value("SELECT rollup_task_usage_hourly_plan_repair(100)") == 3
+    assert walk(used) == [(hour, hour + HOUR) for hour in (utc(2025, n, 10, 10) for n in (2, 3, 4))]
+    used.execute(FINISH)
+    assert used.value(WATERMARK) == before
+    used.execute("SELECT rollup_task_usage_hourly()")
+    assert wrong_hours(used) == []
