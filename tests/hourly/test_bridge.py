@@ -10,9 +10,10 @@ import pytest
 from psycopg import IsolationLevel, errors
 
 from tests.support.database import Connection, Database
+from tests.support.horizon import rewrite_function
 from tests.support.later_release import apply_later_release, later_tick
-from tests.support.oracle import differing_hours, wrong_buckets, wrong_costs
-from tests.support.product import LONG_MODEL, World, event, project, small_world, task, usage
+from tests.support.oracle import wrong_buckets, wrong_costs
+from tests.support.product import LONG_MODEL, World, counts, event, project, small_world, task, usage
 from tests.support.rollup import EVERY_HOUR, QUEUED_ONLY, TICK, WINDOW, queued
 
 pytestmark = pytest.mark.server
@@ -257,15 +258,16 @@ def test_bucket_that_is_set_aside_or_saturated_stops_no_later_tick(head: Databas
 
 
 @pytest.mark.parametrize(
-    "usages",
+    ("column", "usages"),
     [
-        [(100, HALF), (100, HALF)],
+        ("input_tokens", [(100, HALF), (100, HALF)]),
+        *((column, [(HALF, 1), (HALF, 1)]) for column in counts(0)),
         # All of them fit together, those without a cost do not.
-        [(HALF, None), (HALF, None), (-HALF, 1)],
+        *((column, [(HALF, None), (HALF, None), (-HALF, 1)]) for column in counts(0)),
     ],
 )
-def test_costs_that_do_not_fit_are_put_aside_too(
-    head: Database, world: World, usages: list[tuple[int, int | None]]
+def test_what_does_not_fit_for_its_costs_or_in_any_column_is_put_aside(
+    head: Database, world: World, column: str, usages: list[tuple[int, int | None]]
 ) -> None:
     vast = [event(head.url, world, AT, model="vast") for _ in usages]
     neighbour = event(head.url, world, AT)
@@ -273,7 +275,7 @@ def test_costs_that_do_not_fit_are_put_aside_too(
     apply_later_release(head)
     for usage_id, (tokens, cost) in zip(vast, usages, strict=True):
         head.execute(
-            "UPDATE task_usage SET input_tokens = %s, cost_usd_ticks = %s WHERE id = %s",
+            f"UPDATE task_usage SET {column} = %s, cost_usd_ticks = %s WHERE id = %s",
             tokens,
             cost,
             usage_id,
@@ -283,6 +285,116 @@ def test_costs_that_do_not_fit_are_put_aside_too(
         later_tick(head)
     assert head.execute(SET_ASIDE) == [("claude/vast", "22003")]
     assert {row[4] for row in wrong_buckets(head.url)} <= {"vast"}
+
+
+def test_sums_of_the_next_hour_keep_no_key_of_this_one_back(head: Database, world: World) -> None:
+    for _ in range(2):
+        event(head.url, world, "2025-03-01 11:00+00", tokens=HALF, model="vast")
+    event(head.url, world, AT, model="vast")
+    roll_up(head)
+    apply_later_release(head)
+    head.execute("UPDATE task_usage SET cost_usd_ticks = 5 WHERE created_at = %s", AT)
+    assert head.value(PRUNE) == 1
+    assert head.execute(SET_ASIDE) == []
+    later_tick(head)
+    assert wrong_buckets(head.url) == []
+
+
+def test_hour_and_task_that_are_queued_together_stand_for_no_other_hour_of_the_task(
+    head: Database, world: World
+) -> None:
+    reported = task(head.url, world.agents[0])
+    usage(head.url, reported, AT)
+    usage(head.url, reported, "2025-03-01 11:00+00", model="next hour's")
+    roll_up(head)
+    apply_later_release(head)
+    head.execute("UPDATE task_usage SET cost_usd_ticks = 5 WHERE created_at = %s", AT)
+    assert head.value(PRUNE) == 1
+    assert head.execute("SELECT bucket_hour::text, model FROM task_usage_hourly_dirty") == [
+        ("2025-03-01 10:00:00+00", "claude-sonnet-4-5")
+    ]
+    later_tick(head)
+    assert wrong_buckets(head.url) == wrong_costs(head.url) == []
+
+
+@pytest.mark.parametrize("issue", [None, 0, 2])
+def test_cost_that_changes_alone_reaches_a_later_release_s_window(
+    head: Database, world: World, issue: int | None
+) -> None:
+    event(head.url, world, AT, issue=issue)
+    roll_up(head)
+    apply_later_release(head)
+    for cost in (5, 7):
+        head.execute("UPDATE task_usage SET cost_usd_ticks = %s", cost)
+        # No comparison of tokens could know.
+        assert wrong_buckets(head.url) == []
+        later_tick(head)
+        later_tick(head)
+        assert head.execute("SELECT cost_usd_ticks, uncosted_input_tokens FROM task_usage_hourly") == [
+            (cost, 0)
+        ]
+        assert wrong_costs(head.url) == []
+
+
+def test_task_without_a_runtime_has_no_key_to_hand_over_and_stops_nobody(
+    head: Database, world: World
+) -> None:
+    unbound = task(head.url, world.agents[0], issue_id=world.issues[0])
+    usage(head.url, unbound, AT, model="unbound")
+    event(head.url, world, AT)
+    roll_up(head)
+    apply_later_release(head)
+    head.execute("UPDATE agent_task_queue SET runtime_id = NULL, completed_at = now() WHERE id = %s", unbound)
+    head.execute("UPDATE task_usage SET cost_usd_ticks = 5")
+    # What it was, and its neighbour.
+    assert head.value(PRUNE) == 2
+    assert head.execute(SET_ASIDE) == []
+    later_tick(head)
+    assert queued(head) == 0
+    assert head.execute("SELECT model FROM task_usage_hourly") == [("claude-sonnet-4-5",)]
+    assert wrong_buckets(head.url) == wrong_costs(head.url) == []
+
+
+def test_usage_dated_in_the_future_reaches_a_later_release_s_window_too(head: Database, world: World) -> None:
+    roll_up(head)
+    apply_later_release(head)
+    event(head.url, world, "2099-01-01 10:15+00")
+    for change in (
+        "SELECT",
+        f"UPDATE agent_task_queue SET agent_id = '{world.agents[1]}'",
+        f"TRUNCATE task_usage_hourly; {EVERY_HOUR}",
+    ):
+        head.execute(change)
+        later_tick(head)
+        later_tick(head)
+        assert wrong_buckets(head.url) == [], change
+        assert queued(head) == 0, change
+
+
+# The second that it has where the window has used up the tick's time, much longer or none at all.
+@pytest.mark.parametrize(("second", "hours"), [("1 hour", 3), ("0 seconds", 1)])
+def test_bridge_has_some_time_of_its_own_and_hands_an_hour_over_in_any_case(
+    head: Database, world: World, second: str, hours: int
+) -> None:
+    for hour in (10, 11, 12):
+        event(head.url, world, f"2025-03-01 {hour}:15+00")
+    roll_up(head)
+    apply_later_release(head)
+    rewrite_function(
+        head, "prune_task_usage_hourly_dirty(interval)", "interval '1 second'", f"interval '{second}'"
+    )
+    head.execute("UPDATE task_usage SET cost_usd_ticks = 5")
+    with head.connect() as connection:
+        connection.execute("SET usage_rollup.tick_budget = '0'")
+        assert connection.execute(PRUNE).fetchone() == (hours,)
+    # The oldest first.
+    assert (
+        head.value("SELECT max(bucket_hour)::text FROM task_usage_hourly_dirty")[11:13] == f"{9 + hours:02}"
+    )
+    assert head.value(WAITING) == 3 - hours
+    head.execute(PRUNE)
+    later_tick(head)
+    assert wrong_buckets(head.url) == []
 
 
 def test_key_that_fits_no_longer_is_taken_back(head: Database, world: World) -> None:
@@ -348,24 +460,35 @@ def test_workspace_torn_down_in_silence_leaves_nothing_behind(head: Database, wo
     assert queued(head) == 0
 
 
-def test_handed_over_again_a_key_stays_one_row_and_gets_no_older(head: Database, world: World) -> None:
+# Together, or one by one where a key of the hour cannot be stored.
+@pytest.mark.parametrize("beside", ["other", LONG_MODEL], ids=["together", "one_by_one"])
+def test_handed_over_again_a_key_stays_one_row_and_gets_newer_never_older(
+    head: Database, world: World, beside: str
+) -> None:
     moved = task(head.url, world.agents[0])
     usage(head.url, moved, AT)
     roll_up(head)
     apply_later_release(head)
     head.execute("UPDATE agent_task_queue SET agent_id = %s", world.agents[1])
     assert head.value(PRUNE) == 2
-    keys = "SELECT agent_id FROM task_usage_hourly_dirty"
-    assert set(head.execute(keys)) == {(world.agents[0],), (world.agents[1],)}
-    head.execute("UPDATE task_usage_hourly_dirty SET enqueued_at = 'infinity'")
-    head.execute(EVERY_HOUR)
-    assert head.value(PRUNE) == 2
-    assert head.value(
-        "SELECT count(*) = 2 AND bool_and(enqueued_at = 'infinity') FROM task_usage_hourly_dirty"
-    )
-    head.execute("UPDATE task_usage_hourly_dirty SET enqueued_at = now()")
+    assert set(head.execute("SELECT agent_id FROM task_usage_hourly_dirty")) == {
+        *((agent,) for agent in world.agents[:2])
+    }
+    usage(head.url, moved, AT, model=beside)
+    head.execute(PRUNE)
+    keys = head.value(HANDED_OVER)
+    for known, then in (("'infinity'", "= 'infinity'"), ("'2025-01-01'", "= now()")):
+        head.execute(f"UPDATE task_usage_hourly_dirty SET enqueued_at = {known}")
+        head.execute(EVERY_HOUR)
+        with head.connect() as connection:
+            connection.execute(PRUNE)
+            # Told of again, it must outlast a window that goes by time.
+            row = connection.execute(
+                f"SELECT count(*), bool_and(enqueued_at {then}) FROM task_usage_hourly_dirty"
+            ).fetchone()
+        assert row == (keys, True)
     later_tick(head)
-    assert differing_hours(head.url) == []
+    assert {row[4] for row in wrong_buckets(head.url)} <= {LONG_MODEL[:20]}
 
 
 def test_bridge_keeps_out_while_another_session_writes_the_rollup(head: Database, world: World) -> None:
