@@ -15,7 +15,9 @@ from tests.support.database import Connection, Database
 from tests.support.deadline import DEADLINE_S
 from tests.support.oracle import differing_hours
 from tests.support.product import (
+    COUNTS,
     World,
+    counts,
     event,
     issue,
     project,
@@ -26,6 +28,7 @@ from tests.support.product import (
     usage,
     wait_until,
 )
+from tests.support.releases import facts
 from tests.support.rollup import EVERY_HOUR, QUEUED_ONLY, TICK, WATERMARK, WINDOW
 from tests.support.sessions import is_blocked
 
@@ -210,11 +213,11 @@ NEW_KEYS = {
 # The same key with other sums.
 CORRECTIONS = {
     "correct_tokens_without_updated_at": "UPDATE task_usage SET output_tokens = 1 WHERE id = %(usage_0)s",
-    "correct_tokens_where_updated_at_is_null": "UPDATE task_usage SET output_tokens = 1"
+    "correct_tokens_where_updated_at_is_null": "UPDATE task_usage SET input_tokens = 1"
     " WHERE id = %(usage_1)s",
-    "correct_tokens_and_forget_updated_at": "UPDATE task_usage SET output_tokens = 1, updated_at = NULL"
+    "correct_tokens_and_forget_updated_at": "UPDATE task_usage SET cache_read_tokens = 1, updated_at = NULL"
     " WHERE id = %(usage_0)s",
-    "correct_tokens_with_an_older_updated_at": "UPDATE task_usage SET output_tokens = 1,"
+    "correct_tokens_with_an_older_updated_at": "UPDATE task_usage SET cache_write_tokens = 1,"
     " updated_at = '2025-03-02 00:00+00' WHERE id = %(usage_0)s",
 }
 OLD_DATES = {
@@ -284,11 +287,12 @@ def test_copied_rows_are_in_the_rollup_one_tick_later(at_102: Database) -> None:
     session = at_102.connect(autocommit=True)
 
     def import_rows() -> None:
-        columns = "task_id, provider, model, input_tokens, created_at, updated_at"
+        columns = f"task_id, provider, model, {COUNTS}, created_at, updated_at"
         with session.cursor().copy(f"COPY task_usage ({columns}) FROM STDIN") as copy:
             for number in range(50):
+                key = shop.tasks[number % 4], "codex", f"m{number}"
                 created_at = f"2024-0{1 + number % 9}-01 10:15+00"
-                copy.write_row((shop.tasks[number % 4], "codex", f"m{number}", number, created_at, None))
+                copy.write_row((*key, *counts(number).values(), created_at, None))
 
     with without_triggers(session):
         import_rows()
@@ -346,6 +350,19 @@ def test_event_dated_in_the_future_is_rolled_up_now_and_gone_when_it_goes(
     right(at_102)
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [
+        *("task_id, issue_id", "task_id, agent_id", "issue_id, agent_id"),
+        *("bucket_hour, issue_id", "bucket_hour, agent_id"),
+    ],
+)
+def test_queued_row_that_names_more_than_it_can_mean_is_refused(at_102: Database, columns: str) -> None:
+    values = ["now()" if column == "bucket_hour" else "gen_random_uuid()" for column in columns.split(", ")]
+    with pytest.raises(errors.CheckViolation):
+        at_102.execute(f"INSERT INTO task_usage_hourly_invalidation ({columns}) VALUES ({', '.join(values)})")
+
+
 # What the triggers cost the server
 
 
@@ -367,17 +384,20 @@ def test_report_as_the_server_sends_it_writes_nothing_to_the_queue(at_102: Datab
     right(at_102)
 
 
-def test_contract_triggers_are_before_each_row_and_let_the_change_through(at_102: Database) -> None:
+def test_contract_triggers_are_those_of_the_release_and_let_the_change_through(at_102: Database) -> None:
     shop = open_shop(at_102)
-    names = ["trg_atq_dirty_hourly", "trg_issue_delete_dirty_hourly"]
-    names += ["trg_issue_project_dirty_hourly", "trg_tu_dirty_hourly"]
+    known = {
+        name: definition
+        for table in facts("v0.3.5")["tables"].values()
+        for name, definition in (table["triggers"] or {}).items()
+    }
+    assert len(known) == 4
     definitions = at_102.execute(
-        "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgname = ANY(%s)", names
+        r"SELECT tgname, regexp_replace(pg_get_triggerdef(oid), '^CREATE TRIGGER \S+ ', '')"
+        " FROM pg_trigger WHERE tgname = ANY(%s)",
+        [*known],
     )
-    assert len(definitions) == 4
-    for (definition,) in definitions:
-        assert " BEFORE " in definition
-        assert " FOR EACH ROW " in definition
+    assert dict(definitions) == known
 
     for statement in (
         f"UPDATE issue SET project_id = '{shop.other_project}' WHERE project_id IS NOT NULL",

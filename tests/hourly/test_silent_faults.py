@@ -22,6 +22,10 @@ CHANGES = {
     "issue_moved": "UPDATE issue SET project_id = NULL",
     "agent_moved": "UPDATE agent SET workspace_id = %(workspace)s",
     "issues_truncated": "TRUNCATE issue CASCADE",
+    "usage_truncated": "TRUNCATE task_usage",
+    # Where no foreign key is looked at, as in a replica's session, what hangs on them stays.
+    "issues_deleted": "DELETE FROM issue",
+    "agents_deleted": "DELETE FROM agent",
 }
 
 
@@ -57,6 +61,33 @@ def test_change_is_rolled_up_though_the_product_s_triggers_are_silent(
     assert wrong_hours(database) == []
 
 
+@pytest.mark.parametrize("silence", ["SELECT", REPLICA], ids=["", "replica"])
+@pytest.mark.parametrize("statement", ["TRUNCATE", "DELETE FROM"])
+@pytest.mark.parametrize("table", ["agent_task_queue", "issue", "agent"])
+def test_owners_that_are_gone_are_rolled_up_where_no_foreign_key_takes_the_usage_along(
+    used: tuple[Database, World], make_role: MakeRole, table: str, statement: str, silence: str
+) -> None:
+    database, _ = used
+    for (dropped,) in database.execute(
+        "SELECT format('ALTER TABLE %%s DROP CONSTRAINT %%I', conrelid::regclass, conname) FROM pg_constraint"
+        " WHERE contype = 'f' AND confrelid = %s::regclass",
+        table,
+    ):
+        database.execute(dropped)
+    # The server's role, which has no right to the queue.
+    role = make_role("server")
+    database.execute(f"GRANT ALL ON task_usage, agent_task_queue, agent_runtime, issue, agent TO {role}")
+    database.execute(f"GRANT ALL ON task_usage_daily_dirty, task_usage_dashboard_dirty TO {role}")
+    with database.connect() as connection:
+        connection.execute(silence)
+        connection.execute(f"SET ROLE {role}")
+        connection.execute(f"{statement} {table}")
+    assert database.value("SELECT count(*) FROM task_usage") == 4
+    assert queued(database) > 0
+    assert database.value(TICK) > 0
+    assert wrong_hours(database) == []
+
+
 def test_statement_that_deletes_much_queues_a_row_an_hour(used: tuple[Database, World]) -> None:
     database, world = used
     for number in range(20):
@@ -78,6 +109,9 @@ LOST = {
     "state_of_another_owner": (
         "ALTER TABLE task_usage_hourly_rollup_state OWNER TO postgres",
         "REVOKE ALL ON task_usage_hourly_rollup_state FROM {owner}",
+    ),
+    "queue_behind_a_policy_of_another_owner": (
+        "ALTER TABLE task_usage_hourly_invalidation ENABLE ROW LEVEL SECURITY",
     ),
     "no_queue": ("DROP TABLE task_usage_hourly_invalidation CASCADE",),
     "no_state": ("DROP TABLE task_usage_hourly_rollup_state",),
@@ -123,6 +157,20 @@ def test_server_goes_on_whatever_right_or_object_the_triggers_have_lost(
     if lost.endswith("another_owner") or lost == "no_schema":
         # What nobody queued.
         heal(at_102)
+
+
+def test_report_is_queued_where_a_policy_may_hide_the_watermark(
+    at_102: Database, make_role: MakeRole
+) -> None:
+    reported = task(at_102.url, small_world(at_102.url).agents[0])
+    owner, write = make_role("owner"), "enqueue_task_usage_hourly_dirty_for_tu_write()"
+    at_102.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {owner}")
+    at_102.execute(f"ALTER FUNCTION {write} OWNER TO {owner}")
+    upsert_usage(at_102.url, reported)
+    assert queued(at_102) == 0
+    at_102.execute("ALTER TABLE task_usage_hourly_rollup_state ENABLE ROW LEVEL SECURITY")
+    upsert_usage(at_102.url, reported, tokens=7)
+    assert queued(at_102) == 1
 
 
 def test_security_definer_functions_are_not_everybody_s_to_call(at_102: Database) -> None:
