@@ -10,7 +10,7 @@ from tests.support.legacy import lose_raw_rows
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, task, upsert_usage, usage
 from tests.support.roles import MakeRole
-from tests.support.rollup import TICK, hourly, wrong_hours
+from tests.support.rollup import TICK, hourly, run_hook, wrong_hours
 from usage_rollup.contract import STEMS
 
 
@@ -129,12 +129,14 @@ def undone_then_redone(make_database: MakeDatabase) -> Database:
     for day in range(1, 4):
         event(database.url, small_world(database.url), f"2025-03-0{day} 10:15+00")
     database.execute("SELECT rollup_task_usage_hourly_plan(now(), 1)")
-    database.execute("SELECT rollup_task_usage_hourly_slice()")
+    for _ in range(2):
+        database.execute("SELECT rollup_task_usage_hourly_slice()")
     database.execute("DELETE FROM task_usage_hourly_invalidation")
     gone_back(database, "101")
     run_sql(database, GO_102)
     record(database, STEMS["102"])
     lose_raw_rows(database, "created_at < '2025-03-02'")
+    database.execute("UPDATE task_usage SET output_tokens = 7 WHERE created_at < '2025-03-03'")
     database.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = now()")
     database.execute("DROP TABLE alembic_version")
     return database
@@ -142,5 +144,9 @@ def undone_then_redone(make_database: MakeDatabase) -> Database:
 
 def test_our_102_over_what_go_put_back_distrusts_what_it_finds(undone_then_redone: Database) -> None:
     assert wrong_hours(undone_then_redone) != []
+    undone_then_redone.upgrade("102")
+    # Walked again, whatever the plan says, and so nothing is left to the proof.
+    done = run_hook(undone_then_redone)
+    assert (done.rows, done.repaired_hours) == (2, 0)
     undone_then_redone.upgrade()
     assert wrong_hours(undone_then_redone) == []

@@ -83,6 +83,22 @@ def test_tick_after_the_way_back_takes_out_what_was_deleted_while_nothing_watche
     assert hourly(used) == []
 
 
+def test_what_no_tick_finds_by_time_after_the_way_back_is_queued(used: Database) -> None:
+    world = small_world(used.url)
+    event(used.url, world, "1969-07-20 20:17+00")
+    event(used.url, world, "2020-03-01 10:15+00")
+    # The very beginning of the hour after the one that is emptied.
+    event(used.url, world, "2020-03-01 11:00+00")
+    used.execute(TICK)
+    assert wrong_hours(used) == []
+    used.downgrade("101")
+    used.execute("DELETE FROM task_usage WHERE created_at = '2020-03-01 10:15+00'")
+    used.execute("UPDATE task_usage SET cache_write_tokens = 7 WHERE created_at < '1970-01-01'")
+    used.upgrade("102")
+    set_right(used)
+    assert wrong_hours(used) == []
+
+
 def test_watermark_that_somebody_moved_at_101_is_distrusted_and_that_is_said(used: Database) -> None:
     used.downgrade("101")
     used.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = '2026-06-01 12:00+00'")
@@ -359,6 +375,13 @@ def test_103_and_its_way_back_do_without_what_was_remembered(head: Database, at_
     head.execute("DELETE FROM task_usage_hourly_legacy_settings")
     head.downgrade("102")
     assert head.schema(in_order=False) == at_102.schema(in_order=False)
+
+
+def test_102_s_way_back_does_without_what_was_remembered(make_database: MakeDatabase) -> None:
+    database = make_database("102")
+    database.execute("DELETE FROM task_usage_hourly_legacy_settings")
+    database.downgrade("101")
+    assert database.schema(in_order=False) == make_database("101").schema(in_order=False)
 
 
 @pytest.mark.parametrize("identity", ["NOTHING", "DEFAULT", "FULL"])

@@ -132,6 +132,24 @@ def test_renamed_job_ticks_until_102_goes(at_102: Database) -> None:
     assert left(at_102) == []
 
 
+def test_jobs_that_do_more_than_tick_or_are_another_database_s_stay_when_102_goes(at_102: Database) -> None:
+    both = "SELECT rollup_task_usage_hourly(); VACUUM"
+    with_jobs(
+        at_102,
+        ("elsewhere", "SELECT rollup_task_usage_hourly()"),
+        (None, both),
+        ("nightly", both),
+        ("window", "SELECT public.rollup_task_usage_hourly_window('epoch', 'infinity')"),
+    )
+    at_102.execute("UPDATE cron.job SET database = 'another' WHERE jobname = 'elsewhere'")
+    printed = at_102.downgrade("101")
+    elsewhere = ("elsewhere", "SELECT rollup_task_usage_hourly()")
+    assert left(at_102) == [elsewhere, (None, both), ("nightly", both)]
+    (warning,) = warnings(printed, "pg_cron")
+    besides = "which does something else besides"
+    assert f"will fail from now on: number 2, {besides}; nightly, {besides}; change" in warning
+
+
 # Roles
 
 
