@@ -28,3 +28,8 @@ class Mutant:
             raise ValueError(f"{self.name}: found {text.count(self.old)} times in {self.path}: {self.old}")
         file.write_text(text.replace(self.old, self.new), "utf-8")
         return text
+
+
+def within(name: str, path: str, old: str, part: str, new: str, tests: str) -> Mutant:
+    """Return a mistake in a part that stands elsewhere, too: `old` is what it stands in."""
+    return Mutant(name, path, old, old.replace(part, new), tests)
