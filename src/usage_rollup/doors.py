@@ -13,8 +13,9 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-# The first words of what both take. `alembic revision` is for who changes this project, in its checkout.
-_SHARED = re.compile(r"\balembic(?= (?:-x|upgrade|downgrade|stamp)\b)")
+# The first words of what both take; %s is one that SQL fills in. `alembic revision` is for who changes this
+# project, in its checkout.
+_SHARED = re.compile(r"\balembic(?= (?:-x\b|upgrade\b|downgrade\b|stamp\b|%s))")
 
 
 def ini() -> Path:

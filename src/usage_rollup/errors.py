@@ -33,8 +33,12 @@ TRY_AGAIN = 75  # sysexits.h EX_TEMPFAIL
 
 AGAIN = "run the same command again; what was committed stays"
 
-# By class of SQLSTATE: the server had no room, or somebody stopped the statement.
-_HINTS = {"53": f"make room on the server, then {AGAIN}", "57": AGAIN}
+# By SQLSTATE, or its class: the server had no room, somebody stopped the statement, the role may not do it.
+_HINTS = {
+    "53": f"make room on the server, then {AGAIN}",
+    "57": AGAIN,
+    "42501": "grant it to the role that connects, or connect as the owner of task_usage",
+}
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,8 @@ def explain(
     if sql is not None and report.statement_position:
         place = _place(sql, int(report.statement_position) - 1)
     facts = {"sqlstate": error.sqlstate} if error.sqlstate else {}
-    hint = report.message_hint or hint or _HINTS.get((error.sqlstate or "")[:2])
+    state = error.sqlstate or ""
+    hint = report.message_hint or hint or _HINTS.get(state) or _HINTS.get(state[:2])
     return Refusal(message, report.message_detail, hint, place, facts)
 
 

@@ -132,7 +132,7 @@ def test_script_is_what_alembic_writes_either_way(ends: str, command: str, empty
 def test_script_made_elsewhere_goes_to_the_same_end(elsewhere: Path, v034: Database, head: Database) -> None:
     made = v034.run("usage-rollup", "script", "097:head", cwd=elsewhere, DATABASE_URL=NOWHERE)
     assert "`usage-rollup upgrade head`" in made.stdout
-    assert "alembic upgrade" not in made.stdout
+    assert "`alembic " not in made.stdout
     subprocess.run(
         [v034.server.program("psql"), *ALL_ALONE, v034.url],
         input=made.stdout,
@@ -143,12 +143,34 @@ def test_script_made_elsewhere_goes_to_the_same_end(elsewhere: Path, v034: Datab
     assert v034.schema() == head.schema()
 
 
-@pytest.mark.parametrize("ends", ["", "head", "097:", ":head", "097:105", "105:097"])
+@pytest.mark.parametrize(
+    "ends",
+    ["", "head", "097:", ":head", "097:105", "105:097", "+1:head", "097+1:head", "097:105-1", "097:104+1"],
+)
 def test_script_refuses_ends_that_are_none(ends: str, empty: Database) -> None:
     refused = empty.run("usage-rollup", "script", ends, DATABASE_URL=NOWHERE)
     assert refused.returncode == 2, refused.stderr
     assert "HINT: " in refused.stderr
     assert refused.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("ends", "same"), [("097:+1", "097:100"), ("097:103-1", "097:102"), ("104:-1", "104:103")]
+)
+def test_script_ends_so_many_steps_from_a_revision(ends: str, same: str, empty: Database) -> None:
+    made = empty.usage_rollup("script", ends, DATABASE_URL=NOWHERE)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout == empty.usage_rollup("script", same, DATABASE_URL=NOWHERE).stdout
+
+
+@pytest.mark.parametrize("command", ["status", "upgrade", "script 097:head"])
+def test_what_alembic_refuses_is_a_sentence(command: str, elsewhere: Path, v034: Database) -> None:
+    # Another project's, where its revisions would be.
+    refused = v034.usage_rollup(*command.split(), "--json", ALEMBIC_CONFIG=str(elsewhere / "alembic.ini"))
+    assert refused.returncode in {1, 2}
+    assert "Traceback" not in refused.stderr
+    assert refused.stderr.startswith("usage-rollup: ")
+    assert json.loads(refused.stdout)["error"]
 
 
 def test_x_is_taken_where_alembic_wants_it_and_refused_where_nothing_reads_it(v034: Database) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,13 @@ def test_recipes_run_a_program_that_is_there(instead: dict[str, str]) -> None:
     assert subcommand == "tick"
     # A crontab knows no continued lines.
     assert [name for name in ("cron", "compose") if instead[name].count("\n") != 1] == []
+
+
+def test_recipes_of_a_module_that_was_run_run_it_again(at_102: Database) -> None:
+    shown = at_102.run(sys.executable, "-m", "usage_rollup", "schedule", "--json")
+    (start,) = re.findall(r"^ExecStart=(.*)$", json.loads(shown.stdout)["instead"]["systemd_service"], re.M)
+    ticked = at_102.run(*start.split())
+    assert ticked.returncode == 0, ticked.stderr
 
 
 def kubernetes_command(recipe: str) -> list[str]:

@@ -80,6 +80,10 @@ def test_upgrade_says_that_the_legacy_rollups_went_as_asked_for(keep: str, said:
     assert line.startswith(f"  legacy rollups: {said}")
 
 
+def test_upgrade_from_nothing_says_nothing_of_legacy_rollups(empty: Database) -> None:
+    assert "legacy rollups:" not in "".join(summary(empty.upgrade()))
+
+
 def test_upgrade_with_nothing_to_do_says_where_the_database_is_already(head: Database) -> None:
     assert summary(head.upgrade())[0] == f"already at {HEAD}: nothing to do"
     assert summary(head.upgrade("102"))[0] == f"already at {HEAD}: nothing to do"

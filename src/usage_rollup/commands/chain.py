@@ -21,7 +21,11 @@ from . import options
 _OWN = {name.replace("-", "_"): name for name in KNOWN}
 
 # +1, -2, 103-1: so many steps from where the database stands, or from a revision.
-_RELATIVE = re.compile(r"(\w+)?[+-]\d+")
+_RELATIVE = re.compile(r"(\w+)?([+-]\d+)")
+
+_NOTHING = "base"
+
+_THERE_IS = f"there is: base, {', '.join(STEMS)}, head"
 
 # What is typed before the command, where `alembic` wants it.
 x_before: list[str] = []
@@ -60,11 +64,32 @@ def run(
         raise UsageRollupError(str(error)) from error
 
 
-def require_known(revision: str) -> None:
-    """Raise ConfigurationError unless there is such a revision; a relative one is left to Alembic."""
-    if revision in {"base", "head", "heads"} or _RELATIVE.fullmatch(revision):
-        return
+def relative(revision: str) -> tuple[str, int] | None:
+    """Return what 103-1 or +1 counts from, empty where nothing is named, and how many steps; else None."""
+    found = _RELATIVE.fullmatch(revision)
+    return (found[1] or "", int(found[2])) if found else None
+
+
+def position(revision: str, start: str = _NOTHING) -> int:
+    """Return where a revision is in the chain, from 0 for nothing at all; steps may count from `start`.
+
+    Raises ConfigurationError for one that there is not.
+    """
+    if steps := relative(revision):
+        found = position(steps[0] or start) + steps[1]
+        if 0 <= found <= len(STEMS):
+            return found
+        raise ConfigurationError(f"Can't locate revision identified by '{revision}'", hint=_THERE_IS)
+    if revision == _NOTHING:
+        return 0
     try:
-        revisions.scripts().get_revision(revision)
+        named = revisions.scripts().get_revision(revision)
     except CommandError as error:
-        raise ConfigurationError(str(error), hint=f"there is: base, {', '.join(STEMS)}, head") from error
+        raise ConfigurationError(str(error), hint=_THERE_IS) from error
+    return sum(1 for _ in revisions.scripts().iterate_revisions(named.revision, _NOTHING))
+
+
+def require_known(revision: str) -> None:
+    """Raise ConfigurationError unless there is such a revision; +1 alone depends on the database."""
+    if (relative(revision) or ("known", 0))[0]:
+        position(revision)

@@ -19,6 +19,8 @@ def main() -> None:
     """Run a command; turn a refusal into one message and its exit status."""
     signals.exit_at_once()
     # Not above: together they take most of a second, in which a signal may come.
+    from alembic.util import CommandError
+
     from .. import logs
     from ..errors import UsageRollupError
     from .app import build, invoked
@@ -31,7 +33,9 @@ def main() -> None:
         if not done.code and ({"--dry-run", "--sql"} & {*sys.argv} or not _WORK & {*invoked}):
             logs.require_answer()
         raise
-    except UsageRollupError as error:
+    except CommandError as refused:
+        # Alembic refuses, too: revisions that are not this project's, where ALEMBIC_CONFIG names others.
+        error = refused if isinstance(refused, UsageRollupError) else UsageRollupError(str(refused))
         if "--json" in sys.argv[1:]:
             write_json({**error.refusal.fields(), "status": error.exit_status})
         if os.environ.get("LOG_FORMAT") == "json":

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 from ..hourly.schedule import PERIOD
 
 
-def recipes(program: str, user: str) -> dict[str, str]:
+def recipes(program: Sequence[str], user: str) -> dict[str, str]:
     """Return what runs `usage-rollup tick` every five minutes without pg_cron, ready to paste.
 
-    `program` is the absolute path of usage-rollup, `user` the account that may run it. No password is
+    `program` is what runs usage-rollup, by absolute paths, `user` the account that may run it. No password is
     in them: DATABASE_URL comes from a file, or from the secret the server itself uses.
     """
-    words = {"program": shlex.quote(program), "user": user, "period": PERIOD}
+    words = {"program": shlex.join(program), "user": user, "period": PERIOD}
     return {name: text.format_map(words) for name, text in _RECIPES.items()}
 
 

@@ -44,7 +44,7 @@ def schedule(as_json: JsonOption = False) -> None:
     done = in_session(scheduling.schedule, read_options())
     server = done.ticks is not None and done.ticks.by == SERVER
     user = _account()
-    ways = recipes.recipes(os.path.abspath(sys.argv[0]), user)
+    ways = recipes.recipes(_program(), user)
     if as_json:
         job = {"job": TICK_JOB, "period": scheduling.PERIOD, "command": scheduling.COMMAND}
         write_json({**job, **dataclasses.asdict(done), "instead": ways if done.not_used else {}})
@@ -73,6 +73,14 @@ def unschedule(as_json: JsonOption = False) -> None:
         out.print(f"ticks: {health.ticks(done.ticks)}", soft_wrap=True)
     out.print("Other places where a tick may be: `crontab -l`, `systemctl list-timers`,")
     out.print("`kubectl get cronjobs`, the product's server (since v0.3.17) and jobs of other roles.")
+
+
+def _program() -> list[str]:
+    """Return the words that run this program anywhere, whichever way it was started."""
+    started = os.path.abspath(sys.argv[0])
+    if os.path.basename(started) == "__main__.py":
+        return [sys.executable, "-m", "usage_rollup"]
+    return [started]
 
 
 def _account() -> str:

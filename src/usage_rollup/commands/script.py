@@ -9,12 +9,9 @@ import typer
 
 from alembic import command
 
-from .. import revisions
 from ..errors import ConfigurationError
 from . import chain, options
 from .output import JsonOption, write_json
-
-_NOTHING = "base"
 
 
 def script(
@@ -45,18 +42,14 @@ def script(
             f"a script goes from a revision to another: {ends!r}",
             hint="097:head is all of it; head:097 goes back",
         )
-    goes_back = _position(target) < _position(start)
+    if chain.relative(start):
+        raise ConfigurationError(
+            f"a script begins at a revision: {start!r}",
+            hint="`usage-rollup status` says where a database stands",
+        )
+    goes_back = chain.position(target, start) < chain.position(start)
     way = command.downgrade if goes_back else command.upgrade
     text = io.StringIO()
     chain.run(context, way, ends, x, sql=True, out=text if as_json else None)
     if as_json:
         write_json({"from": start, "to": target, "sql": text.getvalue()})
-
-
-def _position(revision: str) -> int:
-    """Return where a revision is in the chain, from 0 for nothing at all."""
-    if revision == _NOTHING:
-        return 0
-    chain.require_known(revision)
-    found = revisions.scripts().get_revision(revision)
-    return sum(1 for _ in revisions.scripts().iterate_revisions(found.revision, _NOTHING))

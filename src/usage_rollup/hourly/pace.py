@@ -75,4 +75,4 @@ class Pace:
             else:
                 self.sessions += 1
         if self._settled:
-            log.info("sessions that walk: %d, at %.0f rows a second", self.sessions, self._fastest)
+            log.info("sessions that walk: %d, at %s rows a second", self.sessions, f"{self._fastest:,.0f}")
