@@ -12,6 +12,7 @@ import pytest
 from tests.support import releases
 from tests.support.database import Database, MakeDatabase
 from tests.support.oracle import differing_hours
+from tests.support.processes import heed_sigint
 from tests.support.roles import MakeRole
 from tests.support.server import Server, open_server
 from tests.support.v034 import build_v034
@@ -19,6 +20,8 @@ from tests.support.v034 import build_v034
 # Or every command that is started would compile this project anew, and all of the revisions every time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+heed_sigint()
 
 # The real v0.3.4 after our own upgrade.
 OURS_AT_HEAD = "ours at head"

@@ -1,12 +1,14 @@
-"""What every other test relies on: a session that was closed is over."""
+"""What every other test relies on: a session that was closed is over, and what it starts heeds signals."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 
-from tests.support.database import Connection, Database
+from tests.support.database import ROOT, Connection, Database
 from tests.support.product import wait_until
 from tests.support.sessions import is_blocked, is_gone
 
@@ -46,3 +48,18 @@ def test_end_of_a_test_ends_sessions_that_wait_for_each_other(v034: Database) ->
     pids = [lock(v034, waiting), holding.info.backend_pid]
     v034.end_sessions()
     assert all(is_gone(v034, pid) for pid in pids)
+
+
+def started_where_sigint_is_ignored(first: str) -> str:
+    """Return what a process said, and how it ended, whom Python has started after doing `first`."""
+    program = (
+        f"import subprocess; {first};"
+        " print(subprocess.run(['sh', '-c', 'kill -INT $$; echo survived']).returncode)"
+    )
+    ignoring = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, "-c", program]
+    return subprocess.run(ignoring, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def test_what_tests_start_heeds_sigint_also_where_it_is_ignored() -> None:
+    assert started_where_sigint_is_ignored("pass") == "survived\n0\n"
+    assert started_where_sigint_is_ignored("from tests import conftest") == "-2\n"

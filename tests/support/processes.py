@@ -1,10 +1,20 @@
-"""Wait for a process that Database.spawn() started: until it says something, or to its end."""
+"""Processes that a test starts: which signals they heed, what they say, how they end."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 
 from tests.support.deadline import DEADLINE_S
+
+
+def heed_sigint() -> None:
+    """Have all that is started from here on heed SIGINT, as at a terminal.
+
+    In a shell's background, or under a CI's runner, it is ignored, and whoever is started inherits that. A
+    handler is not inherited.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:

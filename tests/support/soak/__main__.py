@@ -10,6 +10,7 @@ import traceback
 from collections import Counter
 from itertools import islice
 
+from tests.support.processes import heed_sigint
 from tests.support.soak.cycle import Played, play
 from tests.support.soak.findings import Finding
 from tests.support.soak.plan import KINDS, Cycle, draw
@@ -27,6 +28,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=20_000, help="usage rows of the history")
     parser.add_argument("--plan", action="store_true", help="show what would be played, and play nothing")
     options = parser.parse_args()
+    heed_sigint()
     seed = options.seed or f"{random.SystemRandom().randrange(1_000_000):06}"
     if options.plan:
         for cycle in islice(draw(seed, frozenset(KINDS)), options.cycles or 10):
