@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.database import Database
+from tests.support.database import ROOT, Database
+from tests.support.processes import finish
 from tests.support.terminal import on_a_terminal
-from tests.support.walks import write_history
+from tests.support.walks import blocked_at, wait_until_blocked, write_history
 
 
 def objects(output: str) -> list[dict[str, Any]]:
@@ -120,3 +123,57 @@ def test_what_python_itself_would_print_is_an_object(v034: Database, line: str) 
         assert entry["traceback"].startswith("Traceback")
     else:
         assert "careful" in entry["message"]
+
+
+# A mistake in a revision, and what a library says on the way to it.
+BROKEN = """
+
+
+import warnings
+
+
+def upgrade() -> None:
+    warnings.warn("careful\\nin two lines", stacklevel=1)
+    raise ValueError("wrong\\nin two lines")
+"""
+
+
+def test_what_python_prints_of_a_migration_is_an_object_too(v034: Database, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "alembic", tmp_path / "alembic", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "alembic.ini", tmp_path)
+    with (tmp_path / "alembic" / "versions" / "100_user_timezone.py").open("a") as revision:
+        revision.write(BROKEN)
+    command = ("alembic", "-c", str(tmp_path / "alembic.ini"), "upgrade", "head")
+    text = v034.run(*command)
+    assert "UserWarning: careful" in text.stderr
+    assert "\nTraceback " in text.stderr
+    result = v034.run(*command, LOG_FORMAT="json")
+    assert (result.returncode, result.stdout) == (text.returncode, "")
+    entries = objects(result.stderr)
+    (warning,) = [entry for entry in entries if "careful" in entry["message"]]
+    assert (warning["level"], warning["logger"]) == ("WARNING", "py.warnings")
+    last = entries[-1]
+    assert (last["level"], last["message"]) == ("CRITICAL", "ValueError: wrong\nin two lines")
+    assert last["traceback"].startswith("Traceback")
+
+
+@pytest.mark.parametrize("command", [("alembic", "upgrade", "head"), ("usage-rollup", "backfill")])
+def test_what_a_signal_ends_is_logged_as_objects_to_the_last_line(
+    at_102: Database, command: tuple[str, ...]
+) -> None:
+    months = write_history(at_102)
+    with blocked_at(at_102, months[1]):
+        process = at_102.spawn(*command, LOG_FORMAT="json")
+        wait_until_blocked(at_102)
+        process.terminate()
+        said = finish(process, 143)
+    assert [entry["slice"] for entry in objects(said) if "slice" in entry] == [1]
+    assert at_102.usage_rollup("backfill").returncode == 0
+
+
+def test_reason_of_a_probe_is_an_object_beside_its_answer(at_102: Database) -> None:
+    probed = at_102.run("usage-rollup", "status", "--json", "--exit-code", LOG_FORMAT="json")
+    assert probed.returncode == 3
+    (entry,) = objects(probed.stderr)
+    assert entry["message"].startswith("the upgrade is not finished: ")
+    assert json.loads(probed.stdout)["problems"]

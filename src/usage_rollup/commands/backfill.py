@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import sys
+import logging
 from typing import Annotated, Any
 
 import sqlalchemy as sa
@@ -20,6 +20,8 @@ from ..session.options import read as read_options
 from ..session.outages import in_session
 from . import options
 from .output import Fact, JsonOption, console, count, show_facts, table, write_json
+
+log = logging.getLogger(__name__)
 
 
 def backfill(
@@ -75,7 +77,7 @@ def backfill(
     try:
         done = in_session(work, run)
     except SystemExit:
-        sys.stderr.write("stopped: finished slices stay; run the same command to go on\n")
+        log.warning("stopped: finished slices stay; run the same command to go on")
         raise
     if as_json:
         write_json({**account.run.fields(), **done})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,8 @@ from ..session.options import seconds
 from ..session.outages import in_session
 from . import health, strip
 from .output import DIFFERENCES, Fact, JsonOption, console, count, duration, show_facts, size, write_json
+
+log = logging.getLogger(__name__)
 
 _LABEL_WIDTH = 12
 
@@ -80,7 +83,7 @@ def status(
     if form == Format.TEXT and not as_json:
         console().print(line, soft_wrap=True)
     elif wrong:
-        sys.stderr.write(line + "\n")
+        log.warning("%s", line)
     raise typer.Exit(DIFFERENCES if wrong else 0)
 
 
