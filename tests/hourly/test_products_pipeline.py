@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tests.support.database import Database
 from tests.support.later_release import apply_later_release
 from tests.support.oracle import wrong_buckets, wrong_costs
-from tests.support.product import LONG_MODEL, World, event, small_world
+from tests.support.product import LONG_MODEL, World, event, small_world, wait_until
 from tests.support.rollup import corrupt
 from tests.support.shapes import make_products
-from tests.support.walks import advisory_locks
+from tests.support.walks import advisory_locks, wait_until_blocked
+from usage_rollup.contract import MIGRATION_RUN
+from usage_rollup.errors import UnsuitableDatabase
 from usage_rollup.hourly import products_pipeline
-from usage_rollup.hourly.catch_up import catch_up
+from usage_rollup.hourly.backfill import Backfill
+from usage_rollup.hourly.catch_up import catch_up, repair
+from usage_rollup.session import advisory_lock
 from usage_rollup.session.connection import migration_session
 from usage_rollup.session.options import Options
 
@@ -123,6 +129,66 @@ def test_steps_of_a_row_budget_end_as_one_step(products: Database, monkeypatch: 
         done = catch_up(session, Options())
     assert (done.slices, done.rows) == (6, 40)
     assert wrong_buckets(products.url) == []
+
+
+def test_session_that_waits_for_4246_gets_it_between_two_steps(
+    products: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products_pipeline, "STEP_ROWS", 7)
+    waiter = products.connect()
+
+    def catch_up_here() -> Backfill:
+        with products.migration_connection() as session:
+            return catch_up(session, Options())
+
+    with ThreadPoolExecutor(2) as pool:
+        with products.connect() as obstacle:
+            obstacle.execute("LOCK TABLE task_usage_hourly IN SHARE MODE")
+            catching_up = pool.submit(catch_up_here)
+            wait_until_blocked(products)
+            turn = pool.submit(waiter.execute, "SELECT pg_advisory_xact_lock(4246)")
+            wait_until(
+                lambda: products.value(
+                    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+                ),
+                "a session waits for 4246",
+            )
+        turn.result(timeout=30)
+        assert 0 < products.value("SELECT sum(event_count) FROM task_usage_hourly") < 40
+        waiter.commit()
+        assert catching_up.result().slices == 6
+
+
+def test_several_sessions_are_refused_where_only_one_can_work(products: Database) -> None:
+    for command in (["backfill"], ["backfill", "--repair"]):
+        refused = products.usage_rollup(*command, "--jobs", "2")
+        assert refused.returncode == 2
+        assert "its window serves one session, not 2 jobs" in refused.stderr
+    assert products.value("SELECT count(*) FROM task_usage_hourly") == 0
+    assert products.usage_rollup("backfill", JOBS="1").returncode == 0
+
+
+def test_nothing_is_rolled_up_by_a_session_that_has_lost_a_lock(products: Database) -> None:
+    with products.migration_connection() as session:
+        advisory_lock.acquire(session, MIGRATION_RUN)
+        session.execute(sa.text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_RUN})
+        with pytest.raises(UnsuitableDatabase):
+            catch_up(session, Options())
+        products.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = now()")
+        with pytest.raises(UnsuitableDatabase):
+            repair(session, Options())
+    assert products.value("SELECT count(*) FROM task_usage_hourly") == 0
+    assert products.usage_rollup("backfill", "--repair").returncode == 0
+
+
+def test_schema_public_is_in_reach_for_as_long_as_the_window_works(
+    products: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products_pipeline, "STEP_ROWS", 7)
+    with products.migration_connection() as session:
+        before = session.scalar(sa.text("SHOW search_path"))
+        catch_up(session, Options())
+        assert session.scalar(sa.text("SHOW search_path")) == before == "pg_catalog, pg_temp"
 
 
 def test_repair_recomputes_the_keys_that_are_wrong(rolled_up: tuple[Database, World]) -> None:
@@ -238,13 +304,16 @@ def test_repair_leaves_in_the_queue_what_others_put_there(rolled_up: tuple[Datab
     assert database.value("SELECT count(*) FROM task_usage_hourly_dirty") == 2 + 3
 
 
-def test_repair_tries_again_what_collided_with_another_session(rolled_up: tuple[Database, World]) -> None:
+@pytest.mark.parametrize("state", ["40001", "40P01"])
+def test_repair_tries_again_what_collided_with_another_session(
+    rolled_up: tuple[Database, World], state: str
+) -> None:
     database, _ = rolled_up
     corrupt(database, "bucket_hour < '2025-01-11'")
     database.execute(
         "CREATE SEQUENCE collisions;"
         "CREATE FUNCTION collide() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        " IF nextval('collisions') < 3 THEN RAISE EXCEPTION USING ERRCODE = '40001'; END IF;"
+        f" IF nextval('collisions') < 3 THEN RAISE EXCEPTION USING ERRCODE = '{state}'; END IF;"
         " RETURN NEW; END $$;"
         "CREATE TRIGGER collide BEFORE UPDATE ON task_usage_hourly FOR EACH ROW EXECUTE FUNCTION collide()"
     )

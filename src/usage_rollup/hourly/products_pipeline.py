@@ -99,7 +99,7 @@ def _conflicts(error: BaseException) -> bool:
 def _repair(session: sa.Connection, reading: Reading, hour: datetime, pending: bool) -> str | None:
     """Recompute the wrong keys of one hour; return the first that is still wrong, and why.
 
-    In an hour that may be `pending` those are none that somebody else has queued.
+    Those that somebody else has queued are his; in an hour that may be `pending` they are not wrong.
     """
 
     def wrong_keys() -> Sequence[sa.RowMapping]:
@@ -107,7 +107,7 @@ def _repair(session: sa.Connection, reading: Reading, hour: datetime, pending: b
 
     with writing_snapshot(session):
         advisory_lock.require_held(session)
-        refusals = _recompute(session, [key for key in wrong_keys() if not key["queued"]])
+        refusals = _recompute(session, wrong_keys())
         left = [key for key in wrong_keys() if not (pending and key["queued"])]
     if not left:
         outages.reached(session, hour)
