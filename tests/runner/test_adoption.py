@@ -358,6 +358,13 @@ def test_stamp_adopts_nothing_and_leaves_the_ledger_alone(v034: Database) -> Non
     assert v034.schema() == before
 
 
+def test_stamp_adds_nothing_to_the_ledger_and_takes_nothing_away(at_102: Database) -> None:
+    ledger = at_102.ledger
+    for revision in ("103", "101", "102"):
+        assert at_102.alembic("stamp", revision).returncode == 0
+        assert (at_102.revision, at_102.ledger) == (revision, ledger)
+
+
 @pytest.mark.parametrize("target", ["base", "097"])
 def test_downgrade_adopts_nothing_and_takes_nothing_away(v034: Database, target: str) -> None:
     before = v034.catalog()

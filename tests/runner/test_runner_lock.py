@@ -9,10 +9,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.support.database import ROOT, Database
+from tests.support.database import ROOT, Database, MakeDatabase
 from tests.support.deadline import DEADLINE_S
 from tests.support.processes import finish, read_until
 from tests.support.product import wait_until
+from tests.support.roles import MakeRole, give_everything_to
 from tests.support.sessions import is_idle
 from tests.support.v034 import V034_STEMS
 from tests.support.walks import (
@@ -188,10 +189,14 @@ def test_next_run_waits_for_the_backend_that_a_killed_one_left_behind(at_102: Da
 # What changes while a runner waits.
 
 
+def record(session: psycopg.Connection[tuple[object]], revision: str) -> None:
+    session.execute("INSERT INTO schema_migrations (version) VALUES (%s)", (STEMS[revision],))
+
+
 def as_go_runner(session: psycopg.Connection[tuple[object]], revision: str) -> None:
     """Apply a step and record it, as the product's runner does: two transactions."""
     session.execute((VERSIONS / f"{STEMS[revision]}.up.sql").read_bytes())
-    session.execute("INSERT INTO schema_migrations (version) VALUES (%s)", (STEMS[revision],))
+    record(session, revision)
 
 
 def test_runner_reads_ledger_and_catalog_after_its_turn_has_come(v034: Database) -> None:
@@ -208,6 +213,40 @@ def test_runner_reads_ledger_and_catalog_after_its_turn_has_come(v034: Database)
     assert "adopting a database of the product's own runner at 101_task_usage_hourly_schema" in output
     assert re.findall(r"Running upgrade (\d+) -> ", output) == ["101", "102", "103"]
     assert v034.revision == "104"
+
+
+def test_step_that_another_runner_records_at_the_same_moment_is_recorded_once(
+    v034: Database, make_role: MakeRole
+) -> None:
+    app = make_role("app")
+    give_everything_to(v034, app)
+    # Who may only add to the ledger cannot keep others from adding.
+    v034.execute("ALTER TABLE schema_migrations OWNER TO CURRENT_USER")
+    v034.execute(f"GRANT SELECT, INSERT ON schema_migrations TO {app}")
+    other = v034.connect()
+    record(other, "100")
+    process = v034.spawn("alembic", "upgrade", "100", DATABASE_URL=v034.url_of(app))
+    wait_until_blocked(v034)
+    other.commit()
+    finish(process)
+    assert v034.revision == "100"
+    assert v034.ledger == {*V034_STEMS, STEMS["100"]}
+
+
+def test_stem_that_another_runner_records_while_we_adopt_is_recorded_once(
+    make_database: MakeDatabase,
+) -> None:
+    database = make_database("101")
+    database.execute("DROP TABLE alembic_version")
+    database.execute("DELETE FROM schema_migrations WHERE version = %s", STEMS["101"])
+    other = database.connect()
+    record(other, "101")
+    process = database.spawn("alembic", "upgrade", "101")
+    wait_until_blocked(database)
+    other.commit()
+    assert "Running upgrade" not in finish(process)
+    assert database.revision == "101"
+    assert database.ledger == {*V034_STEMS, STEMS["100"], STEMS["101"]}
 
 
 def test_runner_reads_alembic_version_after_its_turn_has_come(v034: Database) -> None:
@@ -251,7 +290,7 @@ def test_old_go_runner_may_apply_103_between_our_walk_and_ours(
         if revision == "104":
             old.execute("ALTER TABLE agent_runtime DROP COLUMN timezone")
         if recorded:
-            old.execute("INSERT INTO schema_migrations (version) VALUES (%s)", (STEMS[revision],))
+            record(old, revision)
     old.commit()
     finish(process)
     assert at_102.revision == "104"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 from psycopg import pq
+from sqlalchemy.exc import DBAPIError
 
 from tests.support.closing import Session
 from tests.support.database import Database
@@ -26,6 +29,7 @@ from tests.support.walks import (
     write_history,
 )
 from usage_rollup.errors import ConfigurationError
+from usage_rollup.session.connection import policies_filter, snapshot, transaction, writing_snapshot
 from usage_rollup.session.opening import DEFAULT_STARTUP_TIMEOUT_S, connect, startup_timeout_s
 
 pytestmark = pytest.mark.process
@@ -128,6 +132,98 @@ def test_no_timeout_of_the_server_cuts_the_session_short(head: Database) -> None
     with head.migration_connection() as session:
         shown = {name: session.scalar(sa.text(f"SHOW {name}")) for name in timeouts}
     assert shown == dict.fromkeys(timeouts, "0")
+
+
+def test_what_the_server_says_is_logged_unless_it_is_a_notice(
+    head: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "usage_rollup")
+    with connect(head.url, 0) as session:
+        for level in ("DEBUG", "LOG", "NOTICE", "INFO", "WARNING"):
+            session.execute(f"DO $$ BEGIN RAISE {level} 'of level {level}'; END $$".encode())
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("INFO", "of level INFO"),
+        ("WARNING", "of level WARNING"),
+    ]
+
+
+def test_no_statement_is_prepared_however_often_it_is_sent(head: Database) -> None:
+    def prepared(session: psycopg.Connection) -> tuple[int] | None:
+        for _ in range(10):
+            session.execute("SELECT %s + 1", [1])
+        return session.execute("SELECT count(*) FROM pg_prepared_statements").fetchone()
+
+    # The trap: the driver prepares by itself, on a process that a pooler may give to somebody else.
+    assert prepared(head.connect(autocommit=True)) != (0,)
+    with connect(head.url, 0) as session:
+        assert prepared(session) == (0,)
+
+
+# What belongs together.
+
+Block = Callable[[sa.Connection], AbstractContextManager[None]]
+
+
+@pytest.mark.parametrize(("block", "seen"), [(transaction, 1), (snapshot, 0), (writing_snapshot, 0)])
+def test_transaction_reads_what_others_commit_meanwhile_and_a_snapshot_does_not(
+    empty: Database, block: Block, seen: int
+) -> None:
+    empty.execute("CREATE TABLE written (n int)")
+    count = sa.text("SELECT count(*) FROM public.written")
+    with empty.migration_connection() as session:
+        with block(session):
+            assert session.scalar(count) == 0
+            empty.execute("INSERT INTO written VALUES (1)")
+            assert session.scalar(count) == seen
+        # From here on each statement is its own again, and may write.
+        session.execute(sa.text("INSERT INTO public.written VALUES (2)"))
+        assert empty.value("SELECT count(*) FROM written") == 2
+
+
+@pytest.mark.parametrize("block", [transaction, writing_snapshot])
+def test_what_a_block_writes_is_committed_at_its_end_or_not_at_all(empty: Database, block: Block) -> None:
+    empty.execute("CREATE TABLE written (n int)")
+    insert = sa.text("INSERT INTO public.written VALUES (1)")
+    with empty.migration_connection() as session:
+
+        def fail() -> None:
+            with block(session):
+                session.execute(insert)
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        assert empty.value("SELECT count(*) FROM written") == 0
+        with block(session):
+            session.execute(insert)
+            assert empty.value("SELECT count(*) FROM written") == 0
+        assert empty.value("SELECT count(*) FROM written") == 1
+
+
+def test_snapshot_writes_nothing(empty: Database) -> None:
+    empty.execute("CREATE TABLE written (n int)")
+    with empty.migration_connection() as session:
+        with pytest.raises(DBAPIError, match="read-only transaction"), snapshot(session):
+            session.execute(sa.text("INSERT INTO public.written VALUES (1)"))
+        session.execute(sa.text("INSERT INTO public.written VALUES (2)"))
+
+
+def test_policies_hide_rows_from_their_block_alone(empty: Database) -> None:
+    def filters(session: sa.Connection) -> bool:
+        return bool(session.scalar(sa.text("SHOW row_security")) == "on")
+
+    with empty.migration_connection() as session:
+        assert not filters(session)
+        with policies_filter(session):
+            assert filters(session)
+        assert not filters(session)
+        with transaction(session):
+            with policies_filter(session):
+                assert filters(session)
+            assert not filters(session)
+        with pytest.raises(ZeroDivisionError), policies_filter(session):
+            raise ZeroDivisionError
+        assert not filters(session)
 
 
 def test_upgrade_is_right_where_the_database_shadows_functions_and_shifts_days(v034: Database) -> None:
