@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,7 +15,9 @@ import pytest
 
 from tests.support.database import ROOT, Database
 from tests.support.deadline import DEADLINE_S
+from tests.support.product import wait_until
 from tests.support.walks import write_history
+from usage_rollup import streams
 
 pytestmark = pytest.mark.process
 
@@ -30,6 +34,15 @@ SINKS = [
 ]
 
 
+def fill(pipe: int) -> None:
+    """Write to a pipe until it takes no more."""
+    os.set_blocking(pipe, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(pipe, b"\n" * 4096)
+    os.set_blocking(pipe, True)
+
+
 @contextmanager
 def into(sink: str) -> Iterator[tuple[str, int]]:
     """Yield a shell's redirection, and the descriptor that is standard output and error before it."""
@@ -42,11 +55,7 @@ def into(sink: str) -> Iterator[tuple[str, int]]:
         if sink == GONE:
             os.close(reader)
         else:
-            os.set_blocking(writer, False)
-            with suppress(BlockingIOError):
-                while True:
-                    os.write(writer, b"\n" * 4096)
-            os.set_blocking(writer, True)
+            fill(writer)
         yield "", writer
     finally:
         os.close(writer)
@@ -152,6 +161,23 @@ def test_refusal_that_standard_output_does_not_take_is_said_on_standard_error(em
         status, said = said_of(empty, redirection, "alembic", "upgrade", "head")
         assert status == 255
         assert said.splitlines()[-2].startswith("FAILED: this database holds tables but no ledger"), said
+
+
+def test_line_waits_for_a_reader_who_is_slow_to_come() -> None:
+    reader, writer = os.pipe()
+    fill(writer)
+    us = threading.get_ident()
+
+    def read_it_all() -> bytes:
+        wait_until(lambda: sys._current_frames()[us].f_code.co_name == "_takes_more", "the line waits")
+        with os.fdopen(reader, "rb") as slow:
+            return slow.read()
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_it_all)
+        streams._Sink(writer, missing=False, patience_s=None).write(b"told\n")
+        os.close(writer)
+        assert reading.result().endswith(b"\ntold\n")
 
 
 OPENED = """

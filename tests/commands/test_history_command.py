@@ -82,6 +82,12 @@ def test_database_of_a_later_release_is_the_products_and_says_how_far_it_went(
     assert "pending" not in screen
 
 
+def test_103_that_the_products_runner_took_after_our_102_is_the_products(at_102: Database) -> None:
+    go_runner.drop_legacy(at_102)
+    go_runner.record(at_102, STEMS["103"])
+    assert runners(at_102) == ["product", *["usage-rollup"] * 3, "product", None]
+
+
 def test_steps_after_a_restore_are_not_known_to_be_anybodys(head: Database) -> None:
     # Its rows were written by another transaction than the steps'.
     head.execute("UPDATE schema_migrations SET applied_at = applied_at")

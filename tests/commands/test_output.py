@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime
+
 import pytest
 from rich.table import Table
 
+from usage_rollup.commands import strip
 from usage_rollup.commands.output import Fact, console, duration, show_facts, size
+from usage_rollup.reports.covered_days import COMPLETE, Day
 
 pytestmark = pytest.mark.offline
 
@@ -46,3 +50,21 @@ def test_in_a_pipe_a_table_is_as_wide_as_it_gets(capsys: pytest.CaptureFixture[s
     table.add_row("[x] :smile: " + "m" * 300)
     console().print(table)
     assert "[x] :smile: " + "m" * 300 in capsys.readouterr().out
+
+
+def test_strip_ends_with_the_newest_24_months(capsys: pytest.CaptureFixture[str]) -> None:
+    def before(months: int) -> date:
+        today = datetime.now(UTC).date()
+        year, month = divmod(12 * today.year + today.month - 1 - months, 12)
+        return date(year, month + 1, 1)
+
+    days = [Day(before(months), 1, 1, COMPLETE) for months in (24, 23, 0)]
+    strip.show(console(), days, everything=False)
+    shown = capsys.readouterr().out
+    assert f"\n{before(23):%Y-%m}  =" in shown
+    assert f"\n{before(24):%Y-%m}  =" not in shown
+    assert f"older usage since {before(24):%Y-%m}: usage-rollup status --all" in shown
+    strip.show(console(), days, everything=True)
+    shown = capsys.readouterr().out
+    assert f"\n{before(24):%Y-%m}  =" in shown
+    assert "older usage" not in shown

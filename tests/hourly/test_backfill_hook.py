@@ -15,7 +15,7 @@ from tests.support.database import Database
 from tests.support.deadline import DEADLINE_S
 from tests.support.horizon import HORIZON, named_at_once, rewrite_function, without_margin
 from tests.support.product import event, small_world, task, upsert_usage, usage, utc, wait_until
-from tests.support.rollup import corrupt, row_versions, run_hook, wrong_hours
+from tests.support.rollup import corrupt, queued, row_versions, run_hook, wrong_hours
 from tests.support.sessions import is_idle
 from tests.support.terminal import on_a_terminal
 from tests.support.walks import (
@@ -155,6 +155,21 @@ def test_without_usage_the_watermark_does_not_pass_an_open_transaction(at_102: D
     assert events(at_102) == 1
 
 
+def test_without_usage_nobody_has_to_wait_for_a_horizon(at_102: Database) -> None:
+    rewrite_function(at_102, HORIZON, "v_start + p_wait", "v_start")
+    gid = f"forgotten {uuid.uuid4()}"
+    with at_102.connect(autocommit=True) as session:
+        session.execute("BEGIN")
+        event(session, small_world(session))
+        session.execute(f"PREPARE TRANSACTION '{gid}'")
+    try:
+        assert at_102.value("SELECT task_usage_hourly_horizon('0 s') = '-infinity'")
+        assert run_hook(at_102) == Backfill(skipped="task_usage_empty")
+        assert watermark(at_102) == utc(1970, 1, 1)
+    finally:
+        at_102.execute(f"COMMIT PREPARED '{gid}'")
+
+
 def test_usage_emptied_after_a_killed_walk_leaves_no_plan_behind(used: Database) -> None:
     used.execute("SELECT rollup_task_usage_hourly_plan(now() - interval '5 minutes', 1)")
     used.execute("SELECT rollup_task_usage_hourly_slice()")
@@ -187,6 +202,37 @@ def test_watermark_within_an_hour_is_left_alone_and_nothing_is_lost_below_it(use
     assert events(used) == 5
     used.execute("SELECT rollup_task_usage_hourly()")
     assert events(used) == 6
+
+
+@pytest.mark.parametrize(("lag", "walks"), [("1 hour", False), ("1 hour 1 second", True)])
+def test_watermark_may_trail_the_newest_event_by_exactly_an_hour(
+    used: Database, lag: str, walks: bool
+) -> None:
+    run_hook(used)
+    used.execute(
+        "UPDATE task_usage_hourly_rollup_state"
+        " SET watermark_at = (SELECT max(updated_at) FROM task_usage) - %s::interval",
+        lag,
+    )
+    assert (run_hook(used).skipped is None) == walks
+
+
+def test_repair_that_was_interrupted_is_gone_on_with_though_the_watermark_is_fresh(used: Database) -> None:
+    run_hook(used)
+    used.execute("UPDATE task_usage_hourly SET input_tokens = 0 WHERE bucket_hour < '2025-02-01 00:00+00'")
+    used.execute("SELECT rollup_task_usage_hourly_plan_repair(1)")
+    assert run_hook(used) == Backfill(
+        slices=2, rows=3, from_=utc(2025, 1, 10, 10), to=utc(2025, 1, 20, 1), sessions=1
+    )
+
+
+def test_what_is_queued_is_rolled_up_though_there_is_nothing_to_walk(used: Database) -> None:
+    run_hook(used)
+    used.execute("UPDATE task_usage SET input_tokens = 7 WHERE created_at < '2025-01-15 00:00+00'")
+    assert queued(used) > 0
+    assert run_hook(used) == Backfill(skipped="watermark_within_threshold")
+    assert queued(used) == 0
+    assert used.value("SELECT count(*) FROM task_usage_hourly WHERE input_tokens = 7") == 2
 
 
 # ---------------------------------------------------------------------------------------------
@@ -246,11 +292,24 @@ def test_killed_walk_resumes_without_redoing_finished_slices(used: Database) -> 
 
     printed = used.upgrade()
     assert "resuming the backfill" in printed
+    # Where that brings it up to date, no other walk is planned.
+    assert printed.count("usage rows to walk") == 1
     assert slices(printed) == 2
     assert versions(used, "bucket_hour < '2025-01-15 00:00+00'") == finished
     assert events(used) == 5
     assert used.value("SELECT count(*) FROM task_usage_hourly_backfill") == 0
     assert used.revision == "104"
+
+
+def test_walk_that_was_interrupted_long_ago_is_followed_by_one_for_what_came_since(used: Database) -> None:
+    used.execute("SELECT rollup_task_usage_hourly_plan('2025-02-01 00:00+00', 2)")
+    used.execute("SELECT rollup_task_usage_hourly_slice()")
+    # The slices that were left, then the days of what came after February began.
+    assert run_hook(used) == Backfill(
+        slices=3, rows=5, from_=utc(2025, 1, 20), to=utc(2025, 4, 2), repaired_hours=0, sessions=1
+    )
+    assert watermark(used) > utc(2025, 6, 1)
+    assert events(used) == 5
 
 
 def test_walk_loses_nothing_of_a_transaction_that_was_open_when_it_began(used: Database) -> None:
@@ -430,24 +489,41 @@ def test_holder_of_4246_is_named_when_the_deadline_has_passed(at_102: Database) 
     assert "4246" in message
 
 
-def test_hook_waits_for_4246_and_reads_the_state_only_then(used: Database) -> None:
+def wait_until_polling(database: Database) -> None:
     attempts: set[datetime] = set()
 
     def polled_again_and_again() -> bool:
         attempts.update(
             row[0]
-            for row in used.execute(
+            for row in database.execute(
                 "SELECT query_start FROM pg_stat_activity WHERE application_name = 'usage-rollup'"
                 " AND datname = current_database() AND query LIKE '%pg_try_advisory_lock%' AND state = 'idle'"
             )
         )
         return len(attempts) > 2
 
+    wait_until(polled_again_and_again, "the hook has asked for the lock more than once")
+
+
+def test_what_the_holder_of_4246_has_rolled_up_meanwhile_is_not_walked_again(used: Database) -> None:
     with ThreadPoolExecutor(1) as pool:
         with used.connect(autocommit=True) as holder:
             holder.execute("SELECT pg_advisory_lock(4246)")
             hook = pool.submit(run_hook, used)
-            wait_until(polled_again_and_again, "the hook has asked for the lock more than once")
+            wait_until_polling(used)
+            holder.execute("SELECT rollup_task_usage_hourly_plan(now() - interval '5 minutes', 1000)")
+            for _ in range(3):
+                holder.execute("SELECT rollup_task_usage_hourly_slice()")
+            holder.execute("SELECT rollup_task_usage_hourly_finish()")
+        assert hook.result() == Backfill(skipped="watermark_within_threshold")
+
+
+def test_hook_waits_for_4246_and_reads_the_state_only_then(used: Database) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with used.connect(autocommit=True) as holder:
+            holder.execute("SELECT pg_advisory_lock(4246)")
+            hook = pool.submit(run_hook, used)
+            wait_until_polling(used)
             assert events(used) == 0
             # A month begins while it waits.
             event(used.url, small_world(used.url), "2025-05-01 00:00+00")
@@ -529,6 +605,9 @@ def test_prepared_transaction_that_wrote_usage_is_named_and_loses_nothing(used: 
         printed = used.refused()
         assert f"prepared transaction '{gid}' (postgres, since " in printed
         assert used.revision == "102"
+        # No walk was begun that could not end.
+        assert events(used) == 0
+        assert used.value("SELECT count(*) FROM task_usage_hourly_backfill") == 0
     finally:
         used.execute(f"COMMIT PREPARED '{gid}'")
     used.upgrade()

@@ -198,6 +198,18 @@ def test_by_default_nobody_is_added_beside_a_client_at_work(
     assert final_state(database) == undisturbed
 
 
+def test_who_asks_for_rest_gets_one_session_though_more_would_help(
+    database: Database, undisturbed: dict[str, Any]
+) -> None:
+    note_who_walks(database)
+    finish(database.spawn("usage-rollup", "backfill", "--sleep-between-slices", "1ms", JOBS="auto"))
+    assert len(walkers(database)) == len(MONTHS)
+    assert len({*walkers(database)}) == 1
+    finish(start(database, 1))
+    database.execute("DROP TABLE walkers; DROP FUNCTION note_walker() CASCADE")
+    assert final_state(database) == undisturbed
+
+
 @pytest.mark.parametrize("environment", [False, True], ids=["option", "environment"])
 def test_all_walk_at_once_and_each_holds_4246_shared_on_its_own_session(
     database: Database, undisturbed: dict[str, Any], environment: bool
@@ -280,14 +292,19 @@ def test_session_that_waits_for_4246_gets_it_between_slices(
             wait_until_walked(database, runner, blocked=2)
             turn = pool.submit(waiter.execute, "SELECT pg_advisory_xact_lock(4246)")
             wait_until(lambda: waiters(database) == 1, "a session is blocked on 4246")
-        wait_until(lambda: committed_months(database) == [JANUARY], "one of the two slices has ended")
-        assert not turn.done()
-        february.close()
-        turn.result(timeout=DEADLINE_S)
-        # The session that was done first has not begun another slice in the meantime.
-        assert committed_months(database) == [JANUARY, FEBRUARY]
-        assert database.execute(HOLDERS) == [("ExclusiveLock", 1, 1, 0)]
-        waiter.commit()
+        try:
+            wait_until(lambda: committed_months(database) == [JANUARY], "one of the two slices has ended")
+            assert not turn.done()
+            february.close()
+            turn.result(timeout=DEADLINE_S)
+            # The session that was done first has not begun another slice in the meantime.
+            assert committed_months(database) == [JANUARY, FEBRUARY]
+            assert database.execute(HOLDERS) == [("ExclusiveLock", 1, 1, 0)]
+            waiter.commit()
+        finally:
+            if not turn.done():
+                waiter.cancel()
+                runner.kill()
     assert slices(finish(runner)) == len(MONTHS)
     assert final_state(database) == undisturbed
 
@@ -344,7 +361,9 @@ def test_killed_parallel_walk_resumes_with_another_number_of_sessions(
     walked = [*MONTHS[1:3], *MONTHS[4:]]
     try:
         with blocked_at(database, APRIL), blocked_at(database, JANUARY):
-            runner = start(database, 3, DATABASE_STARTUP_TIMEOUT="0")
+            # A server that does not look for its clients would not notice that they are gone.
+            unwatched = f"{database.url}&options=-c%20client_connection_check_interval%3D0"
+            runner = start(database, 3, DATABASE_STARTUP_TIMEOUT="0", DATABASE_URL=unwatched)
             wait_until_walked(database, runner, *walked, blocked=2)
             finished = versions(database)
             kill(database, runner)

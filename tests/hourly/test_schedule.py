@@ -82,7 +82,7 @@ def test_unschedule_removes_our_job_and_no_other(at_102: Database) -> None:
     assert at_102.usage_rollup("schedule").returncode == 0
     result = at_102.usage_rollup("unschedule")
     assert result.returncode == 0, result.stderr
-    assert f"removed from pg_cron: {JOB}" in result.stdout
+    assert f"removed from pg_cron: {JOB}\n" in result.stdout
     assert at_102.execute(JOBS) == others
     again = at_102.usage_rollup("unschedule")
     assert again.returncode == 0, again.stderr

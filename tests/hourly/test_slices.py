@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from psycopg import errors
@@ -20,8 +21,11 @@ from tests.support.product import Timestamp, event, small_world, task, utc, wait
 from tests.support.roles import MakeRole
 from tests.support.rollup import WATERMARK, corrupt, run_hook, wrong_hours
 from tests.support.walks import blocked_at, runners, slices, wait_until_blocked
+from usage_rollup.contract import HOURLY_ROLLUP, MIGRATION_RUN
+from usage_rollup.errors import UnsuitableDatabase
 from usage_rollup.hourly import slices as slice_plan
 from usage_rollup.hourly.backfill import backfill_before_103
+from usage_rollup.session import advisory_lock
 from usage_rollup.session.options import Options
 
 pytestmark = pytest.mark.server
@@ -344,6 +348,22 @@ def test_walk_of_several_slices_into_an_empty_table_builds_the_indexes_again_at_
     assert indexes(used) == {}
     assert run_hook(used).slices == 3
     assert indexes(used) == before
+
+
+@pytest.mark.parametrize("key", [HOURLY_ROLLUP, MIGRATION_RUN])
+def test_watermark_is_not_moved_by_a_session_that_has_lost_a_lock(at_102: Database, key: int) -> None:
+    event(at_102.url, small_world(at_102.url), "2025-01-10 10:20+00")
+    with at_102.migration_connection() as session:
+        for one in (MIGRATION_RUN, HOURLY_ROLLUP):
+            advisory_lock.acquire(session, one)
+        slice_plan.plan(session)
+        assert slice_plan.walk_next(session) is not None
+        assert slice_plan.walk_next(session) is None
+        session.execute(sa.text(f"SELECT pg_advisory_unlock({key})"))
+        with pytest.raises(UnsuitableDatabase):
+            slice_plan.finish(session)
+    assert at_102.value("SELECT watermark_at = 'epoch' FROM task_usage_hourly_rollup_state")
+    run_hook(at_102)
 
 
 def test_hook_builds_the_indexes_again(used: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,6 +187,7 @@ def test_error_does_not_hide_a_success_that_came_later(at_102: Database) -> None
         ),
         "the error waits to be written",
     )
+    assert advisory_locks(at_102) == []
     other.execute(
         "UPDATE task_usage_hourly_rollup_state"
         " SET last_run_finished_at = clock_timestamp(), last_run_rows = 7"

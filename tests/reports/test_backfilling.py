@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.database import Database
+from tests.support.database import Database, MakeDatabase
 from tests.support.deadline import DEADLINE_S
 from tests.support.product import wait_until
 from tests.support.rollup import heal
@@ -135,6 +135,36 @@ def test_a_tick_or_another_session_that_holds_4246_does_not_make_a_backfill_run(
             assert found is not None
             assert (found.state, found.pids) == ("interrupted", [])
     heal(at_102)
+
+
+def test_backfill_of_another_database_is_not_one_here(
+    at_102: Database, months: list[datetime], make_database: MakeDatabase
+) -> None:
+    at_102.execute("SELECT rollup_task_usage_hourly_plan(now(), 20)")
+    there = make_database("102")
+    elsewhere = there.connect(autocommit=True, application_name="usage-rollup")
+    elsewhere.execute("SELECT pg_try_advisory_lock(4246)")
+    found = seen(there)
+    assert found is not None
+    assert (found.state, found.pids) == ("running", [elsewhere.info.backend_pid])
+    found = seen(at_102)
+    assert found is not None
+    assert (found.state, found.pids) == ("interrupted", [])
+    heal(at_102)
+
+
+def test_a_walk_is_whole_when_its_last_slice_is_also_one_without_rows(at_102: Database) -> None:
+    at_102.execute(
+        "INSERT INTO task_usage_hourly_backfill (from_hour, to_hour, usage_rows, horizon_at, walked_at)"
+        " VALUES ('2025-01-01', '2025-02-01', 10, now(), now()), ('2025-02-01', '2025-03-01', 0, now(), NULL)"
+    )
+    found = seen(at_102)
+    assert found is not None
+    assert found.percent == 99
+    at_102.execute("UPDATE task_usage_hourly_backfill SET walked_at = now()")
+    found = seen(at_102)
+    assert found is not None
+    assert found.percent == 100
 
 
 def test_no_plan_and_nobody_at_it_is_no_backfill(at_102: Database) -> None:

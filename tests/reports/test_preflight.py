@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.database import Database, MakeDatabase
 from tests.support.go_runner import drop_legacy, record, run_sql, taken_by_go_to, unrecord
+from tests.support.horizon import stuck_writer
 from tests.support.product import event, small_world, task, upsert_usage, usage
 from tests.support.roles import MakeRole, give_everything_to
 from tests.support.rollup import run_hook
@@ -20,7 +21,7 @@ from tests.support.v034 import build_v034
 from tests.support.walks import advisory_locks, slices_of, write_history
 from usage_rollup import revisions
 from usage_rollup.contract import STEMS
-from usage_rollup.errors import REFUSED, TRY_AGAIN
+from usage_rollup.errors import REFUSED, TRY_AGAIN, BackfillRefused
 from usage_rollup.reports.preflight import Preflight, preflight
 from usage_rollup.session.options import Options
 
@@ -278,6 +279,13 @@ def test_reader_is_in_nobodys_way_where_only_writers_are_kept_out(head: Database
     assert look(head).in_the_way == []
 
 
+def test_holder_of_4246_is_in_nobodys_way_once_103_is_done(make_database: MakeDatabase) -> None:
+    database = make_database("103")
+    database.connect(autocommit=True).execute("SELECT pg_advisory_lock(4246)")
+    assert pending(look(database)) == [STEMS["104"]]
+    assert look(database).in_the_way == []
+
+
 def test_session_that_outlasts_the_patience_of_a_step_is_a_refusal(v034: Database) -> None:
     reader = v034.connect(application_name="forgotten")
     reader.execute("SELECT FROM issue")
@@ -426,6 +434,39 @@ def test_unfinished_backfill_is_counted_from_where_it_stopped(at_102: Database) 
     assert found.guard.resumes
     assert found.backfill is not None
     assert found.backfill.months == {"2026-02": 1, "2026-03": 1}
+
+
+def test_repair_that_was_interrupted_is_gone_on_with_though_the_watermark_is_fresh(at_102: Database) -> None:
+    rows_of(at_102, "2026-01-05 10:15+00", "2026-02-05 10:15+00")
+    run_hook(at_102)
+    at_102.execute("UPDATE task_usage_hourly SET input_tokens = 0 WHERE bucket_hour < '2026-02-01'")
+    at_102.execute("SELECT rollup_task_usage_hourly_plan_repair(1000)")
+    found = look(at_102)
+    assert found.guard is not None
+    assert (found.guard.walks, found.guard.resumes) == (True, True)
+    assert found.backfill is not None
+    assert found.backfill.months == {"2026-01": 1}
+    assert "resuming the backfill" in at_102.upgrade()
+
+
+def test_walk_that_was_interrupted_lately_needs_no_horizon_and_one_of_long_ago_does(at_102: Database) -> None:
+    rows_of(at_102, "2026-01-05 10:15+00", at_102.value("SELECT (now() - interval '10 minutes')::text"))
+    writer = stuck_writer(at_102)
+    verdicts = []
+    for horizon in ("now() - interval '5 minutes'", "now() - interval '3 hours'"):
+        at_102.execute(f"SELECT rollup_task_usage_hourly_plan({horizon}, 1000)")
+        found = look(at_102)
+        assert found.guard is not None
+        assert found.guard.resumes
+        verdicts.append((found.guard.held_back, "the watermark cannot follow" in " ".join(refusals(found))))
+    assert verdicts == [(False, False), (True, True)]
+    # And so it is.
+    with pytest.raises(BackfillRefused, match="the watermark cannot follow"):
+        run_hook(at_102)
+    at_102.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'")
+    at_102.execute("SELECT rollup_task_usage_hourly_plan(now() - interval '5 minutes', 1000)")
+    run_hook(at_102)
+    writer.rollback()
 
 
 def test_history_that_is_rolled_up_passes(at_102: Database) -> None:

@@ -57,7 +57,7 @@ def test_a_rollup_that_is_up_to_date_is_0_and_one_line(used: tuple[Database, Wor
     assert probe(database, "--exit-code") == (0, "ok: data lag none")
 
 
-@pytest.mark.parametrize(("most", "status"), [("30m", 3), ("119m", 3), ("2h1s", 0), ("7201", 0)])
+@pytest.mark.parametrize(("most", "status"), [("30m", 3), ("119m", 3), ("2h", 0), ("2h1s", 0), ("7201", 0)])
 def test_a_lag_beyond_what_is_asked_for_is_3(used: tuple[Database, World], most: str, status: int) -> None:
     database, _ = used
     database.execute(BEHIND)
@@ -151,7 +151,8 @@ def test_metrics_tell_what_the_screen_tells(used: tuple[Database, World]) -> Non
     assert found["usage_rollup_scheduled"] == 0
     assert found["usage_rollup_last_run_failed"] == 0
     assert found["usage_rollup_last_run_timestamp_seconds"] > 1.7e9
-    assert found["usage_rollup_backfill_running"] == 0
+    for backfill in ("running", "rows", "walked_rows"):
+        assert found[f"usage_rollup_backfill_{backfill}"] == 0
     assert found["usage_rollup_pending_steps"] == 0
     heal(database)
 
@@ -181,6 +182,13 @@ def test_a_watermark_that_is_no_time_of_ours_breaks_no_format(
     assert "usage_rollup_watermark_timestamp_seconds" not in metrics(database)
     assert database.usage_rollup("status").returncode == 0
     assert probe(database, "--max-lag", "30m")[0] == 3
+    heal(database)
+
+
+def test_a_lag_behind_a_watermark_in_the_future_is_not_known(used: tuple[Database, World]) -> None:
+    database, _ = used
+    database.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = now() + interval '1 day'")
+    assert "usage_rollup_lag_seconds" not in metrics(database)
     heal(database)
 
 

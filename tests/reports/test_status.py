@@ -11,11 +11,13 @@ from tests.support.database import NOWHERE, Database, MakeDatabase
 from tests.support.go_runner import taken_by_go_to
 from tests.support.horizon import begin, stuck_writer
 from tests.support.pg_cron import PG_CRON
+from tests.support.processes import finish
 from tests.support.product import World, event, small_world, task, upsert_usage
 from tests.support.roles import MakeRole, give_everything_to
 from tests.support.rollup import TICK, WINDOW, heal
 from tests.support.shapes import make_products
 from tests.support.terminal import ESCAPES, on_a_terminal
+from tests.support.walks import wait_until_blocked
 from usage_rollup.reports.status import Status, status
 
 CAUGHT_UP = "UPDATE task_usage_hourly_rollup_state SET watermark_at = now() - interval '5 minutes'"
@@ -340,6 +342,27 @@ def test_status_writes_nothing_and_needs_no_more_than_reading(
     assert "4 of 4 days with usage complete" in result.stdout
 
 
+def test_all_that_status_tells_is_of_one_moment(used: tuple[Database, World]) -> None:
+    database, _ = used
+    meanwhile = database.connect()
+    meanwhile.execute("LOCK TABLE task_usage_hourly_set_aside")
+    process = database.spawn("usage-rollup", "status", "--json", "--max-lag", "1h")
+    wait_until_blocked(database)
+    # What was read before it waits, and what it waits for.
+    meanwhile.execute("UPDATE task_usage_hourly_rollup_state SET last_error = 'meanwhile'")
+    meanwhile.execute(
+        "INSERT INTO task_usage_hourly_set_aside (bucket_hour, workspace_id, runtime_id, agent_id,"
+        " label_digest, label_start, sqlstate, error) VALUES ('2025-03-09 10:00+00', gen_random_uuid(),"
+        " gen_random_uuid(), gen_random_uuid(), '', '', '54000', 'too long')"
+    )
+    meanwhile.commit()
+    found = json.loads(finish(process))
+    assert (found["last_run"]["error"], found["set_aside_buckets"]) == (None, 0)
+    found = read(database)
+    assert found.last_run is not None
+    assert (found.last_run.error, found.set_aside_buckets) == ("meanwhile", 1)
+
+
 def test_status_prints_one_json_object(used: tuple[Database, World]) -> None:
     database, _ = used
     result = database.usage_rollup("status", "--json")
@@ -365,6 +388,8 @@ def test_the_screen_fits_a_terminal_and_is_coloured(used: tuple[Database, World]
     database.execute("UPDATE task_usage_hourly_rollup_state SET last_error = repeat('word ', 60)")
     screen = on_a_terminal(database, "status", columns=columns, colours=True)
     assert "\x1b[32m" in screen
+    # Nothing ticks here.
+    assert re.search(r"ticks\b[^\n]*\x1b\[1;31mnothing ticks here", screen)
     plain = ESCAPES.sub("", screen)
     assert max(map(len, plain.splitlines())) <= columns
     assert plain.count("word") == 60

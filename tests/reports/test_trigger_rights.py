@@ -72,6 +72,8 @@ def test_functions_left_behind_without_rights_are_named_with_what_mends_them(
         assert "changes are not queued" in said
         assert left_behind in said
         assert "usage-rollup backfill --repair" in said
+    problems = json.loads(used.usage_rollup("status", "--json").stdout)["problems"]
+    assert [problem for problem in problems if problem.startswith("changes are not queued")]
     ticked = used.usage_rollup("tick")
     assert ticked.returncode == 0
     assert "changes are not queued" in ticked.stderr

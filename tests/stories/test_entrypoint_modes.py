@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +177,53 @@ def test_signal_reaches_a_migration_that_knows_none_yet(
     read_until(process, "begun")
     process.send_signal(signum)
     assert STARTED not in finish(process, status)
+
+
+# A migration that has to be told three times, and then ends when it is let.
+STUBBORN = f"""\
+#!{sys.executable}
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGTERM, signal.SIGUSR1}})
+print("begun", os.getpid(), flush=True)
+for _ in range(3):
+    if not signal.sigtimedwait({{signal.SIGTERM}}, 30):
+        sys.exit("never told")
+    print("told", flush=True)
+signal.sigtimedwait({{signal.SIGUSR1}}, 30)
+sys.exit(int(os.environ["ENDS_WITH"]))
+"""
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
+@pytest.mark.parametrize(
+    ("signum", "ends_with", "status"),
+    [
+        (signal.SIGTERM, "143", 143),
+        (signal.SIGINT, "143", 130),
+        # It had come to its end all the same: nothing is started after that.
+        (signal.SIGTERM, "0", 143),
+        (signal.SIGTERM, "255", 255),
+    ],
+)
+def test_door_stays_until_the_migration_has_ended_however_often_it_is_told_to_stop(
+    v034: Database, tmp_path: Path, shell: list[str], signum: signal.Signals, ends_with: str, status: int
+) -> None:
+    program = tmp_path / "alembic"
+    program.write_text(STUBBORN)
+    program.chmod(0o755)
+    process = v034.spawn(
+        *shell, "entrypoint.sh", "echo", STARTED, PATH=f"{tmp_path}:/usr/bin:/bin", ENDS_WITH=ends_with
+    )
+    migration = int(read_until(process, "begun").split()[1])
+    for _ in range(3):
+        process.send_signal(signum)
+        read_until(process, "told")
+    # A door that had gone would have passed nothing on the second time.
+    assert process.poll() is None
+    os.kill(migration, signal.SIGUSR1)
+    output = finish(process, status)
+    assert STARTED not in output
+    assert ("The migration failed" in output) == (status == 255)
 
 
 @pytest.mark.parametrize("shell", SHELLS, ids=" ".join)

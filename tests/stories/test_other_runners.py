@@ -6,6 +6,7 @@ import re
 from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 
 from tests.support.database import Database, MakeDatabase
 from tests.support.go_runner import drop_legacy, drop_runtime_timezone, record, taken_by_go_to
@@ -17,7 +18,8 @@ from tests.support.rollup import row_versions, run_hook, wrong_hours
 from tests.support.shapes import make_products
 from tests.support.walks import advisory_locks, runners
 from usage_rollup.contract import STEMS
-from usage_rollup.hourly import slices
+from usage_rollup.hourly import before_adoption, slices
+from usage_rollup.session.options import Options
 
 STAMP = "UPDATE task_usage_hourly_rollup_state SET watermark_at = clock_timestamp()"
 LOOKED = "another runner went past 103 here: comparing the hourly rollup with raw usage"
@@ -207,11 +209,18 @@ def test_more_hours_than_their_window_can_do_at_start_up_are_said_with_the_comma
 
 
 def test_a_few_hours_are_recomputed_by_their_window(products: Database) -> None:
-    products.execute("DELETE FROM task_usage WHERE created_at >= '2025-01-10 20:00+00'")
+    products.execute("DELETE FROM task_usage WHERE created_at >= '2025-01-11 00:00+00'")
     products.execute("TRUNCATE task_usage_hourly_dirty")
-    assert lost_hours(products) == 20
-    assert "hours of the rollup that differ from raw usage: 20;" in products.upgrade()
+    assert lost_hours(products) == before_adoption.MOST_HOURS
+    assert "hours of the rollup that differ from raw usage: 24;" in products.upgrade()
     assert lost_hours(products) == 0
+
+
+def test_proof_leaves_neither_its_lock_nor_its_deadline_to_the_session(products: Database) -> None:
+    with products.migration_connection() as session:
+        before_adoption.prove_before_adoption(session, Options())
+        assert advisory_locks(products) == []
+        assert session.scalar(sa.text("SHOW statement_timeout")) == "0"
 
 
 def test_rollup_that_only_trails_is_left_to_the_ticks(products: Database) -> None:
