@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from tests.support.database import ROOT
+from tests.support.mutants.modules import EQUIVALENT, TESTS
 from tests.support.mutants.mutant import Mutant
 from tests.support.mutants.tables import MUTANTS
 
@@ -29,3 +31,18 @@ def test_mistake_names_tests_that_are_there(mutant: Mutant) -> None:
 def test_each_has_a_name_of_its_own_and_eighty_are_of_sql() -> None:
     assert [name for name, times in Counter(mutant.name for mutant in MUTANTS).items() if times > 1] == []
     assert len([mutant for mutant in MUTANTS if mutant.path.endswith(".sql")]) >= 80
+
+
+def test_every_module_names_tests_that_are_there() -> None:
+    package = ROOT / "src" / "usage_rollup"
+    modules = {str(path.relative_to(package)) for path in package.rglob("*.py")}
+    assert TESTS.keys() == {module for module in modules if not Path(module).stem.startswith("__")}
+    files = {word for tests in TESTS.values() for word in tests.split() if word.startswith("tests/")}
+    assert [name for name in files if not (ROOT / name.split("::")[0]).exists()] == []
+
+
+@pytest.mark.parametrize("line", EQUIVALENT)
+def test_line_that_is_argued_is_still_there(line: str) -> None:
+    module, _, code = line.partition(": ")
+    lines = (ROOT / "src" / "usage_rollup" / module).read_text("utf-8").splitlines()
+    assert code in map(str.strip, lines)

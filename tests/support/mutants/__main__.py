@@ -22,7 +22,7 @@ def main() -> int:
     by_hand = [mutant for mutant in tables.MUTANTS if options.only in mutant.name + " " + mutant.path]
     generated = _generated(options.generated, options.seed, options.only)
     tried = [mutant for mutant in by_hand + generated if not mutant.equivalent]
-    argued = len(by_hand) - len([mutant for mutant in by_hand if not mutant.equivalent])
+    argued = len(by_hand + generated) - len(tried)
     started = time.monotonic()
     verdicts: list[Verdict] = []
     for verdict in judge(tried, options.at_once):

@@ -11,17 +11,8 @@ from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
 from tests.support.database import ROOT
+from tests.support.mutants.modules import EQUIVALENT, TESTS
 from tests.support.mutants.mutant import Mutant
-
-# Which tests know a module or, where none is said, its room.
-TESTS: dict[str, str] = {
-    "commands": "tests/commands tests/reports",
-    "hourly": "tests/hourly --ignore=tests/hourly/test_random_schedules.py",
-    "reports": "tests/reports",
-    "runner": "tests/runner",
-    "schema": "tests/schema",
-    "session": "tests/session",
-}
 
 # Operators of numbers are of little use on SQL and sessions; `|` stands in annotations, which nothing runs.
 _OPERATORS = re.compile(
@@ -31,7 +22,10 @@ _OPERATORS = re.compile(
 
 
 def sample(number: int, seed: str, modules: str = "") -> list[Mutant]:
-    """Return so many mutants of modules whose path contains `modules`; of one seed always the same."""
+    """Return so many mutants of modules whose path contains `modules`; of one seed always the same.
+
+    Among them those of lines that are argued to be equivalent.
+    """
     draw = random.Random(seed)
     lines = [
         (path, line, found) for path in _modules(modules) for line, found in sorted(_places(path).items())
@@ -41,8 +35,7 @@ def sample(number: int, seed: str, modules: str = "") -> list[Mutant]:
 
 
 def _modules(part: str) -> list[str]:
-    found = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "src").rglob("*.py"))
-    return [path for path in found if part in path]
+    return [path for path in sorted(f"src/usage_rollup/{module}" for module in TESTS) if part in path]
 
 
 def _places(path: str) -> dict[int, list[tuple[str, int]]]:
@@ -60,10 +53,7 @@ def _places(path: str) -> dict[int, list[tuple[str, int]]]:
 def _mutant(path: str, line: int, operator: str, occurrence: int) -> Mutant:
     text = (ROOT / path).read_text("utf-8")
     new = mutate_code(text, get_operator(operator)(), occurrence)
-    name = f"{path}:{line} {operator.removeprefix('core/')} {occurrence}"
-    return Mutant(name, path, text, new, _tests(path))
-
-
-def _tests(path: str) -> str:
     module = path.removeprefix("src/usage_rollup/")
-    return TESTS.get(module) or TESTS.get(module.split("/")[0]) or "tests/commands tests/runner tests/session"
+    name = f"{path}:{line} {operator.removeprefix('core/')} {occurrence}"
+    why = EQUIVALENT.get(f"{module}: {text.splitlines()[line - 1].strip()}", "")
+    return Mutant(name, path, text, new, TESTS[module], why)
