@@ -12,8 +12,10 @@ from tests.support.database import Database, MakeDatabase
 from tests.support.go_runner import record, taken_by_go_to
 from tests.support.legacy import lose_raw_rows, roll_up_as_v034
 from tests.support.outages import end_sessions
+from tests.support.processes import finish
+from tests.support.product import wait_until
 from tests.support.terminal import on_a_terminal
-from tests.support.walks import blocked_at, wait_until_blocked, write_history
+from tests.support.walks import blocked_at, migrating_backend, wait_until_blocked, write_history
 
 HEAD = "104_drop_runtime_timezone"
 
@@ -55,6 +57,18 @@ def test_what_was_rolled_up_before_a_session_was_lost_counts(at_102: Database) -
     assert "the session was lost" in printed
     assert "rolled up: 1,200 usage rows" in printed
     assert "upgraded from 102_task_usage_hourly_pipeline" in printed
+
+
+def test_run_that_lost_its_session_on_the_way_tells_where_it_began(v034: Database) -> None:
+    reader = v034.connect()
+    reader.execute("SELECT FROM task_usage_daily")
+    run = v034.spawn("alembic", "upgrade", "head")
+    wait_until(lambda: migrating_backend(v034, "task_usage_daily") is not None, "103 waits for its locks")
+    end_sessions(v034)
+    reader.rollback()
+    printed = finish(run)
+    assert "the session was lost" in printed
+    assert f"upgraded from 097_autopilot_project_id to {HEAD}" in printed
 
 
 def test_upgrade_says_why_the_legacy_rollups_were_kept(v034: Database) -> None:

@@ -762,7 +762,7 @@ _RUNNER = [
         f"{_SRC}/runner/summary.py",
         "    if _began.standing is None:\n",
         "    if True:\n",
-        "tests/runner/test_summary.py -k session_was_lost",
+        "tests/runner/test_summary.py -k lost_its_session",
     ),
 ]
 
