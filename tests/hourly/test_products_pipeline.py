@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.support.database import Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.later_release import apply_later_release
 from tests.support.oracle import wrong_buckets, wrong_costs
 from tests.support.product import LONG_MODEL, World, event, small_world, wait_until
@@ -153,7 +154,7 @@ def test_session_that_waits_for_4246_gets_it_between_two_steps(
                 ),
                 "a session waits for 4246",
             )
-        turn.result(timeout=30)
+        turn.result(timeout=DEADLINE_S)
         assert 0 < products.value("SELECT sum(event_count) FROM task_usage_hourly") < 40
         waiter.commit()
         assert catching_up.result().slices == 6

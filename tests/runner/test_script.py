@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.support.database import ROOT, Database, MakeDatabase
+from tests.support.deadline import DEADLINE_S
 from tests.support.go_runner import GO_102, run_sql, taken_by_go_to
 from tests.support.horizon import stuck_writer
 from tests.support.processes import read_until
@@ -317,7 +318,7 @@ def test_script_goes_on_only_when_whoever_got_4246_between_two_slices_gives_it_b
             wait_until_blocked(at_102)
             turn = pool.submit(waiter.execute, "SELECT pg_advisory_xact_lock(4246)")
             wait_until(lambda: at_102.execute(QUEUED_ON_4246), "a session waits for 4246")
-        turn.result(timeout=30)
+        turn.result(timeout=DEADLINE_S)
         said = read_until(running, "waiting for advisory lock 4246")
         assert f"held by pid {waiter.info.backend_pid} " in said
         assert committed_months(at_102) == months[:2]

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.support.database import Database
+from tests.support.deadline import DEADLINE_S
 from tests.support.product import wait_until
 from tests.support.walks import migrating_backend
 from usage_rollup.runner import table_locks
@@ -77,4 +78,4 @@ def test_table_that_goes_while_it_is_waited_for_is_done_without(at_102: Database
             locking = pool.submit(lock)
             wait_until(lambda: migrating_backend(at_102, "task_usage_daily"), "it waits for the table")
             old.commit()
-        assert locking.result(timeout=30) == {"task_usage_dashboard_daily"}
+        assert locking.result(timeout=DEADLINE_S) == {"task_usage_dashboard_daily"}

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.support.database import Database, MakeDatabase
+from tests.support.deadline import DEADLINE_S
 from tests.support.product import wait_until
 from usage_rollup.contract import HOURLY_ROLLUP
 from usage_rollup.errors import LockBusy, UnsuitableDatabase
@@ -48,7 +49,7 @@ def test_shared_attempt_that_fails_on_one_session_keeps_nothing_on_another(head:
         with pytest.raises(LockBusy):
             advisory_lock.acquire_shared([one, other], HOURLY_ROLLUP, patience_s=0)
         advisory_lock.release(one, HOURLY_ROLLUP, shared=True)
-        turn.result(timeout=30)
+        turn.result(timeout=DEADLINE_S)
         advisory_lock.require_held(one)
 
 
@@ -68,7 +69,7 @@ def test_session_that_may_not_share_at_once_is_told_so_and_holds_nothing(head: D
         advisory_lock.require_held(other)
         advisory_lock.require_held(one)
         advisory_lock.release(one, HOURLY_ROLLUP, shared=True)
-        turn.result(timeout=30)
+        turn.result(timeout=DEADLINE_S)
 
 
 def test_lock_of_another_database_is_nobodys_here(make_database: MakeDatabase) -> None:
@@ -91,7 +92,7 @@ def test_lock_of_another_database_is_nobodys_here(make_database: MakeDatabase) -
             assert advisory_lock.is_held(session, HOURLY_ROLLUP)
             assert not advisory_lock.is_waited_for(session, HOURLY_ROLLUP)
         holder.execute("SELECT pg_advisory_unlock(4246)")
-        turn.result(timeout=30)
+        turn.result(timeout=DEADLINE_S)
 
 
 def test_lock_of_another_key_is_another_lock(head: Database) -> None:
