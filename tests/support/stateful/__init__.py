@@ -1,0 +1,1 @@
+"""Schedules of several sessions, replayed statement by statement: machine.py says how."""
