@@ -17,7 +17,7 @@ ENGINE ?= docker
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all-postgres check lint build image image-test bench soak coverage mutants screens snapshot freeze requirements clean
+.PHONY: help demo test test-all-postgres check lint build image image-test bench soak coverage mutants screens figures snapshot freeze requirements clean
 
 help:            ## List what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1 - /p' $(MAKEFILE_LIST) | awk -F' - ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -83,8 +83,12 @@ mutants: $(VENV)/installed  ## Try mistakes on the tests: ONLY=walk those of it,
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,mutants]'
 	@$(BIN)/python -m tests.support.mutants --only "$(ONLY)" --generated $(GENERATED) $(if $(SEED),--seed $(SEED))
 
-screens: $(VENV)/installed  ## Write docs/screens.md from what the commands print
+screens: $(VENV)/installed  ## Write docs/screens.md from what the commands print, and README's figures
 	$(BIN)/python -m tests.support.screens
+	$(BIN)/python -m benchmarks.figures
+
+figures: $(VENV)/installed  ## Write README's figures from docs/speed.json and docs/screens.md
+	$(BIN)/python -m benchmarks.figures
 
 snapshot: $(VENV)/installed  ## Write catalog.txt, what `usage-rollup check` compares with, from the revisions
 	$(BIN)/python -m tests.support.snapshot

@@ -15,7 +15,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-# What `save` replaces in docs/speed.md.
+ROOT = Path(__file__).resolve().parent.parent
+
+# What `save` replaces in docs/speed.md; other pages have marks of other names, that end alike.
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 
 
@@ -85,8 +87,6 @@ def save(results: Sequence[Result], where: str, folder: Path) -> None:
     (folder / "speed.json").write_text(json.dumps({"machine": where, "results": cases}, indent=1) + "\n")
     _plot(results, where, folder / "speed.svg")
     page = folder / "speed.md"
-    before, rest = page.read_text().split(BEGIN)
-    _, after = rest.split(END)
     lines = [
         f"{where}.",
         "",
@@ -94,7 +94,14 @@ def save(results: Sequence[Result], where: str, folder: Path) -> None:
         "|---|---|--:|--:|--:|--:|",
         *("| " + " | ".join(_cells(r)) + " |" for r in results),
     ]
-    page.write_text(before + BEGIN + "\n\n" + "\n".join(lines) + "\n\n" + END + after)
+    page.write_text(put_between(page.read_text(), BEGIN, "\n\n" + "\n".join(lines) + "\n\n"))
+
+
+def put_between(page: str, begin: str, text: str) -> str:
+    """Return `page` with `text` between the mark `begin`, which is there once, and the next END."""
+    before, rest = page.split(begin)
+    _, end, after = rest.partition(END)
+    return before + begin + text + end + after
 
 
 def _plot(results: Sequence[Result], where: str, path: Path) -> None:

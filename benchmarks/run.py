@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from benchmarks import commands, guard, history, hot_path, pause, results, tick, upgrade
-from benchmarks.demo import ROOT
+from benchmarks import commands, figures, guard, history, hot_path, pause, results, tick, upgrade
 from benchmarks.history import History
 from benchmarks.results import Result
 from tests.support.server import Server, open_server
@@ -23,7 +22,7 @@ console = Console(stderr=True)
 
 
 def main() -> int:
-    """Print the table; with --save write docs/speed.json and docs/speed.svg too."""
+    """Print the table; with --save write docs/speed.json, its page and plot, and README's figures, too."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--max-rows", type=int, default=SIZES[-1], help="leave out larger histories")
     parser.add_argument("--save", action="store_true", help="write docs/speed.json and docs/speed.svg")
@@ -34,7 +33,8 @@ def main() -> int:
         where = results.machine(server.version, history.SETTINGS)
     results.show(measured, where)
     if options.save:
-        results.save(measured, where, ROOT / "docs")
+        results.save(measured, where, results.ROOT / "docs")
+        figures.main()
     return 0
 
 

@@ -10,7 +10,7 @@ import typer.main
 import yaml
 
 from tests.support.database import ROOT
-from tests.support.examples import EXAMPLES, PODS, RESOURCES, SERVICES, stories
+from tests.support.examples import BUILDS, ENDS, EXAMPLES, PODS, RESOURCES, SERVICES, stories
 from usage_rollup.commands.app import app
 from usage_rollup.errors import TRY_AGAIN
 from usage_rollup.hourly.schedule import PERIOD
@@ -123,6 +123,13 @@ def test_cron_job_ticks_as_often_as_pg_cron_would_and_not_before_it_is_told_to()
 def test_the_page_waits_for_the_job_that_there_is() -> None:
     named = {word for line in stories()["Kubernetes"] for word in line if word.startswith("job/")}
     assert named == {f"job/{RESOURCES['Job']['metadata']['name']}"}
+
+
+def test_every_story_of_the_page_is_played_in_the_image() -> None:
+    told = stories()
+    assert {story for story, lines in told.items() if lines} - {BUILDS} == set(ENDS)
+    # What `make image` does besides is to write on it.
+    assert told[BUILDS] == [["docker", "build", "--tag", "usage-rollup", "."]]
 
 
 def test_docker_is_given_what_the_dockerfile_copies_and_nothing_else() -> None:

@@ -17,7 +17,7 @@ import pytest
 from tests.support import container
 from tests.support.container import Image, first_process
 from tests.support.database import NOWHERE, Database, MakeDatabase
-from tests.support.examples import PODS, SERVICES, stories
+from tests.support.examples import ENDS, PODS, SERVICES, stories
 from tests.support.processes import finish, read_until
 from tests.support.product import wait_until
 from tests.support.v034 import generate_history
@@ -157,17 +157,6 @@ def test_pod_of_the_cron_job_ticks_is_green_over_a_busy_lock_and_red_where_it_ca
     assert pod(image, "CronJob", make_database("v034")).returncode == 1
 
 
-# Where each story of the page begins and ends.
-ENDS = {
-    "Docker Compose": ("v034", None),
-    "Small install, or stuck at 103": ("v034", "104"),
-    "Large install, without downtime": ("v034", "104"),
-    "Who ticks": ("head", "104"),
-    "The way back to v0.3.4": ("head", "102"),
-    "Kubernetes": ("v034", "104"),
-}
-
-
 @pytest.mark.parametrize("story", ENDS)
 def test_story_of_the_page_runs_line_by_line(image: Image, make_database: MakeDatabase, story: str) -> None:
     beginning, end = ENDS[story]
@@ -202,7 +191,3 @@ def play(image: Image, line: list[str], database: Database) -> subprocess.Comple
         case ["kubectl", "scale" | "wait" | "logs" | "patch", *_]:
             return None
     raise AssertionError(f"nobody plays {line}")
-
-
-def test_every_story_of_the_page_is_played() -> None:
-    assert {story for story, lines in stories().items() if lines} - {"The image"} == set(ENDS)

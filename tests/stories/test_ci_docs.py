@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.database import BIN, ROOT, Database, MakeDatabase
+from tests.support.pages import CI, pages
 from tests.support.v034 import generate_history
 
 pytestmark = pytest.mark.process
 
-TEXT = (ROOT / "docs" / "ci.md").read_text("utf-8")
-SCRIPTS = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+TEXT = (ROOT / CI).read_text("utf-8")
 WORKFLOWS = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
-UPGRADE, COPY = SCRIPTS
+UPGRADE, COPY = pages()[CI].values()
 
 
 def steps(workflow: str) -> list[str]:

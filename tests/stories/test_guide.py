@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 
+import kubernetes_validate
 import pytest
 import typer.main
 
 from tests.support.database import ROOT
+from tests.support.examples import RESOURCES
+from tests.support.pages import pages
 from usage_rollup.commands.app import app
 from usage_rollup.session.options import KNOWN
 
@@ -57,3 +62,20 @@ def test_option_of_a_run_is_in_the_readme_with_its_variable(option: str) -> None
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_command_takes_json(name: str) -> None:
     assert (name, "--json") in FLAGS
+
+
+def test_pod_that_kubectl_is_told_to_run_is_one_and_finds_its_secret() -> None:
+    (line,) = (
+        line for line in pages()["docs/upgrading.md"]["Operator's guide"].splitlines() if "kubectl" in line
+    )
+    words = shlex.split(line)
+    name = words[2]
+    given = {word.partition("=")[0]: word.partition("=")[2] for word in words if word.startswith("--")}
+    pod = json.loads(given["--overrides"])
+    (container,) = pod["spec"]["containers"]
+    # A strategic merge goes by the names of containers, and kubectl names its own after the pod.
+    assert (given["--override-type"], container["name"]) == ("strategic", name)
+    assert container["envFrom"] == [{"secretRef": {"name": RESOURCES["Secret"]["metadata"]["name"]}}]
+    container["image"] = given["--image"]
+    pod["spec"]["restartPolicy"] = given["--restart"]
+    kubernetes_validate.validate({**pod, "kind": "Pod", "metadata": {"name": name}}, "1.34", strict=True)

@@ -26,6 +26,19 @@ PODS: dict[str, Mapping] = {
 }
 
 
+# Where the database stands before each story of the page is told, and after it.
+ENDS = {
+    "Docker Compose": ("v034", None),
+    "Small install, or stuck at 103": ("v034", "104"),
+    "Large install, without downtime": ("v034", "104"),
+    "Who ticks": ("head", "104"),
+    "The way back to v0.3.4": ("head", "102"),
+    "Kubernetes": ("v034", "104"),
+}
+# One that is told by building the image.
+BUILDS = "The image"
+
+
 def stories() -> dict[str, list[list[str]]]:
     """Return the commands of each block of the page that follows a heading, as words, by that heading."""
     found: dict[str, list[list[str]]] = {}

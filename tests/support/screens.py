@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from benchmarks.figures import UPGRADE
 from tests.support.database import ROOT, Database
-from tests.support.server import open_server
+from tests.support.server import Server, open_server
 from tests.support.terminal import displayed, on_a_terminal
 from tests.support.v034 import build_v034, generate_history
 
 PAGE = ROOT / "docs" / "screens.md"
 COLUMNS = 80
 ROWS = 200_000
+# What README shows: on a terminal wide enough for every line.
+WIDE = 160
 
 HEAD = f"""# Screens
 
 Written by `make screens`: captured on a terminal of {COLUMNS} columns, on a generated history of
-{ROWS:,} usage rows. In a pipe the same facts come without colours, bars and folding; `--json` gives them
-as one object.
+{ROWS:,} usage rows; the last one on one of {WIDE}. In a pipe the same facts come without colours, bars
+and folding; `--json` gives them as one object.
 """
 
 
@@ -31,9 +34,22 @@ def main() -> None:
         with database.connect() as connection:
             build_v034(connection)
             generate_history(connection, ROWS)
-        PAGE.write_text(HEAD + "".join(story(database)), "utf-8")
+        PAGE.write_text(HEAD + "".join(story(database)) + all_at_once(server), "utf-8")
         database.end_sessions()
         server.drop_database("multica")
+
+
+def all_at_once(server: Server) -> str:
+    """Return the section of an upgrade without a stop, which README quotes."""
+    server.drop_database("multica_at_once")
+    server.create_database("multica_at_once")
+    database = Database(server, "multica_at_once")
+    with database.connect() as connection:
+        build_v034(connection)
+        generate_history(connection, ROWS)
+    told = section(database, UPGRADE, "alembic upgrade head", columns=WIDE)
+    server.drop_database("multica_at_once")
+    return told
 
 
 def story(database: Database) -> Iterator[str]:
@@ -57,11 +73,11 @@ def story(database: Database) -> Iterator[str]:
     yield section(database, "The schema is not what the revisions make", "usage-rollup check")
 
 
-def section(database: Database, heading: str, command: str) -> str:
+def section(database: Database, heading: str, command: str, *, columns: int = COLUMNS) -> str:
     """Run `command` and return its section."""
     program, *arguments = command.split()
-    printed = on_a_terminal(database, *arguments, program=program, columns=COLUMNS, colours=True, JOBS="auto")
-    lines = "\n".join(displayed(printed, COLUMNS))
+    printed = on_a_terminal(database, *arguments, program=program, columns=columns, colours=True, JOBS="auto")
+    lines = "\n".join(displayed(printed, columns))
     return f"\n## {heading}\n\n```\n$ {command}\n{lines}\n```\n"
 
 
