@@ -125,6 +125,7 @@ DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_stale_keys(timestamptz, 
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_pairs(public.task_usage_hourly_invalidation []);
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_window(timestamptz, timestamptz);
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_settle(timestamptz, timestamptz, timestamptz);
+DROP FUNCTION IF EXISTS public.task_usage_hourly_window_is_ours();
 DROP FUNCTION IF EXISTS public.task_usage_hourly_tick_deadline();
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_drain_public(bigint);
 DROP FUNCTION IF EXISTS public.rollup_task_usage_hourly_drain(bigint);

@@ -336,6 +336,19 @@ def test_cost_that_changes_alone_reaches_a_later_release_s_window(
         assert wrong_costs(head.url) == []
 
 
+def test_our_tick_leaves_a_window_that_knows_costs_its_work(head: Database, world: World) -> None:
+    event(head.url, world, AT, issue=0)
+    roll_up(head)
+    # Of v0.4.10: the tick is still ours.
+    apply_later_release(head, "213")
+    event(head.url, world, AT, issue=1, model="another")
+    head.execute("UPDATE task_usage SET cost_usd_ticks = 5")
+    later_tick(head)
+    later_tick(head)
+    assert head.execute("SELECT cost_usd_ticks, uncosted_input_tokens FROM task_usage_hourly") == [(5, 0)] * 2
+    assert wrong_buckets(head.url) == wrong_costs(head.url) == []
+
+
 def test_task_without_a_runtime_has_no_key_to_hand_over_and_stops_nobody(
     head: Database, world: World
 ) -> None:

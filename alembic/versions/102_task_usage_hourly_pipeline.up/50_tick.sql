@@ -111,6 +111,13 @@ RETURNS timestamptz LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SE
         NULLIF(current_setting('transaction_timeout', true)::interval, '0') / 2)
 $$;
 
+-- Whether the window is this one, or a later release's, which has columns that only that one knows.
+CREATE OR REPLACE FUNCTION public.task_usage_hourly_window_is_ours()
+RETURNS boolean LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+    SELECT p.prosrc LIKE '%rollup_task_usage_hourly_settle%' FROM pg_proc p
+    WHERE p.oid = 'public.rollup_task_usage_hourly_window(timestamptz,timestamptz)'::regprocedure
+$$;
+
 -- The tick. The lock belongs to the transaction: no cancel, error or pooled connection can keep it.
 CREATE OR REPLACE FUNCTION public.rollup_task_usage_hourly()
 RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
@@ -160,7 +167,14 @@ BEGIN
                              WHEN v_next IS NOT NULL THEN v_from + v_day END);
     v_to := GREATEST(v_to, v_from);
 
-    v_rows := public.rollup_task_usage_hourly_settle(v_from, v_to, public.task_usage_hourly_tick_deadline());
+    IF public.task_usage_hourly_window_is_ours() THEN
+        v_rows := public.rollup_task_usage_hourly_settle(v_from, v_to, public.task_usage_hourly_tick_deadline());
+    ELSE
+        -- A later release replaces the window first and, some releases on, this tick. Its text names no schema.
+        PERFORM set_config('search_path', 'pg_catalog, public, pg_temp', true);
+        v_rows := public.rollup_task_usage_hourly_window(v_from, v_to);
+        PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
+    END IF;
     PERFORM public.prune_task_usage_hourly_dirty(interval '7 days');
     UPDATE public.task_usage_hourly_rollup_state SET
         -- A clock set back meanwhile: somebody may have written below the horizon and seen no watermark

@@ -170,10 +170,7 @@ DECLARE
 BEGIN
     -- Our own window drains the private queue itself. Between somebody else's recompute and his emptying of
     -- the public queue, by time, nothing may be put there.
-    IF (SELECT p.prosrc LIKE '%rollup_task_usage_hourly_settle%' FROM pg_proc p
-        WHERE p.oid = 'public.rollup_task_usage_hourly_window(timestamptz,timestamptz)'::regprocedure)
-        OR NOT pg_try_advisory_xact_lock(4246)
-    THEN
+    IF public.task_usage_hourly_window_is_ours() OR NOT pg_try_advisory_xact_lock(4246) THEN
         RETURN 0;
     END IF;
     -- As in the window: a snapshot of the whole transaction may be too old, and fails here.

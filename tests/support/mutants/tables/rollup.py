@@ -669,6 +669,13 @@ MUTANTS: list[Mutant] = [
     ),
     # Tick
     Mutant(
+        "tick: past a later release's window",
+        _TICK,
+        "IF public.task_usage_hourly_window_is_ours() THEN",
+        "IF true THEN",
+        "tests/hourly/test_bridge.py -k knows_costs",
+    ),
+    Mutant(
         "tick: the time of its transaction",
         _TICK,
         "SELECT statement_timestamp() + LEAST(",
