@@ -89,6 +89,41 @@ def test_an_upgrade_that_stopped_half_way_needs_somebody(at_102: Database) -> No
     assert probe(at_102, "--max-lag", "30m")[0] == 0
 
 
+# Places from which no upgrade can go on, at revisions where the data does not lag.
+CONTRADICTIONS = [
+    ("102", "UPDATE alembic_version SET version_num = 'abcdef'", "alembic_version holds abcdef"),
+    ("head", "INSERT INTO alembic_version VALUES ('102')", "alembic_version holds several rows: 104, 102"),
+    ("head", "DELETE FROM schema_migrations WHERE version LIKE '103%'", "schema_migrations lacks 103_"),
+]
+
+
+@pytest.mark.parametrize(("point", "change", "reason"), CONTRADICTIONS)
+def test_a_place_from_which_no_upgrade_can_go_on_is_3_with_the_words_of_status(
+    make_database: MakeDatabase, point: str, change: str, reason: str
+) -> None:
+    database = make_database(point)
+    database.execute(TICK)
+    database.execute(change)
+    place = json.loads(database.usage_rollup("status", "--json").stdout)["place"]
+    assert place["shape"].startswith(reason)
+    status, line = probe(database, "--exit-code")
+    assert status == 3
+    assert line.startswith(f"no upgrade can go on from here: {place['shape']}; {place['next_step']}")
+    assert database.usage_rollup("preflight").returncode == 1
+
+
+@pytest.mark.parametrize(("point", "change", "reason"), CONTRADICTIONS)
+def test_no_step_is_counted_where_no_upgrade_can_go_on(
+    make_database: MakeDatabase, point: str, change: str, reason: str
+) -> None:
+    database = make_database(point)
+    assert metrics(database)["usage_rollup_upgrade_refused"] == 0
+    database.execute(change)
+    found = metrics(database)
+    assert found["usage_rollup_upgrade_refused"] == 1, reason
+    assert "usage_rollup_pending_steps" not in found
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -21,6 +21,8 @@ NO_BACKFILL = "no backfill can help before what holds it back has ended"
 
 def problems(s: Status, most: timedelta) -> Iterator[str]:
     """Yield what needs somebody, the gravest first, each with what to do; a lag of `most` does not."""
+    if s.place.refused and s.watermark is not None:
+        yield f"no upgrade can go on from here: {s.place.shape}; {s.place.next_step}"
     yield from lag_problems(s, most)
     if s.place.pending and s.watermark is not None:
         yield f"the upgrade is not finished: {s.place.shape}; {next_step(s)}"

@@ -30,7 +30,12 @@ class _Metrics(Collector):
         info = _labelled("info", "Where the database stands.", ("revision", "pipeline", "place"))
         info.add_metric([s.revision or "", s.pipeline or "", s.place.shape], 1)
         yield info
-        yield _gauge("pending_steps", "Steps that an upgrade has still to take.", len(s.place.pending))
+        refused = s.place.refused
+        yield _gauge(
+            "upgrade_refused", "Whether no upgrade can go on from where the database stands.", refused
+        )
+        pending = None if refused else len(s.place.pending)
+        yield _gauge("pending_steps", "Steps that an upgrade has still to take.", pending)
         lag_s = None if s.watermark_in_future else s.lag_seconds
         yield _gauge("lag_seconds", "How far the hourly rollup is behind the newest usage.", lag_s)
         yield _gauge(

@@ -22,7 +22,7 @@ class Place:
     """Where the database stands: its shape in words, our revision, why it is adopted, what is pending.
 
     `next_step` is what to do for it, None where nothing is left to do. `refused` where no upgrade can go on
-    from here: the shape then says why.
+    from here: the shape then says why, and what is pending nobody can tell.
     """
 
     shape: str
