@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from tests.support import go_runner
 from tests.support.database import Database, MakeDatabase
 from tests.support.terminal import on_a_terminal
@@ -65,6 +67,7 @@ def test_steps_of_a_database_stuck_at_103_stay_the_products(make_database: MakeD
     go_runner.unrecord(stuck, STEMS["100"], STEMS["101"])
     go_runner.record(stuck, STEMS["100"], STEMS["101"])
     assert runners(stuck) == ["product"] * 4 + [None, None]
+    assert "the product; to be applied again" in stuck.usage_rollup("history").stdout
     stuck.upgrade()
     # 102 is ours now, and its row in the ledger still the Go runner's: the time is that of its first run.
     assert runners(stuck) == ["product"] * 4 + ["usage-rollup"] * 2
@@ -93,6 +96,43 @@ def test_steps_after_a_restore_are_not_known_to_be_anybodys(head: Database) -> N
     head.execute("UPDATE schema_migrations SET applied_at = applied_at")
     assert runners(head) == ["product", *[None] * 5]
     assert "not known" in head.usage_rollup("history").stdout
+
+
+@pytest.mark.parametrize("start", ["v034", "stuck_at_103", "unrecorded", "head"])
+def test_history_and_preflight_agree_on_what_is_pending(make_database: MakeDatabase, start: str) -> None:
+    if start == "stuck_at_103":
+        database = go_runner.taken_by_go_to(make_database, "102")
+    elif start == "unrecorded":
+        # The Go runner was killed between its last step and the step's row in the ledger.
+        database = go_runner.taken_by_go_to(make_database, "101")
+        go_runner.unrecord(database, STEMS["101"])
+    else:
+        database = make_database(start)
+    steps = told(database).values()
+    planned = json.loads(database.usage_rollup("preflight", "--json").stdout)["place"]["pending"]
+    assert [s["step"] for s in steps if s["state"] == "pending"] == [step["name"] for step in planned]
+
+
+@pytest.mark.parametrize(
+    ("point", "change"),
+    [
+        ("102", "UPDATE alembic_version SET version_num = 'abcdef'"),
+        ("empty", "CREATE TABLE customers (id int)"),
+        ("head", "DELETE FROM schema_migrations WHERE version LIKE '103%'"),
+        ("empty", "CREATE TABLE schema_migrations (version bigint)"),
+    ],
+)
+def test_where_no_upgrade_can_go_on_no_step_is_told_but_the_refusal_that_status_shows(
+    make_database: MakeDatabase, point: str, change: str
+) -> None:
+    database = make_database(point)
+    database.execute(change)
+    place = json.loads(database.usage_rollup("status", "--json").stdout)["place"]
+    assert place["refused"]
+    refused = database.usage_rollup("history")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == f"usage-rollup: {place['shape']}\nHINT: {place['next_step']}\n"
+    assert json.loads(database.usage_rollup("history", "--json").stdout)["error"] == place["shape"]
 
 
 def test_no_step_is_folded_on_a_narrow_terminal(v034: Database) -> None:

@@ -23,15 +23,7 @@ def history(as_json: JsonOption = False) -> None:
     steps = table("step", "state", "applied (UTC)", "by")
     for step in found.steps:
         pending = step.state == past.PENDING
-        at = f"{step.applied_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}" if step.applied_at else "not recorded"
-        by = "not known" if step.runner is None else _RUNNERS[step.runner]
-        steps.add_row(
-            step.step,
-            step.state,
-            "" if pending else at,
-            "" if pending else by,
-            style="yellow" if pending else "",
-        )
+        steps.add_row(step.step, step.state, *_applied(step), style="yellow" if pending else "")
     out = console()
     out.print(steps)
     pending_steps = sum(step.state == past.PENDING for step in found.steps)
@@ -39,3 +31,12 @@ def history(as_json: JsonOption = False) -> None:
         out.print(f"{count(pending_steps, 'step')} pending: {doors.named('alembic upgrade head')}")
     if found.newest_in_ledger and found.newest_in_ledger.encode() > found.steps[-1].step.encode():
         out.print(f"the product's own runner has gone on, to {found.newest_in_ledger}")
+
+
+def _applied(step: past.Step) -> tuple[str, str]:
+    """Say when a step was applied, and by whom; nothing of one that never was."""
+    if step.state == past.PENDING and step.applied_at is None:
+        return "", ""
+    at = f"{step.applied_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}" if step.applied_at else "not recorded"
+    by = "not known" if step.runner is None else _RUNNERS[step.runner]
+    return at, f"{by}; to be applied again" if step.state == past.PENDING else by
