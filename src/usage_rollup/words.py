@@ -16,16 +16,18 @@ def size(number: int) -> str:
     return f"{number / 1024:,.0f} kB"
 
 
-def duration(seconds: float) -> str:
-    """Write a duration by its two greatest units; at least a second, and minutes alone below an hour."""
-    minutes, rest = divmod(max(1, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days:,} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min" if minutes else f"{rest} s"
+_UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def duration(seconds: float, units: int = 2) -> str:
+    """Write a duration by its greatest unit and the next, or more `units`, zeros left out; at least 1 s."""
+    rest = max(1, round(seconds))
+    parts: list[str] = []
+    for unit, length in _UNITS:
+        number, rest = divmod(rest, length)
+        if number or parts:
+            parts.append(f"{number:,} {unit}" if number else "")
+    return " ".join(filter(None, parts[:units]))
 
 
 def took(seconds: float) -> str:

@@ -20,14 +20,23 @@ pytestmark = pytest.mark.offline
         (0, "1 s"),
         (59.4, "59 s"),
         (60, "1 min"),
-        (3599, "59 min"),
+        (119, "1 min 59 s"),
+        (3599, "59 min 59 s"),
+        (3599.6, "1 h"),
+        (3629, "1 h"),
         (5400, "1 h 30 min"),
         (180_000, "2 d 2 h"),
+        (172_800 + 59, "2 d"),
         (90_000_000, "1,041 d 16 h"),
     ],
 )
-def test_duration_is_said_by_its_two_greatest_units(seconds: float, said: str) -> None:
+def test_duration_is_said_by_its_greatest_unit_and_the_next_without_zeros(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_duration_is_said_by_more_units_where_two_would_not_tell() -> None:
+    assert duration(86_401, 4) == "1 d 1 s"
+    assert duration(10_830, 4) == "3 h 30 s"
 
 
 @pytest.mark.parametrize(

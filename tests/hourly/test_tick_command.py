@@ -63,7 +63,7 @@ def test_tick_that_leaves_much_to_do_measures_the_lag_of_the_data_and_names_the_
     set_watermark(at_102, "'epoch'")
     result = at_102.usage_rollup("tick")
     assert result.returncode == 0, result.stderr
-    assert "data lag      9 d 0 h behind the newest usage" in result.stdout
+    assert "data lag      9 d behind the newest usage" in result.stdout
     assert "`usage-rollup backfill` catches up" in result.stdout
     assert "\x1b" not in result.stdout
 
@@ -105,6 +105,23 @@ def test_hidden_transaction_is_named_with_the_right_that_would_show_it(
     assert f"pid {writer.info.backend_pid} (" in report["held_back"]["who"]
     assert f"GRANT pg_read_all_stats TO {owner}" in report["held_back"]["hint"]
     assert report["held_back"]["stuck"]
+    writer.rollback()
+
+
+def test_tick_that_cannot_leave_1970_says_so_and_how_old_the_oldest_usage_is(
+    at_102: Database, make_role: MakeRole
+) -> None:
+    event(at_102.url, small_world(at_102.url), at_102.value("SELECT (now() - interval '3 days')::text"))
+    owner = make_role("owner")
+    give_everything_to(at_102, owner)
+    set_watermark(at_102, "'epoch'")
+    writer, _ = begin(at_102, "DELETE FROM task_usage WHERE false")
+    url = at_102.url_of(owner)
+    said = "all usage there is, the watermark has never moved and the oldest is 3 d old"
+    assert f"data lag      {said}\n" in at_102.usage_rollup("tick", DATABASE_URL=url).stdout
+    report = ticked(at_102, DATABASE_URL=url)
+    assert report["watermark_after"] == "1970-01-01T00:00:00Z"
+    assert 3 * 86_400 <= report["lag_seconds"] < 4 * 86_400
     writer.rollback()
 
 

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.database import NOWHERE, ROOT, Database, MakeDatabase
+from tests.support.go_runner import taken_by_go_to
 from tests.support.horizon import stuck_writer
 from tests.support.product import World, event, small_world
 from tests.support.rollup import TICK, WINDOW, heal
@@ -63,7 +64,107 @@ def test_a_lag_beyond_what_is_asked_for_is_3(used: tuple[Database, World], most:
     database.execute(BEHIND)
     found, line = probe(database, "--max-lag", most)
     assert found == status
-    assert "2 h 0 min behind the newest usage; catch up: usage-rollup backfill" in line
+    assert "2 h behind the newest usage" in line
+    assert line.endswith("; catch up: usage-rollup backfill")
+
+
+@pytest.mark.parametrize(
+    ("lag_s", "asked", "said"),
+    [
+        (119, ["--max-lag", "90s"], "1 min 59 s behind the newest usage, more than 90s; a tick catches up"),
+        (1, ["--max-lag", "0"], "1 s behind the newest usage, more than 0 s; a tick catches up"),
+        (
+            10_830,
+            ["--max-lag", "3h"],
+            "3 h 30 s behind the newest usage, more than 3h; catch up: usage-rollup",
+        ),
+        (3601, ["--exit-code"], "1 h 1 s behind the newest usage, more than 1 h; catch up: usage-rollup"),
+    ],
+)
+def test_a_lag_is_said_so_that_it_is_more_than_what_was_asked_for(
+    used: tuple[Database, World], lag_s: int, asked: list[str], said: str
+) -> None:
+    database, _ = used
+    database.execute(
+        "UPDATE task_usage_hourly_rollup_state"
+        f" SET watermark_at = (SELECT max(updated_at) FROM task_usage) - interval '{lag_s} s'"
+    )
+    status, line = probe(database, *asked)
+    assert status == 3
+    assert line.startswith(f"data lag: {said}")
+
+
+def test_where_nothing_was_ever_rolled_up_the_lag_is_the_age_of_the_oldest_usage(
+    used: tuple[Database, World],
+) -> None:
+    database, world = used
+    event(database.url, world, "2026-02-01 10:15+00")
+    age = "SELECT extract(epoch FROM clock_timestamp() - timestamptz '2025-03-01 10:15+00')::float8"
+    for change in (
+        "UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'",
+        "UPDATE task_usage_hourly_rollup_state SET watermark_at = '-infinity'",
+        "DELETE FROM task_usage_hourly_rollup_state",
+    ):
+        database.execute(change)
+        at_least = database.value(age)
+        found = metrics(database)
+        report = json.loads(database.usage_rollup("status", "--json").stdout)
+        at_most = database.value(age)
+        assert at_least <= found["usage_rollup_lag_seconds"] <= report["lag_seconds"] <= at_most
+        # No 1970 in a graph of it.
+        assert "usage_rollup_watermark_timestamp_seconds" not in found
+        status, line = probe(database, "--max-lag", "30m")
+        assert status == 3
+        said = r"data lag: all usage there is, the watermark has never moved and the oldest is [1-9][0-9]* d "
+        assert re.match(said, line)
+        assert line.endswith("old, more than 30m; catch up: usage-rollup backfill")
+    heal(database)
+
+
+def test_first_usage_of_a_quarter_of_an_hour_is_no_reason_for_an_alarm(head: Database) -> None:
+    world = small_world(head.url)
+    event(head.url, world, head.value("SELECT (now() - interval '15 minutes')::text"))
+    head.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'")
+    assert probe(head, "--max-lag", "1h")[0] == 0
+    assert probe(head, "--max-lag", "10m")[0] == 3
+    heal(head)
+
+
+def test_a_watermark_in_the_future_leaves_no_lag_to_tell(used: tuple[Database, World]) -> None:
+    database, _ = used
+    for watermark in ("9000-01-01", "infinity"):
+        database.execute(f"UPDATE task_usage_hourly_rollup_state SET watermark_at = '{watermark}'")
+        assert "usage_rollup_lag_seconds" not in metrics(database)
+        assert json.loads(database.usage_rollup("status", "--json").stdout)["lag_seconds"] is None
+        assert "\ndata lag    not known: " in database.usage_rollup("status").stdout
+    heal(database)
+
+
+def test_of_several_reasons_the_gravest_is_said(used: tuple[Database, World]) -> None:
+    database, _ = used
+    # From the least on, each with all before it.
+    for change, reason in (
+        ("UPDATE task_usage_hourly_rollup_state SET last_run_finished_at = NULL", "ticks: nothing"),
+        ("UPDATE task_usage_hourly_rollup_state SET last_error = 'no space left'", "the last run said: no"),
+        (BEHIND, "data lag: 2 h behind"),
+        ("ALTER TABLE task_usage DISABLE TRIGGER USER", "triggers of the hourly rollup are disabled"),
+        ("UPDATE alembic_version SET version_num = 'abcdef'", "no upgrade can go on from here: "),
+    ):
+        database.execute(change)
+        assert probe(database, "--exit-code")[1].startswith(reason)
+    assert probe(database, "--exit-code")[1].endswith("(and 4 more reasons: usage-rollup status)")
+    heal(database)
+
+
+def test_what_catches_up_a_stuck_database_is_said_as_a_sentence(make_database: MakeDatabase) -> None:
+    stuck = taken_by_go_to(make_database, "102")
+    event(stuck.url, small_world(stuck.url), "2025-03-01 10:15+00")
+    status, line = probe(stuck, "--max-lag", "1h")
+    assert status == 3
+    assert line.endswith(
+        " old, more than 1h; catch up: stop the product's server, then `usage-rollup preflight`,"
+        " then `usage-rollup upgrade`"
+    )
 
 
 @pytest.mark.parametrize("most", ["soon", "-1m", "30 m", "", "9000h"])
@@ -153,7 +254,7 @@ def test_in_another_format_the_reason_goes_to_standard_error(used: tuple[Databas
         result = database.usage_rollup("status", *form, "--max-lag", "30m")
         assert result.returncode == 3
         assert result.stderr.count("\n") == 1
-        assert "2 h 0 min behind" in result.stderr
+        assert "2 h behind" in result.stderr
         assert result.stdout
     assert json.loads(database.usage_rollup("status", "--json", "--exit-code").stdout)["coverage"] is None
 

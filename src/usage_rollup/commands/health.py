@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from datetime import timedelta
+from dataclasses import dataclass
 
 from ..contract import LAG_THRESHOLD
 from ..hourly import slices
@@ -16,29 +17,48 @@ from ..reports.status import Status
 from .output import duration
 
 CATCH_UP = "catch up: usage-rollup backfill"
+TICK = "a tick catches up to five minutes ago: usage-rollup tick"
 NO_BACKFILL = "no backfill can help before what holds it back has ended"
 
 
-def problems(s: Status, most: timedelta) -> Iterator[str]:
-    """Yield what needs somebody, the gravest first, each with what to do; a lag of `most` does not."""
-    if s.place.refused and s.watermark is not None:
+@dataclass(frozen=True)
+class MaxLag:
+    """The lag that is still well: in seconds, and as it was asked for."""
+
+    seconds: float
+    asked: str
+
+
+AN_HOUR = MaxLag(LAG_THRESHOLD.total_seconds(), duration(LAG_THRESHOLD.total_seconds()))
+
+
+def problems(s: Status, most: MaxLag) -> Iterator[str]:
+    """Yield what needs somebody, the gravest first, each with what to do; a lag of `most` does not.
+
+    What cannot go on comes before what is lost unseen; that before data which is late, and all that before
+    what is still to be done.
+    """
+    lags = [*lag_problems(s, most)]
+    if s.watermark is None:
+        yield lags.pop()
+    elif s.place.refused:
         yield f"no upgrade can go on from here: {s.place.shape}; {s.place.next_step}"
-    yield from lag_problems(s, most)
-    if s.place.pending and s.watermark is not None:
-        yield f"the upgrade is not finished: {s.place.shape}; {next_step(s)}"
-    if s.backfill and s.backfill.state == backfilling.INTERRUPTED:
-        yield f"backfill {backfill(s.backfill)}"
-    if s.last_run and s.last_run.error:
-        yield f"the last run said: {s.last_run.error}"
-    if s.ticks and s.ticks.needed and not ticks_are_well(s.ticks):
-        yield f"ticks: {ticks(s.ticks)}"
     for rights in s.trigger_rights:
         if rights.missing:
             yield f"{rights.meaning}; {rights.mend}"
     yield from map(str, s.unseen)
+    yield from lags
+    if s.last_run and s.last_run.error:
+        yield f"the last run said: {s.last_run.error}"
+    if s.backfill and s.backfill.state == backfilling.INTERRUPTED:
+        yield f"backfill {backfill(s.backfill)}"
+    if s.place.pending and s.watermark is not None:
+        yield f"the upgrade is not finished: {s.place.shape}; {next_step(s)}"
+    if s.ticks and s.ticks.needed and not ticks_are_well(s.ticks):
+        yield f"ticks: {ticks(s.ticks)}"
 
 
-def lag_problems(s: Status, most: timedelta) -> Iterator[str]:
+def lag_problems(s: Status, most: MaxLag) -> Iterator[str]:
     """Yield why the data lags by more than `most`, or why that cannot be told."""
     if s.watermark is None:
         yield f"there is no hourly rollup here: {s.place.shape}; {s.place.next_step}"
@@ -46,18 +66,35 @@ def lag_problems(s: Status, most: timedelta) -> Iterator[str]:
         yield f"data lag not known: {future_watermark(s.watermark)}".replace("\nHINT: ", "; ")
     elif s.not_asked:
         yield f"data lag not known: {s.not_asked.message}; {s.not_asked.hint}"
-    elif s.lag_seconds is not None and s.lag_seconds > most.total_seconds():
-        yield f"data lag: {lag(s)}; more than {duration(most.total_seconds())}"
+    elif s.lag_seconds is not None and s.lag_seconds > most.seconds:
+        # Where two units show no difference, all do.
+        units = 4 if duration(s.lag_seconds) == duration(most.seconds) else 2
+        said = behind(s.watermark, math.ceil(s.lag_seconds), units)
+        yield f"data lag: {said}, more than {most.asked}; {_advice(s)}"
 
 
 def lag(s: Status) -> str:
     """Say how far the data is behind, and what brings it up to date."""
     assert s.lag_seconds is not None
     assert s.watermark is not None
-    if s.watermark.startswith(slices.NEVER_MOVED) and s.lag_seconds:
-        return f"all usage there is, the watermark has never moved; {_advice(s)}"
-    behind = f"{duration(s.lag_seconds)} behind the newest usage" if s.lag_seconds else "none"
-    return f"{behind}; {_advice(s)}" if s.lag_seconds > LAG_THRESHOLD.total_seconds() else behind
+    said = behind(s.watermark, s.lag_seconds)
+    return f"{said}; {_advice(s)}" if s.lag_seconds and _is_far_behind(s) else said
+
+
+def behind(watermark: str, lag_s: float, units: int = 2) -> str:
+    """Say how far the data is behind: `lag_s` is as hourly/lag.py says."""
+    if not lag_s:
+        return "none"
+    if watermark.startswith(slices.NEVER_MOVED):
+        age = duration(lag_s, units)
+        return f"all usage there is, the watermark has never moved and the oldest is {age} old"
+    return f"{duration(lag_s, units)} behind the newest usage"
+
+
+def _is_far_behind(s: Status) -> bool:
+    """Say whether a backfill would walk, which it does for more than an hour."""
+    never_moved = s.watermark is not None and s.watermark.startswith(slices.NEVER_MOVED)
+    return never_moved or (s.lag_seconds or 0) > LAG_THRESHOLD.total_seconds()
 
 
 def _advice(s: Status) -> str:
@@ -68,7 +105,7 @@ def _advice(s: Status) -> str:
     # The Go release's functions are replaced before anything is walked with them.
     if s.place.pending and s.revision != "102":
         return f"catch up: {s.place.next_step}"
-    return CATCH_UP
+    return CATCH_UP if _is_far_behind(s) else TICK
 
 
 def backfill(b: Backfilling) -> str:

@@ -10,6 +10,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from ..hourly import slices
 from ..reports import backfilling
 from ..reports.status import Status
 
@@ -36,12 +37,15 @@ class _Metrics(Collector):
         )
         pending = None if refused else len(s.place.pending)
         yield _gauge("pending_steps", "Steps that an upgrade has still to take.", pending)
-        lag_s = None if s.watermark_in_future else s.lag_seconds
-        yield _gauge("lag_seconds", "How far the hourly rollup is behind the newest usage.", lag_s)
+        lag_means = (
+            "How far the hourly rollup is behind the newest usage; the oldest's age if nothing was rolled up."
+        )
+        yield _gauge("lag_seconds", lag_means, s.lag_seconds)
+        never_moved = (s.watermark or "").startswith(slices.NEVER_MOVED)
         yield _gauge(
             "watermark_timestamp_seconds",
             "Up to when all usage is rolled up or queued.",
-            _timestamp(s.watermark),
+            None if never_moved else _timestamp(s.watermark),
         )
         yield _gauge(
             "held_back", "Whether an open transaction holds the watermark back.", s.held_back is not None

@@ -7,7 +7,6 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated
 
@@ -62,7 +61,7 @@ def status(
     """
     if as_json and form != Format.TEXT:
         raise ConfigurationError(f"--json and --format {form} contradict each other", hint="leave one out")
-    most = LAG_THRESHOLD if max_lag is None else timedelta(seconds=seconds(max_lag, "--max-lag"))
+    most = health.AN_HOUR if max_lag is None else _most(max_lag)
     probes = exit_code or max_lag is not None
     days = form != Format.PROMETHEUS and not probes
     found = in_session(lambda session: reporting.status(session, coverage=days), read_options())
@@ -85,6 +84,12 @@ def status(
     elif wrong:
         log.warning("%s", line)
     raise typer.Exit(DIFFERENCES if wrong else 0)
+
+
+def _most(max_lag: str) -> health.MaxLag:
+    """Return --max-lag; a number alone is seconds."""
+    unit = "" if max_lag[-1:].isalpha() else " s"
+    return health.MaxLag(seconds(max_lag, "--max-lag"), f"{max_lag}{unit}")
 
 
 def _verdict(found: reporting.Status, wrong: Sequence[str]) -> str:
@@ -120,7 +125,7 @@ def _facts(s: reporting.Status) -> Iterator[Fact]:
         style = "" if health.ticks_are_well(s.ticks) or not s.ticks.needed else "bold yellow"
         yield Fact("ticks", health.ticks(s.ticks), style if s.ticks.by else style and "bold red")
     yield Fact("watermark", s.watermark, "bold red" if s.watermark_in_future else "")
-    if s.lag_seconds is not None:
+    if s.lag_seconds is not None or s.watermark_in_future:
         yield Fact("data lag", *_lag(s))
     if s.held_back:
         yield Fact("held back", f"by {s.held_back.who}; {s.held_back.hint}", "bold yellow")

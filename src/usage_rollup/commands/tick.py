@@ -7,11 +7,13 @@ import logging
 import sqlalchemy as sa
 
 from ..contract import LAG_THRESHOLD
+from ..hourly import slices
 from ..hourly import tick as ticks
 from ..reports import trigger_rights
 from ..session.options import read as read_options
 from ..session.outages import in_session
-from .output import Fact, JsonOption, console, duration, show_facts, write_json
+from . import health
+from .output import Fact, JsonOption, console, show_facts, write_json
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ def tick(as_json: JsonOption = False) -> None:
     facts = [
         Fact("rows changed", f"{done.rows_changed:,}"),
         Fact("watermark", f"{done.watermark_before or 'none'} -> {done.watermark_after}"),
-        Fact("data lag", _lag(done.lag_seconds)),
+        Fact("data lag", _lag(done)),
     ]
     if done.held_back:
         facts.append(Fact("held back", f"by {done.held_back.who}; {done.held_back.hint}", "bold yellow"))
@@ -42,10 +44,10 @@ def tick(as_json: JsonOption = False) -> None:
         out.print("One tick rolls up a day at most: `usage-rollup backfill` catches up at once.")
 
 
-def _lag(lag_s: float | None) -> str:
-    if lag_s is None:
-        return "not known to this role"
-    return f"{duration(lag_s)} behind the newest usage" if lag_s else "none"
+def _lag(done: ticks.Tick) -> str:
+    if done.lag_seconds is None:
+        return "not known"
+    return health.behind(done.watermark_after or slices.NO_ROW, done.lag_seconds)
 
 
 def _tick(session: sa.Connection) -> tuple[ticks.Tick, list[trigger_rights.TriggerRights]]:

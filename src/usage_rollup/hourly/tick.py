@@ -17,7 +17,7 @@ from ..errors import LockBusy, StatementFailed, explain
 from ..session import advisory_lock, blockers
 from ..session.connection import transaction
 from ..times import rfc3339
-from . import pipeline, slices
+from . import lag, pipeline, slices
 from .pipeline import Pipeline
 from .slices import HeldBack
 
@@ -75,11 +75,10 @@ def tick(session: sa.Connection) -> Tick:
 
 
 def _lag(session: sa.Connection) -> float | None:
-    """Return by how many seconds the data lags; the product's function measures the last run."""
+    """Return by how many seconds the data lags, where this role may measure it."""
     if pipeline.cannot_lend(session):
         return None
-    lag_s: float = session.scalar(pipeline.reading(session).sql(_LAG))
-    return lag_s
+    return lag.seconds(session, pipeline.reading(session))
 
 
 def _run(connection: sa.Connection, installed: Pipeline) -> Tick:
@@ -121,8 +120,6 @@ _HURRY = """
 SELECT set_config('lock_timeout', ceil(EXTRACT(EPOCH FROM LEAST(
     NULLIF(current_setting('lock_timeout')::interval, '0'), CAST(:patience AS interval))) * 1000)::text, true)
 """
-
-_LAG = "SELECT public.task_usage_hourly_rollup_lag_seconds()"
 
 _WATERMARK = "SELECT watermark_at::text FROM public.task_usage_hourly_rollup_state WHERE id = 1"
 

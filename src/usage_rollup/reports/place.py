@@ -83,7 +83,7 @@ def _next_step(standing: adoption.Standing) -> str:
     if standing.start is None:
         return "`usage-rollup upgrade` makes a new database of it; should it hold data, look at DATABASE_URL"
     if _is_stuck(standing):
-        return "with the product's server stopped: `usage-rollup preflight`, then `usage-rollup upgrade`"
+        return "stop the product's server, then `usage-rollup preflight`, then `usage-rollup upgrade`"
     if standing.start < "102":
         return (
             "`usage-rollup preflight`, then `usage-rollup upgrade`; a v0.3.4 server may run until 103,"
@@ -94,4 +94,4 @@ def _next_step(standing: adoption.Standing) -> str:
             "`usage-rollup backfill` beside the v0.3.4 server, as often as you like; then stop that server"
             " and run `usage-rollup upgrade`"
         )
-    return "with the product's server stopped: `usage-rollup upgrade`"
+    return "stop the product's server, then `usage-rollup upgrade`"

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from ..contract import HOURLY_ROLLUP
 from ..errors import Refusal
-from ..hourly import pipeline, slices, ticker, unseen
+from ..hourly import lag, pipeline, slices, ticker, unseen
 from ..hourly.pipeline import Pipeline, Reading
 from ..hourly.slices import HeldBack
 from ..hourly.ticker import Ticker
@@ -66,7 +66,10 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Status:
-    """What one snapshot shows. Times are RFC 3339; None stands for what is not there, or was not asked."""
+    """What one snapshot shows. Times are RFC 3339; None stands for what is not there, or was not asked.
+
+    `lag_seconds` is as hourly/lag.py says: the age of the oldest usage where the watermark has never moved.
+    """
 
     place: Place
     revision: str | None
@@ -129,7 +132,7 @@ def status(session: sa.Connection, *, coverage: bool = True) -> Status:
             ticks=ticker.find(session),
             watermark=rfc3339(watermark),
             watermark_in_future=state.get("in_future", False),
-            lag_seconds=value(measures, "SELECT public.task_usage_hourly_rollup_lag_seconds()"),
+            lag_seconds=lag.seconds(session, reading) if measures else None,
             held_back=slices.held_back(session, reading) if installed.ours else None,
             queues=[_queue(session, table) for table in _QUEUES if table in tables],
             last_run=_run(state) if state else None,
