@@ -43,7 +43,7 @@ def test_screen_has_a_line_a_step_and_the_command_for_what_is_pending(v034: Data
     v034.execute("UPDATE schema_migrations SET applied_at = '2026-01-02 03:04:05+00'")
     lines = v034.usage_rollup("history").stdout.splitlines()
     assert lines[1].split() == [
-        "097_autopilot_project_id", "applied", "2026-01-02", "03:04:05", "the", "product",
+        "097_autopilot_project_id", "applied", "2026-01-02", "03:04:05", "UTC", "the", "product",
     ]  # fmt: skip
     assert lines[2].split() == ["100_user_timezone", "pending"]
     assert lines[-1] == "5 steps pending: alembic upgrade head"

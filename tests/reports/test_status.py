@@ -12,7 +12,7 @@ from tests.support.go_runner import taken_by_go_to
 from tests.support.horizon import begin, stuck_writer
 from tests.support.pg_cron import PG_CRON
 from tests.support.processes import finish
-from tests.support.product import World, event, small_world, task, upsert_usage
+from tests.support.product import LONG_MODEL, World, event, small_world, task, upsert_usage
 from tests.support.roles import MakeRole, give_everything_to
 from tests.support.rollup import TICK, WINDOW, heal
 from tests.support.shapes import make_products
@@ -155,7 +155,7 @@ def test_lag_is_that_of_the_data_where_the_products_own_function_says_fresh(
         ),
         (
             "'9000-01-01 00:00+00'",
-            "not known: the watermark of the hourly rollup lies in the future: 9000-01-01T00:00:00Z",
+            "not known: the watermark of the hourly rollup lies in the future: 9000-01-01 00:00:00 UTC",
         ),
         ("'infinity'", "not known: the watermark of the hourly rollup lies in the future: infinity"),
     ],
@@ -240,12 +240,35 @@ def test_a_bucket_without_raw_usage_is_a_hole_too(used: tuple[Database, World]) 
     heal(database)
 
 
+def test_a_bucket_that_is_set_aside_is_no_hole_and_its_usage_is_what_to_correct(
+    used: tuple[Database, World],
+) -> None:
+    database, world = used
+    event(database.url, world, "2025-03-02 12:40+00", model=LONG_MODEL)
+    event(database.url, world, "2025-03-09 12:40+00", model=LONG_MODEL)
+    event(database.url, world, "2025-03-09 12:40+00", agent=1)
+    database.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = '2025-03-01'")
+    database.execute("SELECT rollup_task_usage_hourly_window('2025-03-01', '2025-03-10')")
+    database.execute(CAUGHT_UP)
+    screen = database.usage_rollup("status").stdout
+    assert line(screen, "coverage") == "5 of 5 days with usage complete; holes: none"
+    assert line(screen, "set aside").startswith(
+        "2 buckets that PostgreSQL refused to store; correct that usage"
+    )
+    assert "--repair" not in screen
+    assert "the hourly rollup equals raw usage" in database.usage_rollup("verify").stdout
+    # What else is missing from such an hour is a hole all the same.
+    database.execute("DELETE FROM task_usage_hourly WHERE bucket_hour = '2025-03-09 12:00+00'")
+    assert "2025-03-09: 0 of 1 usage rows" in database.usage_rollup("status").stdout
+    heal(database)
+
+
 def test_what_a_partial_backfill_left_out_is_said_for_ever_after(used: tuple[Database, World]) -> None:
     database, _ = used
     database.execute("DELETE FROM task_usage_hourly WHERE bucket_hour < '2025-03-02'")
     database.execute("INSERT INTO task_usage_hourly_left_out (before_hour) VALUES ('2025-03-01 00:00+00')")
     screen = database.usage_rollup("status", "--all").stdout
-    assert line(screen, "left out").startswith("hours before 2025-03-01T00:00:00Z, on purpose by ")
+    assert line(screen, "left out").startswith("hours before 2025-03-01 00:00:00 UTC, on purpose by ")
     assert "2024-01  ..............................o\n" in screen
     assert "2025-03  X=.=" in screen
     assert "2 of 3 days with usage complete, 1 left out; holes: 1" in screen
@@ -301,7 +324,7 @@ def test_status_names_what_is_queued_set_aside_undated_and_unfinished(used: tupl
     )
     assert re.search(r"task_usage_hourly_invalidation 2 rows, [0-9]+ kB, oldest [0-9]+ s old\n", screen)
     assert line(screen, "set aside").startswith("1 bucket that PostgreSQL refused to store; ")
-    assert line(screen, "undated").startswith("1 usage row outside years 1-9998")
+    assert line(screen, "undated").startswith("1 usage row dated outside years 1-9998, set aside too;")
     assert line(screen, "backfill").startswith("interrupted at ")
 
 
@@ -312,6 +335,25 @@ def test_status_tells_of_the_last_run_and_its_error(head: Database) -> None:
     # As words, whatever it looks like.
     head.execute("UPDATE task_usage_hourly_rollup_state SET last_error = 'no [bold]space[/bold] left'")
     assert "said: no [bold]space[/bold] left" in line(head.usage_rollup("status").stdout, "last run")
+
+
+def test_times_are_said_to_people_in_one_way_by_every_command(used: tuple[Database, World]) -> None:
+    database, _ = used
+    database.execute(TICK)
+    holder = database.connect(application_name="the server")
+    holder.execute("SELECT pg_advisory_xact_lock(4246)")
+    screens = [database.usage_rollup(command).stdout for command in ("status", "verify", "history")]
+    holder.rollback()
+    screens.append(database.usage_rollup("tick").stdout)
+    for screen in screens:
+        found = re.findall(
+            r"[0-9]{4}-[0-9]{2}-[0-9]{2}.[0-9]{2}:[0-9]{2}:.*?(?=[,;)]|  | ->|$)", screen, re.M
+        )
+        assert found
+        assert [at for at in found if not re.fullmatch("[-0-9]{10} [:0-9]{8} UTC", at)] == []
+    for command in ("status", "verify", "tick"):
+        report = database.usage_rollup(command, "--json").stdout
+        assert re.search(r'"watermark(_after)?": "[-0-9]{10}T[:0-9]{8}Z"', report)
 
 
 def test_status_names_who_holds_4246_and_waits_for_nobody(used: tuple[Database, World]) -> None:

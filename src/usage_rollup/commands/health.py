@@ -14,6 +14,7 @@ from ..hourly.ticker import Ticker
 from ..reports import backfilling
 from ..reports.backfilling import Backfilling
 from ..reports.status import Status
+from ..times import for_people
 from .output import duration
 
 CATCH_UP = "catch up: usage-rollup backfill"
@@ -63,7 +64,7 @@ def lag_problems(s: Status, most: MaxLag) -> Iterator[str]:
     if s.watermark is None:
         yield f"there is no hourly rollup here: {s.place.shape}; {s.place.next_step}"
     elif s.watermark_in_future:
-        yield f"data lag not known: {future_watermark(s.watermark)}".replace("\nHINT: ", "; ")
+        yield f"data lag not known: {future_watermark(for_people(s.watermark))}".replace("\nHINT: ", "; ")
     elif s.not_asked:
         yield f"data lag not known: {s.not_asked.message}; {s.not_asked.hint}"
     elif s.lag_seconds is not None and s.lag_seconds > most.seconds:

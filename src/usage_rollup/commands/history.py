@@ -8,6 +8,7 @@ from .. import doors
 from ..reports import history as past
 from ..session.options import read as read_options
 from ..session.outages import in_session
+from ..times import PEOPLE
 from ..words import count
 from .output import JsonOption, console, table, write_json
 
@@ -20,7 +21,7 @@ def history(as_json: JsonOption = False) -> None:
     if as_json:
         write_json(found)
         return
-    steps = table("step", "state", "applied (UTC)", "by")
+    steps = table("step", "state", "applied", "by")
     for step in found.steps:
         pending = step.state == past.PENDING
         steps.add_row(step.step, step.state, *_applied(step), style="yellow" if pending else "")
@@ -37,6 +38,6 @@ def _applied(step: past.Step) -> tuple[str, str]:
     """Say when a step was applied, and by whom; nothing of one that never was."""
     if step.state == past.PENDING and step.applied_at is None:
         return "", ""
-    at = f"{step.applied_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}" if step.applied_at else "not recorded"
+    at = f"{step.applied_at.astimezone(UTC):{PEOPLE}}" if step.applied_at else "not recorded"
     by = "not known" if step.runner is None else _RUNNERS[step.runner]
     return at, f"{by}; to be applied again" if step.state == past.PENDING else by

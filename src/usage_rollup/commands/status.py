@@ -20,6 +20,7 @@ from ..reports import status as reporting
 from ..session.options import read as read_options
 from ..session.options import seconds
 from ..session.outages import in_session
+from ..times import for_people
 from . import health, strip
 from .output import DIFFERENCES, Fact, JsonOption, console, count, duration, show_facts, size, write_json
 
@@ -124,7 +125,7 @@ def _facts(s: reporting.Status) -> Iterator[Fact]:
     if s.ticks:
         style = "" if health.ticks_are_well(s.ticks) or not s.ticks.needed else "bold yellow"
         yield Fact("ticks", health.ticks(s.ticks), style if s.ticks.by else style and "bold red")
-    yield Fact("watermark", s.watermark, "bold red" if s.watermark_in_future else "")
+    yield Fact("watermark", for_people(s.watermark), "bold red" if s.watermark_in_future else "")
     if s.lag_seconds is not None or s.watermark_in_future:
         yield Fact("data lag", *_lag(s))
     if s.held_back:
@@ -141,13 +142,18 @@ def _facts(s: reporting.Status) -> Iterator[Fact]:
         yield Fact("backfill", "none unfinished")
     if s.set_aside_buckets is not None:
         what = "that PostgreSQL refused to store"
-        names = f"{what}; usage-rollup verify names them"
+        names = f"{what}; correct that usage, usage-rollup verify names it"
         yield Fact(
             "set aside", *_number(s.set_aside_buckets, "bucket", names if s.set_aside_buckets else what)
         )
     if s.undated_rows:
         yield Fact(
-            "undated", *_number(s.undated_rows, "usage row", "outside years 1-9998; mend created_at by hand")
+            "undated",
+            *_number(
+                s.undated_rows,
+                "usage row",
+                "dated outside years 1-9998, set aside too; mend created_at by hand",
+            ),
         )
     for rights in s.trigger_rights:
         style = "bold red" if rights.missing else "bold yellow"
@@ -161,14 +167,15 @@ def _facts(s: reporting.Status) -> Iterator[Fact]:
         by = f" by {s.left_out.acknowledged_by}" if s.left_out.acknowledged_by else ""
         yield Fact(
             "left out",
-            f"hours before {s.left_out.before_hour}, on purpose{by}, {s.left_out.acknowledged_at}",
+            f"hours before {for_people(s.left_out.before_hour)}, on purpose{by},"
+            f" {_time(s.left_out.acknowledged_at)}",
             "bold yellow",
         )
 
 
 def _lag(s: reporting.Status) -> tuple[str, str]:
     if s.watermark_in_future:
-        return f"not known: {future_watermark(s.watermark or '').message}", "bold red"
+        return f"not known: {future_watermark(for_people(s.watermark or '')).message}", "bold red"
     behind = (s.lag_seconds or 0) > LAG_THRESHOLD.total_seconds()
     return health.lag(s), "bold red" if behind else "green"
 
@@ -185,12 +192,17 @@ def _waits_long(queue: reporting.Queue) -> bool:
 
 def _last_run(run: reporting.Run | None) -> tuple[str, str]:
     if run is not None and run.error:
-        return f"said: {run.error} (started {run.started_at})", "bold red"
+        return f"said: {run.error} (started {_time(run.started_at)})", "bold red"
     if run is None or run.started_at is None:
         return "never", ""
     if run.finished_at is None:
-        return f"started {run.started_at}, not finished", ""
-    return f"started {run.started_at}, finished {run.finished_at}, {count(run.rows, 'row')} changed", ""
+        return f"started {_time(run.started_at)}, not finished", ""
+    ran = f"started {_time(run.started_at)}, finished {_time(run.finished_at)}"
+    return f"{ran}, {count(run.rows, 'row')} changed", ""
+
+
+def _time(at: str | None) -> str:
+    return for_people(at) if at else "at a time nobody recorded"
 
 
 def _number(number: int, of: str, which: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from ..hourly import tick as ticks
 from ..reports import trigger_rights
 from ..session.options import read as read_options
 from ..session.outages import in_session
+from ..times import for_people
 from . import health
 from .output import Fact, JsonOption, console, show_facts, write_json
 
@@ -32,9 +33,10 @@ def tick(as_json: JsonOption = False) -> None:
         return
     stuck = done.held_back is not None and done.held_back.stuck
     out = console()
+    after = done.watermark_after or "none"
     facts = [
         Fact("rows changed", f"{done.rows_changed:,}"),
-        Fact("watermark", f"{done.watermark_before or 'none'} -> {done.watermark_after}"),
+        Fact("watermark", f"{for_people(done.watermark_before or 'none')} -> {for_people(after)}"),
         Fact("data lag", _lag(done)),
     ]
     if done.held_back:

@@ -15,6 +15,7 @@ from ..hourly import slices
 from ..hourly import verify as verification
 from ..session.options import read as read_options
 from ..session.outages import in_session
+from ..times import for_people
 from .output import DIFFERENCES, JsonOption, console, count, table, write_json
 
 _HOUR = "%Y-%m-%d %H:%M"
@@ -64,7 +65,9 @@ def _show(verdict: verification.Verdict, since: datetime | None, everything: boo
         out.print(f"the hourly rollup equals raw usage: {count(verdict.judged_hours, 'hour')} compared")
     else:
         out.print(_nothing_judged(verdict, since))
-    out.print(f"watermark: {verdict.watermark}; hours pending, not judged: {verdict.pending_hours:,}")
+    out.print(
+        f"watermark: {for_people(verdict.watermark)}; hours pending, not judged: {verdict.pending_hours:,}"
+    )
     if verdict.not_compared:
         out.print(f"not compared, later releases added them: {', '.join(verdict.not_compared)}")
     if verdict.set_aside:

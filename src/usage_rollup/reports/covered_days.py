@@ -27,7 +27,10 @@ HOLES = (PARTLY, MISSING)
 
 @dataclass(frozen=True)
 class Day:
-    """One UTC day: usage rows that belong to hours, those the rollup counts, and what that means."""
+    """One UTC day: usage rows that an hour can hold, those the rollup counts, and what that means.
+
+    Rows of a bucket that is set aside are in neither number.
+    """
 
     day: date
     usage_rows: int

@@ -6,19 +6,19 @@ WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p');
 
 -- name: state
 -- As text, because an infinite time is no Python datetime.
-SELECT date_trunc('second', watermark_at)::text AS watermark, watermark_at > clock_timestamp() AS in_future,
-    date_trunc('second', last_run_started_at)::text AS started_at,
-    date_trunc('second', last_run_finished_at)::text AS finished_at,
+SELECT watermark_at::text AS watermark, watermark_at > clock_timestamp() AS in_future,
+    last_run_started_at::text AS started_at,
+    last_run_finished_at::text AS finished_at,
     last_run_rows AS rows, last_error AS error
 FROM public.task_usage_hourly_rollup_state WHERE id = 1;
 
 -- name: queue
 SELECT count(*) AS rows, pg_total_relation_size('public.:table')::bigint AS bytes,
-    date_trunc('second', min(enqueued_at))::text AS oldest_at,
+    min(enqueued_at)::text AS oldest_at,
     CASE WHEN isfinite(min(enqueued_at)) THEN
         GREATEST(0, EXTRACT(EPOCH FROM clock_timestamp() - min(enqueued_at)))::float8 END AS oldest_seconds
 FROM public.:table;
 
 -- name: left_out
-SELECT before_hour::text, date_trunc('second', acknowledged_at)::text AS acknowledged_at, acknowledged_by
+SELECT before_hour::text, acknowledged_at::text AS acknowledged_at, acknowledged_by
 FROM public.task_usage_hourly_left_out;
