@@ -67,7 +67,9 @@ def test_steps_of_a_database_stuck_at_103_stay_the_products(make_database: MakeD
     go_runner.unrecord(stuck, STEMS["100"], STEMS["101"])
     go_runner.record(stuck, STEMS["100"], STEMS["101"])
     assert runners(stuck) == ["product"] * 4 + [None, None]
-    assert "the product; to be applied again" in stuck.usage_rollup("history").stdout
+    screen = on_a_terminal(stuck, "history", columns=80)
+    assert f"to be applied again, as ours: {STEMS['102']}" in screen
+    assert screen.count(STEMS["102"]) == 2
     stuck.upgrade()
     # 102 is ours now, and its row in the ledger still the Go runner's: the time is that of its first run.
     assert runners(stuck) == ["product"] * 4 + ["usage-rollup"] * 2

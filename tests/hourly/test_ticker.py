@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -70,7 +71,8 @@ def test_a_tick_typed_by_hand_is_no_ticker(at_102: Database, typed: list[str] | 
     assert WHICH in ticks(at_102)
     idle(at_102, "16 minutes")
     assert NOBODY in last_line(at_102.upgrade())
-    assert ticks(at_102) == f"nothing ticks here, the last run finished 16 min ago: {WHICH}"
+    said = re.sub(" [0-9]+ s ago", " ago", ticks(at_102))
+    assert said == f"nothing ticks here, the last run finished 16 min ago: {WHICH}"
 
 
 @pytest.mark.parametrize("point", ["v0.3.17", "ours at v0.3.17", "v0.4.32"])

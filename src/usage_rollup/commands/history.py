@@ -30,6 +30,9 @@ def history(as_json: JsonOption = False) -> None:
     pending_steps = sum(step.state == past.PENDING for step in found.steps)
     if pending_steps:
         out.print(f"{count(pending_steps, 'step')} pending: {doors.named('alembic upgrade head')}")
+    again = [step.step for step in found.steps if step.state == past.PENDING and step.applied_at]
+    if again:
+        out.print(f"to be applied again, as ours: {', '.join(again)}")
     if found.newest_in_ledger and found.newest_in_ledger.encode() > found.steps[-1].step.encode():
         out.print(f"the product's own runner has gone on, to {found.newest_in_ledger}")
 
@@ -40,4 +43,4 @@ def _applied(step: past.Step) -> tuple[str, str]:
         return "", ""
     at = f"{step.applied_at.astimezone(UTC):{PEOPLE}}" if step.applied_at else "not recorded"
     by = "not known" if step.runner is None else _RUNNERS[step.runner]
-    return at, f"{by}; to be applied again" if step.state == past.PENDING else by
+    return at, by
