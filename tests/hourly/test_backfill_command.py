@@ -129,9 +129,119 @@ def test_part_that_is_left_out_is_written_down_until_it_is_filled(
 
     # The trap: the lag alone would let 103 drop the legacy rollups over the hole. The upgrade fills it.
     printed = at_102.upgrade()
-    assert "; recomputing them" in printed
+    assert "rolling up what a partial backfill left out" in printed
     assert committed_months(at_102) == months
     assert at_102.value("SELECT count(*) FROM task_usage_hourly_left_out") == 0
+
+
+PARTIAL = ("backfill", "--months-back", "2", "--force-partial")
+
+
+def test_what_was_left_out_is_foretold_and_walked_as_one_range_before_the_proof(
+    at_102: Database, months: list[datetime]
+) -> None:
+    assert at_102.usage_rollup(*PARTIAL).returncode == 0
+    hours = at_102.value(
+        "SELECT count(DISTINCT date_trunc('hour', created_at)) FROM task_usage"
+        " WHERE created_at < (SELECT before_hour FROM task_usage_hourly_left_out)"
+    )
+    before = f"{months[-2]:%Y-%m-%d}"
+    dry = at_102.usage_rollup("backfill", "--dry-run").stdout
+    assert f"among it what a partial backfill left out: usage before {before}" in dry
+    planned = json.loads(at_102.usage_rollup("backfill", "--dry-run", "--json").stdout)["slices"]
+    rows = sum(one["usage_rows"] for one in planned)
+    preflight = at_102.usage_rollup("preflight").stdout
+    assert f"to roll up: {rows} usage rows in {len(months) - 2} months" in preflight
+    assert f"left out: usage before {before}" in preflight
+    assert "guard of 103: would refuse" in preflight
+
+    printed = at_102.upgrade()
+    # Isolated hours would be as many slices.
+    assert slices(printed) == len(planned) < hours
+    assert "recomputing" not in printed
+    assert f"rolled up: {rows} usage rows" in printed
+
+
+def test_what_was_left_out_is_walked_once_when_its_walk_is_killed(
+    at_102: Database, months: list[datetime]
+) -> None:
+    assert at_102.usage_rollup(*PARTIAL).returncode == 0
+    with blocked_at(at_102, months[2]):
+        process = at_102.spawn("usage-rollup", "backfill", "--jobs", "1")
+        wait_until_blocked(at_102)
+        process.kill()
+        process.communicate(timeout=DEADLINE_S)
+    wait_until(lambda: runners(at_102) == 0, "the session has ended")
+    planned = json.loads(at_102.usage_rollup("backfill", "--dry-run", "--json").stdout)["slices"]
+    result = at_102.usage_rollup("backfill")
+    assert slices(result.stderr) == len(planned) == len(months) - 2 - 2
+    assert committed_months(at_102) == months
+
+
+def test_dry_run_of_a_part_says_that_it_would_be_refused(at_102: Database, months: list[datetime]) -> None:
+    shown = at_102.usage_rollup("backfill", "--months-back", "2", "--dry-run")
+    assert shown.returncode == 0
+    assert f"refused: usage older than {months[-2]:%Y-%m-%d} is not rolled up" in shown.stdout
+    assert "add --force-partial" in shown.stdout
+    assert "refused" not in at_102.usage_rollup(*PARTIAL, "--dry-run").stdout
+
+
+def test_dry_run_shows_what_a_killed_backfill_has_left(at_102: Database, months: list[datetime]) -> None:
+    at_102.execute("SELECT rollup_task_usage_hourly_plan(now(), 20)")
+    at_102.execute("SELECT rollup_task_usage_hourly_slice()")
+    left, rows = at_102.execute(
+        "SELECT count(*), sum(usage_rows)::int FROM task_usage_hourly_backfill WHERE walked_at IS NULL"
+    )[0]
+    assert rows < 400
+    dry = at_102.usage_rollup("backfill", "--dry-run").stdout
+    assert f"to walk: {rows} usage rows, in slices: {left}\n" in dry
+    assert f"backfill: interrupted at {(400 - rows) // 4} %: {400 - rows} of 400 usage rows" in dry
+    preflight = at_102.usage_rollup("preflight").stdout
+    assert f"to roll up: {rows} usage rows in " in preflight
+    assert f"backfill: interrupted at {(400 - rows) // 4} %: {400 - rows} of 400 usage rows" in preflight
+    assert slices(at_102.usage_rollup("backfill").stderr) == left
+
+
+def test_preflight_says_that_a_backfill_is_running(at_102: Database, months: list[datetime]) -> None:
+    with blocked_at(at_102, months[2]):
+        process = at_102.spawn("usage-rollup", "backfill", "--jobs", "1")
+        pid = wait_until_blocked(at_102)
+        assert re.search(rf"backfill: running, \d+ %, pid {pid}: ", at_102.usage_rollup("preflight").stdout)
+        process.kill()
+        process.communicate(timeout=DEADLINE_S)
+    wait_until(lambda: runners(at_102) == 0, "the session has ended")
+    heal(at_102)
+
+
+def test_lag_of_less_than_an_hour_is_left_to_a_tick_and_so_said(
+    at_102: Database, months: list[datetime]
+) -> None:
+    heal(at_102)
+    assert "which a backfill leaves to" not in at_102.usage_rollup("backfill").stdout
+    at_102.execute(
+        "UPDATE task_usage_hourly_rollup_state"
+        " SET watermark_at = task_usage_hourly_latest_event() - interval '40 minutes'"
+    )
+    said = "nothing: the watermark trails the newest usage by 40 min, which a backfill leaves to"
+    said += " `usage-rollup tick`"
+    dry = at_102.usage_rollup("backfill", "--dry-run").stdout
+    assert dry == f"to walk: 0 usage rows, in slices: 0\n{said}\n"
+    done = at_102.usage_rollup("backfill")
+    assert done.returncode == 0
+    assert f"rolled up: {said}\n" in done.stdout
+
+
+def test_a_repair_ends_with_rows_time_and_what_is_next(at_102: Database, months: list[datetime]) -> None:
+    heal(at_102)
+    at_102.execute("DELETE FROM task_usage_hourly WHERE bucket_hour < %s", months[1])
+    done = at_102.usage_rollup("backfill", "--repair")
+    hours, recomputed, time, following = done.stdout.splitlines()
+    assert hours.startswith("hours repaired: ")
+    assert re.fullmatch(r"recomputed: \d+ usage rows into \d+ buckets, in \d+ slices?", recomputed)
+    assert re.search(r"^time: .*rolling up: ", time)
+    assert following == "next: `usage-rollup status` shows where it stands"
+    _, *rest = at_102.usage_rollup("backfill", "--repair").stdout.splitlines()
+    assert [line.partition(":")[0] for line in rest] == ["time", "next"]
 
 
 def test_guard_refuses_over_a_part_that_is_left_out(at_102: Database, months: list[datetime]) -> None:
@@ -232,13 +342,13 @@ def test_backfill_with_jobs_fills_everything(at_102: Database, months: list[date
 
 
 @pytest.mark.parametrize("arguments", [(), ("--dry-run",), ("--repair",)], ids=["plain", "dry-run", "repair"])
-def test_backfill_before_101_names_the_step_that_is_missing(
+def test_backfill_before_101_names_the_places_own_next_step(
     v034: Database, arguments: tuple[str, ...]
 ) -> None:
     result = v034.usage_rollup("backfill", *arguments)
     assert result.returncode == 1
-    assert "there is no hourly rollup in this database" in result.stderr
-    assert "alembic upgrade 102" in result.stderr
+    assert "there is no hourly rollup in this database: v0.3.4, as the product's own" in result.stderr
+    assert "HINT: `usage-rollup preflight`, then `usage-rollup upgrade`; a v0.3.4 server may" in result.stderr
 
 
 def test_watermark_of_1970_past_104_is_caught_up(head: Database) -> None:

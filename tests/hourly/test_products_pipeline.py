@@ -272,6 +272,24 @@ def test_window_that_does_nothing_is_not_taken_for_a_repair(rolled_up: tuple[Dat
     assert wrong_buckets(database.url) == []
 
 
+def test_window_that_does_nothing_is_not_taken_for_a_backfill(products: Database) -> None:
+    # The trap: the watermark moves, rows are counted, and nothing is there.
+    theirs = window(products)
+    products.execute(
+        "CREATE OR REPLACE FUNCTION rollup_task_usage_hourly_window(p_from timestamptz, p_to timestamptz)"
+        " RETURNS bigint LANGUAGE sql AS 'SELECT 0::bigint'"
+    )
+    result = products.usage_rollup("backfill")
+    assert result.returncode == 1
+    assert "hours of the hourly rollup that differ from raw usage: 40\n" in result.stderr
+    assert "rolled up: 40 usage rows into 0 buckets" in result.stderr
+    assert "`usage-rollup backfill --repair`" in result.stderr
+    products.execute(theirs)
+    assert products.usage_rollup("backfill", "--repair").returncode == 0
+    assert products.usage_rollup("backfill").returncode == 0
+    assert wrong_buckets(products.url) == []
+
+
 # Another key of the hour, queued by somebody else while it is repaired.
 SOMEBODY_ELSE = """
 CREATE FUNCTION queue_too() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -504,6 +504,17 @@ def test_what_is_queued_is_rolled_up_before_103_although_nothing_is_walked(
     assert wrong_buckets(at_102.url) == []
 
 
+def test_what_was_left_out_is_walked_as_one_range_before_the_proof(way: Way, at_102: Database) -> None:
+    write_history(at_102, months=6)
+    assert at_102.usage_rollup("backfill", "--months-back", "2", "--force-partial").returncode == 0
+    said = way.upgrade(at_102, "102")
+    assert "rolling up what a partial backfill left out" in said
+    assert "slice 4: " in said
+    assert "slice 5: " not in said
+    assert "recomputing" not in said
+    assert wrong_buckets(at_102.url) == []
+
+
 def test_what_was_left_out_once_is_no_longer_said_to_be_when_all_is_proven(
     way: Way, at_102: Database
 ) -> None:

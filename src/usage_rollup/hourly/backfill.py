@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -19,11 +19,10 @@ from ..contract import HOURLY_ROLLUP, LAG_THRESHOLD
 from ..errors import BackfillRefused, Refusal
 from ..queries import array, literal
 from ..session import advisory_lock, blockers
-from ..session.connection import transaction
 from ..session.options import Options
 from ..words import duration
 from . import losses, pipeline, slices
-from .proof import differing_hours
+from .proof import REPAIRS, repair
 from .walk import Walked, walk
 
 log = logging.getLogger(__name__)
@@ -39,9 +38,6 @@ SKIPPED = {
     WATERMARK_WITHIN_THRESHOLD: "the hourly rollup is up to date",
 }
 
-# How often hours that differ are recomputed before somebody has to look.
-_REPAIRS = 2
-
 _ANALYZED = ("task_usage", "agent_task_queue", "agent", "issue")  # what the walk reads
 
 # What backfill.sql, which does the same in a script, takes from here.
@@ -53,7 +49,9 @@ IN_SCRIPT = {
     "horizon_wait": literal(slices.HORIZON_WAIT),
     "held_back_by": slices.HELD_BACK_BY,
     "slice_rows": str(slices.SLICE_ROWS),
-    "repairs": str(_REPAIRS),
+    "left_out": slices.LEFT_OUT,
+    "plan_left_out": slices.PLAN_LEFT_OUT,
+    "repairs": str(REPAIRS),
     "name_the_holder": blockers.in_script("c_again"),
 }
 
@@ -62,7 +60,8 @@ IN_SCRIPT = {
 class Backfill:
     """What the hook did: why it did not walk, or what it walked; and what its proof repaired.
 
-    `sessions` is how many that was worth; None without a walk.
+    `sessions` is how many that was worth; None without a walk. `lag` is by how much the watermark trailed
+    usage where that is too little to walk.
     """
 
     skipped: str | None = None
@@ -72,6 +71,7 @@ class Backfill:
     to: datetime | None = None
     repaired_hours: int = 0
     sessions: int | None = None
+    lag: timedelta | None = field(default=None, compare=False)
 
 
 def backfill_before_103(session: sa.Connection, options: Options) -> Backfill:
@@ -80,8 +80,10 @@ def backfill_before_103(session: sa.Connection, options: Options) -> Backfill:
     1. No hourly tables: nothing to do here, the guard decides (`rollup_state_missing`).
     2. Take advisory lock 4246, by polling; only then read the state. It stays held for 103.
     3. No usage: move the watermark to the horizon (`task_usage_empty`).
-    4. Lag at most an hour and no unfinished walk: write nothing (`watermark_within_threshold`).
-    5. Otherwise walk, slice by slice, each one transaction; a killed walk goes on with what is left.
+    4. Lag at most an hour, no unfinished walk and nothing left out: write nothing
+       (`watermark_within_threshold`).
+    5. Otherwise walk, slice by slice, each one transaction; a killed walk goes on with what is left. What a
+       partial backfill has left out is walked, too.
     6. Walk or no walk: drain the queues, compare rollup and raw usage in one snapshot, recompute
        what differs, compare again. Only a clean comparison lets 103 pass without its own.
     7. Compare the legacy rollups with raw usage: 103 keeps what exists only there.
@@ -92,12 +94,13 @@ def backfill_before_103(session: sa.Connection, options: Options) -> Backfill:
     if not pipeline.find(session).tables:
         return _skip(ROLLUP_STATE_MISSING)
     advisory_lock.acquire(session, HOURLY_ROLLUP, options.patience_s(advisory_lock.PATIENCE_S))
-    state = _read_state(session)
+    session.execute(sa.text(_PUT_STATE_BACK))
+    state = read_state(session)
     if state.empty:
         slices.plan(session, empty=True)
         result = _skip(TASK_USAGE_EMPTY)
-    elif state.lag <= LAG_THRESHOLD and not state.unfinished:
-        result = _skip(WATERMARK_WITHIN_THRESHOLD)
+    elif not state.walks:
+        result = dataclasses.replace(_skip(WATERMARK_WITHIN_THRESHOLD), lag=state.lag)
     else:
         result = _walk_history(session, options, state)
     repaired = repair(session, options, result.sessions)
@@ -106,19 +109,35 @@ def backfill_before_103(session: sa.Connection, options: Options) -> Backfill:
 
 
 @dataclass(frozen=True)
-class _State:
+class State:
+    """What decides whether, and what, a backfill walks.
+
+    By how much the watermark trails usage; whether there is an `unfinished` walk; and, where a partial
+    backfill left something out that no unfinished walk has come to, before which UTC time that was created.
+    """
+
     empty: bool
     lag: timedelta
     unfinished: bool
+    left_out_before: datetime | None
+
+    @property
+    def is_behind(self) -> bool:
+        """Say whether the watermark trails by more than 103 allows."""
+        return self.lag > LAG_THRESHOLD
+
+    @property
+    def walks(self) -> bool:
+        """Say whether there is anything to walk."""
+        return not self.empty and (self.unfinished or self.is_behind or self.left_out_before is not None)
 
 
-def _read_state(session: sa.Connection) -> _State:
-    """Read what decides, in one snapshot, after putting back a state row deleted by hand."""
-    session.execute(sa.text(_PUT_STATE_BACK))
+def read_state(session: sa.Connection) -> State:
+    """Read what decides, in one snapshot. Raises BackfillRefused for a watermark in the future."""
     row = session.execute(sa.text(_STATE)).mappings().one()
     if row["future"]:
         raise BackfillRefused(future_watermark(row["watermark"]))
-    return _State(row["empty"], timedelta(seconds=row["lag_s"]), row["unfinished"])
+    return State(row["empty"], timedelta(seconds=row["lag_s"]), row["unfinished"], row["left_out_before"])
 
 
 def future_watermark(watermark: str) -> Refusal:
@@ -130,19 +149,36 @@ def future_watermark(watermark: str) -> Refusal:
     )
 
 
-def _walk_history(session: sa.Connection, options: Options, state: _State) -> Backfill:
+def left_to_a_tick(lag: timedelta) -> str:
+    """Say that the watermark trails usage by too little to walk, and what brings it up to date."""
+    behind = duration(lag.total_seconds())
+    return (
+        f"the watermark trails the newest usage by {behind}, which a backfill leaves to `usage-rollup tick`"
+    )
+
+
+def _walk_history(session: sa.Connection, options: Options, state: State) -> Backfill:
     """Walk until the watermark trails by an hour at most; refuse when open transactions prevent it."""
     _analyze(session)
     walked: list[Walked] = []
+    # Before the plan is gone that tells whether it reaches there.
+    left_out_before = state.left_out_before
     if state.unfinished:
         log.info("resuming the backfill where it stopped")
         walked.append(walk(session, options))
-        state = _read_state(session)
-    if state.lag > LAG_THRESHOLD:
+    if left_out_before:
+        log.info(
+            "rolling up what a partial backfill left out: usage before %s", f"{left_out_before:%Y-%m-%d}"
+        )
+        slices.plan_left_out(session)
+        walked.append(walk(session, options))
+    if walked:
+        state = read_state(session)
+    if state.is_behind:
         slices.plan(session)
         walked.append(walk(session, options))
-        state = _read_state(session)
-    if state.lag > LAG_THRESHOLD:
+        state = read_state(session)
+    if state.is_behind:
         who, hint = session.execute(sa.text(slices.HELD_BACK_BY)).one()
         raise BackfillRefused(
             "the history is rolled up, but the watermark cannot follow: it trails by"
@@ -178,75 +214,24 @@ def _analyze(session: sa.Connection) -> None:
         session.exec_driver_sql(f"ANALYZE (SKIP_LOCKED) public.{table}")
 
 
-def repair(session: sa.Connection, options: Options, sessions: int | None = None) -> int:
-    """Drain, compare, recompute what differs, compare again; return the hours that were recomputed.
-
-    As many `sessions` compare as have walked, else as many as `options` ask for. Entered and left outside a
-    transaction, holding 4246. Leaves the proof for 103 in the session's settings. Raises BackfillRefused when
-    hours still differ.
-    """
-    session.execute(sa.text(_DRAIN))
-    repaired = 0
-    for _ in range(_REPAIRS):
-        differing = differing_hours(session, sessions or options.jobs or 1)
-        if not differing:
-            break
-        log.warning(
-            "hours of the rollup that differ from raw usage: %s; recomputing them", f"{len(differing):,}"
-        )
-        slices.plan_repair(session, differing)
-        repaired += len(differing)
-        account.run.repaired_hours += len(differing)
-        walk(session, options)
-    else:
-        require_equal(session)
-    with transaction(session):
-        session.execute(sa.text(_LEAVE_PROOF))
-        # Whatever was left out once is in now.
-        session.execute(sa.text("DELETE FROM public.task_usage_hourly_left_out"))
-    log.info("the hourly rollup matches raw usage")
-    return repaired
-
-
-def require_equal(session: sa.Connection, since: datetime | None = None) -> None:
-    """Compare the hours from `since` on, or all; raise BackfillRefused when one differs from raw usage."""
-    differing = session.scalar(sa.text(_DIFFERING), {"since": since})
-    if differing:
-        raise BackfillRefused(
-            f"hours of the hourly rollup that still differ from raw usage after recomputing: {differing:,}",
-            hint="SELECT public.task_usage_hourly_differences() names them",
-        )
-
-
 def _skip(reason: str) -> Backfill:
     account.run.skipped = reason
     log.info("nothing to roll up: %s", SKIPPED[reason], extra={"fields": {"skipped": reason}})
     return Backfill(skipped=reason)
 
 
-_DRAIN = "SELECT public.rollup_task_usage_hourly_window(timestamptz '-infinity', timestamptz '-infinity')"
-
 _PUT_STATE_BACK = "INSERT INTO public.task_usage_hourly_rollup_state (id) VALUES (1) ON CONFLICT DO NOTHING"
 
-_STATE = """
+_STATE = f"""
 SELECT NOT EXISTS (SELECT FROM public.task_usage) AS empty,
     EXISTS (SELECT FROM public.task_usage_hourly_backfill) AS unfinished,
+    upper(({slices.LEFT_OUT})) AS left_out_before,
     public.task_usage_hourly_rollup_lag_seconds() AS lag_s,
-    watermark_at > clock_timestamp() AS future, watermark_at::text AS watermark
-FROM public.task_usage_hourly_rollup_state WHERE id = 1
-"""
-
-_DIFFERING = """
-SELECT COUNT(*) FROM public.task_usage_hourly_differences(
-    COALESCE(CAST(:since AS timestamptz), '-infinity'), timestamptz 'infinity', false)
+    COALESCE(s.watermark_at > clock_timestamp(), false) AS future, s.watermark_at::text AS watermark
+FROM (SELECT) AS always LEFT JOIN public.task_usage_hourly_rollup_state AS s ON s.id = 1
 """
 
 _WITHOUT_STATISTICS = """
 SELECT t FROM unnest(CAST(:tables AS text[])) AS t
 WHERE NOT EXISTS (SELECT FROM pg_stats s WHERE s.schemaname = 'public' AND s.tablename = t)
-"""
-
-_LEAVE_PROOF = """
-SELECT set_config('usage_rollup.proof', watermark_at::text, false)
-FROM public.task_usage_hourly_rollup_state WHERE id = 1
 """

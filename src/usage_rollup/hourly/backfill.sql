@@ -22,6 +22,7 @@ DECLARE
     v_analyzed boolean := false;
     v_has_walked boolean;
     v_planned boolean := false;
+    v_left_out boolean;
     v_slice record;
     v_slices bigint := 0;
     v_repairs int := 0;
@@ -51,7 +52,10 @@ BEGIN
             INSERT INTO public.task_usage_hourly_rollup_state (id) VALUES (1) ON CONFLICT (id) DO NOTHING;
             SELECT s.watermark_at, NOT EXISTS (SELECT FROM public.task_usage) AS no_usage,
                 EXISTS (SELECT FROM public.task_usage_hourly_backfill) AS unfinished,
-                make_interval(secs => public.task_usage_hourly_rollup_lag_seconds()) AS lag
+                make_interval(secs => public.task_usage_hourly_rollup_lag_seconds()) AS lag,
+                (
+                    :left_out
+                ) IS NOT NULL AS left_out
             INTO STRICT v_state FROM public.task_usage_hourly_rollup_state s WHERE s.id = 1;
             IF v_state.watermark_at > clock_timestamp() THEN
                 RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
@@ -60,9 +64,12 @@ BEGIN
                         || c_again;
             END IF;
 
+            -- Before the plan is gone that tells whether it reaches there.
+            v_left_out := COALESCE(v_left_out, v_state.left_out);
+
             -- Without statistics, as after a restore, the planner guesses. What is being vacuumed is left out.
             IF v_phase = 'history' AND NOT v_analyzed AND NOT v_state.no_usage
-                AND (v_state.unfinished OR v_state.lag > :lag_threshold)
+                AND (v_state.unfinished OR v_left_out OR v_state.lag > :lag_threshold)
             THEN
                 v_analyzed := true;
                 FOR v_table IN
@@ -83,6 +90,11 @@ BEGIN
                 ELSE
                     PERFORM public.rollup_task_usage_hourly_finish();
                 END IF;
+
+            ELSIF v_phase = 'history' AND v_left_out THEN
+                :plan_left_out;
+                v_left_out := false;
+                v_said := 'rolling up what a partial backfill left out';
 
             ELSIF v_phase = 'history' AND (v_state.no_usage OR v_state.lag > :lag_threshold AND NOT v_planned) THEN
                 IF v_horizon IS NULL THEN

@@ -20,7 +20,7 @@ from ..errors import LockBusy, Refusal, SessionLost, UsageRollupError, explain
 from ..queries import beside
 from ..session import advisory_lock
 from ..session.options import Options
-from . import backfill, pipeline, products_pipeline, slices
+from . import backfill, pipeline, products_pipeline, proof, slices
 from .walk import walk
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def _prove(session: sa.Connection, options: Options, *, ours: bool) -> None:
     if watermark is not None:
         _warn(backfill.future_watermark(watermark))
     if ours:
-        backfill.repair(session, options)
+        proof.repair(session, options)
         return
     reading = pipeline.reading(session)
     with _deadline(session):

@@ -45,18 +45,23 @@ class Pipeline:
     readable: bool
 
 
+class NoHourlyRollup(UnsuitableDatabase):
+    """The hourly rollup is not in this database; commands say what its own next step is."""
+
+
 def find(session: sa.Connection) -> Pipeline:
     """Say what is installed in this database; one look at the catalog."""
     return Pipeline(**session.execute(sa.text(_FIND)).mappings().one())
 
 
 def require(session: sa.Connection, *, window: bool = True) -> Pipeline:
-    """Return find(); raise UnsuitableDatabase without tables of 101 or, if needed, without a `window`."""
+    """Return find(); raise NoHourlyRollup without tables of 101 or, if needed, without a `window`."""
     found = find(session)
     if not (found.tables and (found.installed or not window)):
-        raise UnsuitableDatabase(
-            "there is no hourly rollup in this database: it stands before 102_task_usage_hourly_pipeline",
-            hint="run `alembic upgrade 102` first; a v0.3.4 server may keep running",
+        raise NoHourlyRollup(
+            "there is no hourly rollup in this database",
+            hint="run `alembic upgrade 102` first if it is one of v0.3.4, which may keep running;"
+            " `usage-rollup status` says what is next for any other",
         )
     return found
 

@@ -67,6 +67,21 @@ def catch_up(session: sa.Connection, options: Options) -> Backfill:
 
 
 @account.phase("comparing with raw usage")
+def require_equal(session: sa.Connection) -> None:
+    """Raise BackfillRefused when an hour differs from raw usage although nothing about it is pending.
+
+    Entered and left outside a transaction, holding 4246.
+    """
+    hours = session.scalars(pipeline.reading(session).sql(_SQL["wrong_hours"]), {"pending": False}).all()
+    if hours:
+        raise BackfillRefused(
+            f"hours of the hourly rollup that differ from raw usage: {len(hours):,}",
+            detail=f"the product's window has rolled up: {account.run.rolled_up()}",
+            hint="`usage-rollup verify` shows them; `usage-rollup backfill --repair` recomputes them",
+        )
+
+
+@account.phase("comparing with raw usage")
 def repair(session: sa.Connection, *, pending: bool = False) -> int:
     """Let the window recompute the keys that are wrong, hour by hour; return how many hours are right now.
 

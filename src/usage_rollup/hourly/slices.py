@@ -15,7 +15,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from ..errors import BackfillRefused
-from ..queries import beside
+from ..queries import beside, filled
 from ..session import advisory_lock
 from ..session.connection import transaction
 from .pipeline import Reading
@@ -36,6 +36,10 @@ _SQL = beside(__file__)
 
 # For a refusal, online and in a script: one row always, because who it was may have ended meanwhile.
 HELD_BACK_BY = _SQL["held_back_by"]
+
+# Online and in a script: what a partial backfill left out, a multirange or NULL, and how it is planned.
+LEFT_OUT = _SQL["left_out"]
+PLAN_LEFT_OUT = filled(_SQL["plan_left_out"], left_out=LEFT_OUT, rows=f"bigint '{SLICE_ROWS}'")
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,11 @@ def plan(session: sa.Connection, *, empty: bool = False, since: datetime | None 
         ),
         {"upto": upto, "rows": SLICE_ROWS, "since": since},
     )
+
+
+def plan_left_out(session: sa.Connection) -> None:
+    """Plan what a partial backfill left out, as one range; there must be something, and no other plan."""
+    session.execute(sa.text(PLAN_LEFT_OUT))
 
 
 def plan_repair(session: sa.Connection, hours: Sequence[datetime]) -> None:
