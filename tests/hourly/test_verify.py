@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 
 import pytest
 
 from tests.support.database import Database, MakeDatabase
 from tests.support.deadline import DEADLINE_S
+from tests.support.go_runner import taken_by_go_to
 from tests.support.later_release import apply_later_release
 from tests.support.product import World, event, small_world, usage
+from tests.support.rollup import UNQUEUE
 from tests.support.shapes import make_products
 from tests.support.terminal import on_a_terminal
-from tests.support.walks import wait_until_blocked
+from tests.support.walks import wait_until_blocked, write_history
+from usage_rollup.times import rfc3339
 
 FALSIFY = (
     "UPDATE task_usage_hourly SET input_tokens = input_tokens + 1 WHERE bucket_hour = '2025-03-01 10:00+00'"
@@ -159,12 +163,57 @@ def test_verify_works_between_101_and_102(make_database: MakeDatabase) -> None:
     assert "hours pending, not judged: 1" in result.stdout
 
 
-@pytest.mark.parametrize("point", ["empty", "v034"])
-def test_verify_refuses_where_there_is_no_hourly_rollup(make_database: MakeDatabase, point: str) -> None:
-    result = make_database(point).usage_rollup("verify")
+def foreign(make: MakeDatabase) -> Database:
+    database = make("empty")
+    database.execute("CREATE TABLE somebodys (id int)")
+    return database
+
+
+@pytest.mark.parametrize(
+    ("make", "said", "next_step"),
+    [
+        (lambda make: make("empty"), "rollup in this database: empty", "makes a new database of it"),
+        (lambda make: make("v034"), "rollup in this database: v0.3.4, as", "a v0.3.4 server may run until"),
+        (foreign, "rollup in this database: this database holds tables but no ledger", "DATABASE_URL"),
+    ],
+    ids=["empty", "v034", "foreign"],
+)
+@pytest.mark.parametrize("command", ["verify", "backfill"])
+def test_without_an_hourly_rollup_the_places_own_next_step_is_named(
+    make_database: MakeDatabase,
+    make: Callable[[MakeDatabase], Database],
+    said: str,
+    next_step: str,
+    command: str,
+) -> None:
+    result = make(make_database).usage_rollup(command)
     assert result.returncode == 1
-    assert "there is no hourly rollup in this database" in result.stderr
-    assert "HINT: run `alembic upgrade 102` first" in result.stderr
+    assert said in result.stderr
+    assert next_step in result.stderr
+    assert "upgrade 102` first" not in result.stderr
+
+
+def test_verify_of_a_database_that_is_stuck_at_103_says_to_upgrade(make_database: MakeDatabase) -> None:
+    database = taken_by_go_to(make_database, "102")
+    event(database.url, small_world(database.url), "2025-03-01 10:15+00")
+    said = database.usage_rollup("verify").stdout
+    assert "the watermark has never moved; roll them up: with the product's server stopped" in said
+    assert "usage-rollup backfill" not in said
+
+
+def test_verify_says_what_a_partial_backfill_left_out(at_102: Database) -> None:
+    write_history(at_102)
+    at_102.execute(UNQUEUE)
+    assert at_102.usage_rollup("backfill", "--months-back", "2", "--force-partial").returncode == 0
+    before = rfc3339(at_102.value("SELECT before_hour::text FROM task_usage_hourly_left_out"))
+    said = at_102.usage_rollup("verify").stdout
+    assert (
+        f"mend them: usage-rollup backfill, which rolls up what a partial backfill left out before {before}"
+        in said
+    )
+    assert json.loads(at_102.usage_rollup("verify", "--json").stdout)["left_out_before"] == before
+    assert at_102.usage_rollup("backfill").returncode == 0
+    assert json.loads(at_102.usage_rollup("verify", "--json").stdout)["left_out_before"] is None
 
 
 @pytest.mark.parametrize("columns", [80, 140])

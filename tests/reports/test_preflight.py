@@ -523,7 +523,7 @@ def test_totals_that_exist_only_in_the_legacy_tables_are_told_and_kept(v034: Dat
     legacy_row(v034)
     printed = v034.usage_rollup("preflight")
     assert printed.returncode == 0
-    assert "103 moves them to schema legacy_usage: 1 daily totals exist only there" in printed.stdout
+    assert "103 moves them to schema legacy_usage: 1 daily total exists only there" in printed.stdout
     assert re.search(
         r"only there: task_usage_daily 2024-02-29, workspace \S+, \[old\] model: 77 tokens there, 0 in raw",
         printed.stdout,
@@ -609,6 +609,17 @@ def test_refusals_come_first_and_exit_with_1(v034: Database) -> None:
     assert refusal.startswith("refused: this database is not a complete v0.3.4: missing function task_usage_")
     assert any(line.startswith("server: PostgreSQL ") for line in facts)
     assert "\x1b" not in printed.stdout
+
+
+def test_a_role_acts_for_the_owner_only_where_it_may(v034: Database, make_role: MakeRole) -> None:
+    owner, stranger = make_role("owner"), make_role("stranger")
+    give_everything_to(v034, owner)
+    printed = v034.usage_rollup("preflight", DATABASE_URL=v034.url_of(stranger)).stdout
+    assert f"role {stranger} may not act for the owner of: " in printed
+    assert f"as role {stranger}\n" in printed
+    v034.execute(f"GRANT {owner} TO {stranger}")
+    printed = v034.usage_rollup("preflight", DATABASE_URL=v034.url_of(stranger)).stdout
+    assert f"as role {stranger}, acting for {owner}\n" in printed
 
 
 def test_a_database_that_is_away_is_to_be_tried_again(v034: Database) -> None:

@@ -514,7 +514,7 @@ def test_verify_does_not_judge_what_is_pending(rolled_up: tuple[Database, World]
 def test_verify_before_102_says_what_to_do(v034: Database) -> None:
     for result in (v034.usage_rollup("verify"), v034.usage_rollup("verify", "--json")):
         assert result.returncode == 1
-        assert "HINT: run `alembic upgrade 102` first" in result.stderr
+        assert "HINT: `usage-rollup preflight`, then `usage-rollup upgrade`" in result.stderr
 
 
 def test_verify_works_beside_open_writers_for_a_role_that_may_only_read(

@@ -14,6 +14,7 @@ from ..reports import preflight as flight
 from ..reports.place import Step
 from ..session.options import read as read_options
 from ..session.outages import in_session
+from . import health
 from .output import Fact, JsonOption, console, count, duration, show_facts, size, table, write_json
 
 
@@ -60,7 +61,8 @@ def _refusals(found: flight.Preflight) -> Iterator[Fact]:
 
 def _place(found: flight.Preflight) -> Iterator[Fact]:
     if server := found.server:
-        acting = f", acting for {server.owner}" if server.owner not in (None, server.role) else ""
+        acts = server.may_act and server.owner not in (None, server.role)
+        acting = f", acting for {server.owner}" if acts else ""
         yield Fact("server", f"PostgreSQL {server.version}")
         yield Fact("database", f"{server.database}, {size(server.bytes)}, as role {server.role}{acting}")
     if place := found.place:
@@ -91,9 +93,12 @@ def _guard(found: flight.Preflight) -> Iterator[Fact]:
 def _work(found: flight.Preflight) -> Iterator[Fact]:
     if work := found.backfill:
         who = "" if found.is_pending("103") else "; not by the upgrade, but by `usage-rollup backfill`"
-        how = "what an unfinished backfill left of " if found.guard and found.guard.resumes else ""
         rows, months = count(work.rows, "usage row"), count(len(work.months), "month")
-        yield Fact("to roll up", f"{how}{rows} in {months}{who}")
+        yield Fact("to roll up", f"{rows} in {months}{who}")
+        if work.unfinished:
+            yield Fact("backfill", health.backfill(work.unfinished), "yellow")
+        if found.guard and (before := found.guard.left_out_before):
+            yield Fact("left out", f"usage before {before}, by a partial backfill: it is rolled up, too")
         yield Fact("duration", f"about {duration(work.seconds)}, measured on a sample")
         yield Fact("disk", f"about {size(work.rollup_bytes)} for the hourly rollup")
     elif found.guard and not (found.guard.walks or found.guard.refusals):

@@ -8,11 +8,16 @@ from datetime import datetime
 from itertools import groupby
 from typing import Annotated
 
+import sqlalchemy as sa
 import typer
 from rich.console import Console
 
 from ..hourly import slices
 from ..hourly import verify as verification
+from ..reports import place as places
+from ..reports import without_rollup
+from ..runner import adoption
+from ..session.connection import snapshot
 from ..session.options import read as read_options
 from ..session.outages import in_session
 from ..times import for_people
@@ -28,7 +33,8 @@ _MOST_HOURS = 100
 
 _SUMS = ("events expected", "found", "tokens expected", "found")
 
-_MEND = "usage-rollup backfill --repair"
+_CATCH_UP = "usage-rollup backfill"
+_MEND = f"{_CATCH_UP} --repair"
 
 
 def verify(
@@ -43,28 +49,44 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Compare the hourly rollup with raw usage in one snapshot; exit 3 when it differs or none is judged."""
-    verdict = in_session(lambda session: verification.verify(session, since), read_options())
+    verdict, upgrade = in_session(lambda session: _look(session, since), read_options())
     if as_json:
         write_json({"equal": verdict.equal, **dataclasses.asdict(verdict)})
     else:
-        _show(verdict, since, everything)
+        _show(verdict, since, everything, upgrade)
     raise typer.Exit(0 if verdict.equal else DIFFERENCES)
 
 
-def _show(verdict: verification.Verdict, since: datetime | None, everything: bool) -> None:
+def _look(session: sa.Connection, since: datetime | None) -> tuple[verification.Verdict, str | None]:
+    """Return the verdict, and what the next step is where an upgrade replaces the functions before a walk."""
+    with without_rollup.placed(session):
+        verdict = verification.verify(session, since)
+    with snapshot(session):
+        place = places.of(adoption.look(session))
+    return verdict, place.next_step if place.pending and place.revision != "102" else None
+
+
+def _show(
+    verdict: verification.Verdict, since: datetime | None, everything: bool, upgrade: str | None
+) -> None:
     out = console()
+    mend = upgrade or _MEND
+    if verdict.left_out_before and not upgrade:
+        mend = (
+            f"{_CATCH_UP}, which rolls up what a partial backfill left out before {verdict.left_out_before}"
+        )
     by_day = len(verdict.differences) > _MOST_HOURS and not everything
     if by_day:
-        out.print(f"hours that differ: {len(verdict.differences):,}; mend them: {_MEND}")
+        out.print(f"hours that differ: {len(verdict.differences):,}; mend them: {mend}")
         _show_days(out, verdict.differences)
         out.print("every hour: usage-rollup verify --all, or --json")
     elif verdict.differences:
         _show_differences(out, verdict.differences)
-        out.print(f"hours that differ: {len(verdict.differences):,}; mend them: {_MEND}")
+        out.print(f"hours that differ: {len(verdict.differences):,}; mend them: {mend}")
     elif verdict.judged_hours:
         out.print(f"the hourly rollup equals raw usage: {count(verdict.judged_hours, 'hour')} compared")
     else:
-        out.print(_nothing_judged(verdict, since))
+        out.print(_nothing_judged(verdict, since, upgrade))
     out.print(
         f"watermark: {for_people(verdict.watermark)}; hours pending, not judged: {verdict.pending_hours:,}"
     )
@@ -88,7 +110,7 @@ def _show(verdict: verification.Verdict, since: datetime | None, everything: boo
         out.print(found)
 
 
-def _nothing_judged(verdict: verification.Verdict, since: datetime | None) -> str:
+def _nothing_judged(verdict: verification.Verdict, since: datetime | None, upgrade: str | None) -> str:
     """Say why no hour was judged, and what to do."""
     if verdict.empty:
         return "there is no usage, and nothing is rolled up"
@@ -101,7 +123,7 @@ def _nothing_judged(verdict: verification.Verdict, since: datetime | None) -> st
         )
     hours = f"nothing was judged: {count(verdict.pending_hours, 'hour')} with usage, all pending"
     if verdict.watermark.startswith(slices.NEVER_MOVED):
-        return f"{hours}, the watermark has never moved; roll them up: usage-rollup backfill"
+        return f"{hours}, the watermark has never moved; roll them up: {upgrade or _CATCH_UP}"
     return (
         f"{hours}; the next ticks roll them up, five minutes after they were written:"
         " run `usage-rollup tick`, then verify again"

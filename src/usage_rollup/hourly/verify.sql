@@ -57,3 +57,9 @@ SELECT attname FROM pg_catalog.pg_attribute
 WHERE attrelid = 'public.task_usage_hourly'::regclass AND attnum > 0 AND NOT attisdropped
     AND attname <> ALL (CAST(:columns AS text[]))
 ORDER BY attnum;
+
+-- name: has_left_out
+SELECT to_regclass('public.task_usage_hourly_left_out') IS NOT NULL;
+
+-- name: left_out
+SELECT before_hour::text FROM public.task_usage_hourly_left_out;

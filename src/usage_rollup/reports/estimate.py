@@ -9,9 +9,12 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from ..hourly import pipeline
+from ..hourly import pipeline, slices
 from ..hourly.pipeline import Reading
 from ..queries import beside, filled
+from . import backfilling
+from .backfilling import Backfilling
+from .forecast_103 import Guard
 
 _SQL = beside(__file__)
 
@@ -38,24 +41,48 @@ BYTES_PER_BUCKET = 350
 
 @dataclass(frozen=True)
 class Estimate:
-    """Usage rows to roll up, by UTC month; about how many seconds, and how many bytes of rollup."""
+    """Usage rows to roll up, by UTC month; about how many seconds, and how many bytes of rollup.
+
+    `unfinished` is the backfill that has begun with them.
+    """
 
     rows: int
     months: dict[str, int]
     seconds: float
     rollup_bytes: int
+    unfinished: Backfilling | None
 
 
 @dataclass(frozen=True)
 class Walk:
     """What would be walked: all of it without a state row (`has_state`), or what is `unfinished`.
 
-    By a window that is `ours` or will be when it walks, else by the one that is installed.
+    Otherwise what the watermark trails, where it `is_behind`; and what was `left_out`. By a window that is
+    `ours` or will be when it walks, else by the one that is installed.
     """
 
     has_state: bool
     unfinished: bool
     ours: bool
+    is_behind: bool = True
+    left_out: bool = False
+
+    @classmethod
+    def of(cls, guard: Guard, *, ours: bool) -> Walk:
+        """Return what `guard` says is to be walked."""
+        has_state, left_out = guard.watermark is not None, guard.left_out_before is not None
+        return cls(has_state, guard.resumes, ours, guard.is_behind, left_out)
+
+    def ranges(self) -> str:
+        """Return an SQL expression for the multirange of it."""
+        if self.unfinished:
+            found = f"({_SQL['planned']})"
+        elif not self.has_state:
+            found = f"({_SQL['history']})"
+        else:
+            found = "public.task_usage_hourly_unwalked()" if self.is_behind else "tstzmultirange()"
+        left_out = f"({slices.LEFT_OUT})" if self.left_out else "NULL"
+        return f"(COALESCE({found}, tstzmultirange()) + COALESCE({left_out}, tstzmultirange()))"
 
 
 def estimate(session: sa.Connection, reading: Reading, walk: Walk) -> Estimate:
@@ -64,10 +91,7 @@ def estimate(session: sa.Connection, reading: Reading, walk: Walk) -> Estimate:
     In the caller's transaction; `reading` has the functions of 102. Reads an index of task_usage
     once. The product's window takes many times as long, where that is installed, and is timed apart.
     """
-    ranges = f"({_SQL['planned' if walk.unfinished else 'history']})"
-    if walk.has_state and not walk.unfinished:
-        ranges = "public.task_usage_hourly_unwalked()"
-    by_month = reading.sql(filled(_SQL["months"], ranges=ranges))
+    by_month = reading.sql(filled(_SQL["months"], ranges=walk.ranges()))
     months = {found.month: found.rows for found in session.execute(by_month)}
     since = session.scalar(reading.sql(_SQL["sample_start"]), {"rows": SAMPLE_ROWS})
     durations = []
@@ -86,6 +110,7 @@ def estimate(session: sa.Connection, reading: Reading, walk: Walk) -> Estimate:
         months,
         seconds,
         round(sample.buckets * share * BYTES_PER_BUCKET),
+        backfilling.find(session, has_plan=True) if walk.unfinished else None,
     )
 
 

@@ -12,11 +12,12 @@ import sqlalchemy as sa
 
 from ..contract import HOURLY, LAG_THRESHOLD, LEGACY
 from ..errors import Refusal
-from ..hourly import backfill, pipeline
+from ..hourly import backfill, pipeline, slices
 from ..hourly.pipeline import Reading
 from ..queries import beside, filled
 from ..runner import checks
 from ..times import rfc3339
+from ..words import count
 
 _SQL = beside(__file__)
 
@@ -34,8 +35,9 @@ NO_USAGE = "passes: there is no usage"
 class Guard:
     """The verdict and what decides it. Times are text, because either may be infinite.
 
-    `walks` when the watermark trails usage or a backfill is unfinished (`resumes`); `held_back` when
-    open transactions would keep the hook from moving the watermark far enough.
+    `walks` when the watermark trails usage, a backfill is unfinished (`resumes`), or a partial one has left
+    out what was created before `left_out_before`; `is_behind` is the first. `held_back` when open
+    transactions would keep the hook from moving the watermark far enough.
     """
 
     verdict: str
@@ -43,8 +45,14 @@ class Guard:
     latest_event: str | None
     walks: bool
     resumes: bool
+    is_behind: bool
+    left_out_before: str | None
     held_back: bool
     refusals: list[Refusal]
+
+
+# Where there are no tables of the product yet.
+NOTHING = Guard(NO_USAGE, None, None, False, False, False, None, False, [])
 
 
 @dataclass(frozen=True)
@@ -73,9 +81,13 @@ def guard(
         _SQL["state"],
         watermark=_WATERMARK if has["hourly"] and has_pipeline else "NULL::timestamptz",
         planned=_PLANNED if has["plan"] and has_pipeline else "NULL::timestamptz",
+        # No window but ours keeps what is left out.
+        left_out=slices.LEFT_OUT if has["plan"] and pipeline.find(session).ours else "NULL::tstzmultirange",
     )
     state: Any = session.execute(reading.sql(asked), {"lag": LAG_THRESHOLD}).mappings().one()
-    walks = state["used"] and not state["future"] and (state["behind"] or state["unfinished"])
+    left_out_before = rfc3339(state["left_out_before"]) if has_pipeline else None
+    to_do = state["behind"] or state["unfinished"] or left_out_before is not None
+    walks = state["used"] and not state["future"] and to_do
     held_back, refusals = False, []
     if not drops:
         verdict = "not asked: 103 is not pending"
@@ -101,8 +113,17 @@ def guard(
         )
     else:
         verdict = "passes: the watermark trails usage by an hour at most; every hour is compared before 103"
-    watermark, latest = rfc3339(state["watermark"]), rfc3339(state["latest"])
-    return Guard(verdict, watermark, latest, walks, state["unfinished"], bool(held_back), refusals)
+    return Guard(
+        verdict,
+        watermark=rfc3339(state["watermark"]),
+        latest_event=rfc3339(state["latest"]),
+        walks=walks,
+        resumes=state["unfinished"],
+        is_behind=state["behind"],
+        left_out_before=left_out_before,
+        held_back=bool(held_back),
+        refusals=refusals,
+    )
 
 
 def refusals(session: sa.Connection) -> list[Refusal]:
@@ -125,7 +146,8 @@ def legacy(session: sa.Connection, reading: Reading, keep: bool | None) -> Legac
     if keep:
         because = ["KEEP_LEGACY=true asks for it"]
     elif keep is None:
-        because = [f"{totals:,} daily totals exist only there"] if totals else []
+        exist = "exists" if totals == 1 else "exist"
+        because = [f"{count(totals, 'daily total')} {exist} only there"] if totals else []
         because += ["some usage is set aside"] if found["set_aside"] else []
     # Where the operator asks for it, the checks say so themselves.
     refusals = checks.keeping(session) if because and keep is None else []

@@ -1,4 +1,4 @@
--- What 103 would find. The gaps :watermark and :planned of `state` are closed by what there is of it.
+-- What 103 would find. The gaps :watermark, :planned and :left_out of `state` are closed by what there is of it.
 
 -- name: tables
 SELECT
@@ -12,6 +12,7 @@ SELECT
 -- An unfinished backfill takes the watermark to where it was planned; only beyond is a horizon needed.
 SELECT s.watermark::text AS watermark, s.latest::text AS latest, s.used, s.planned IS NOT NULL AS unfinished,
     COALESCE(s.watermark > clock_timestamp(), false) AS future,
+    upper((:left_out))::text AS left_out_before,
     COALESCE(s.latest - :lag > s.rolled_up, false) AS behind,
     COALESCE(s.latest - :lag > GREATEST(s.rolled_up, s.planned), false) AS needs_horizon
 FROM (

@@ -22,7 +22,7 @@ from ..hourly import pipeline, slices, unseen
 from ..hourly.pipeline import Reading
 from ..queries import beside, filled
 from ..runner import checks, table_locks
-from ..session import advisory_lock, blockers
+from ..session import advisory_lock, blockers, suitability
 from ..session.connection import snapshot
 from ..session.options import Options
 from . import estimate, forecast_103, hidden, odd_usage, place, trigger_rights
@@ -31,18 +31,24 @@ _SQL = beside(__file__)
 
 _HOLDERS = filled(_SQL["holders"], conflicts=blockers.CONFLICTS)
 
+_ACTING = suitability.query(suitability.SQL["acting"])
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Server:
-    """Server and database as this role sees them; the owner of task_usage is whom the upgrade acts for."""
+    """Server and database as this role sees them; the owner of task_usage is whom the upgrade acts for.
+
+    Where this role `may_act` for it: nobody else can migrate.
+    """
 
     version: str
     database: str
     role: str
     owner: str | None
     bytes: int
+    may_act: bool
 
 
 @dataclass
@@ -140,7 +146,7 @@ class _Look:
         found.trigger_rights = self.ask("trigger rights", lambda: trigger_rights.find(self.session), [])
         found.unseen = self.ask("subscriptions and triggers", lambda: unseen.find(self.session), [])
         if found.server and not found.server.owner and found.is_pending("103"):
-            found.guard = forecast_103.Guard(forecast_103.NO_USAGE, None, None, False, False, False, [])
+            found.guard = forecast_103.NOTHING
         elif found.server and found.server.owner and found.place and self.reading:
             self.usage(self.reading)
         elif found.place and self.not_lent and self.reads_data:
@@ -175,7 +181,8 @@ class _Look:
         return otherwise
 
     def server(self) -> Server:
-        return Server(**self.session.execute(sa.text(_SQL["server"])).mappings().one())
+        found = self.session.execute(sa.text(_SQL["server"])).mappings().one()
+        return Server(**found, may_act=not suitability.ask(self.session, _ACTING))
 
     def checks(self) -> checks.Found:
         """Ask what the upgrade itself asks before its first write."""
@@ -228,9 +235,8 @@ class _Look:
         )
         found.oddities = self.ask("oddities in raw usage", lambda: odd_usage.find(session), [])
         if guard and guard.walks:
-            has_state, resumes = guard.watermark is not None, guard.resumes
             # Until 103 the window is ours, or will be.
-            walks = estimate.Walk(has_state=has_state, unfinished=resumes, ours=drops)
+            walks = estimate.Walk.of(guard, ours=drops)
             found.backfill = self.ask(
                 "the history to roll up", lambda: estimate.estimate(session, reading, walks), None
             )
