@@ -23,6 +23,7 @@ COMMANDS = {
     "status": ["status"],
     "preflight": ["preflight"],
     "verify": ["verify"],
+    "check": ["check"],
     "tick": ["tick"],
     "backfill_dry_run": ["backfill", "--dry-run"],
     "backfill": ["backfill"],

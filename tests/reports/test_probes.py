@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.database import NOWHERE, ROOT, Database, MakeDatabase
 from tests.support.go_runner import taken_by_go_to
 from tests.support.horizon import stuck_writer
+from tests.support.processes import read_until
 from tests.support.product import World, event, small_world
 from tests.support.rollup import TICK, WINDOW, heal
 
@@ -50,6 +51,14 @@ def metrics(database: Database) -> dict[str, float]:
         for family in text_string_to_metric_families(result.stdout)
         for sample in family.samples
     }
+
+
+@pytest.mark.parametrize("asked", [("--max-lag", "30m"), ("--exit-code",)], ids=" ".join)
+def test_a_probe_does_not_wait_for_minutes(empty: Database, asked: tuple[str, ...]) -> None:
+    prober = empty.spawn("usage-rollup", "status", *asked, DATABASE_URL=NOWHERE)
+    assert "waiting up to 5 s" in read_until(prober, "waiting up to")
+    prober.terminate()
+    prober.communicate()
 
 
 def test_a_rollup_that_is_up_to_date_is_0_and_one_line(used: tuple[Database, World]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,9 @@ from .output import DIFFERENCES, Fact, JsonOption, console, count, duration, sho
 log = logging.getLogger(__name__)
 
 _LABEL_WIDTH = 12
+
+# Whoever probes asks again, and ends what does not answer within seconds.
+_PROBES_PATIENCE = "5s"
 
 
 class Format(StrEnum):
@@ -57,7 +61,8 @@ def status(
 ) -> None:
     """Show where the database stands and how the hourly rollup does; reads only.
 
-    A probe counts no days. With --json and --format prometheus its reason for
+    A probe counts no days, and waits five seconds for a server unless DATABASE_STARTUP_TIMEOUT says
+    something else. With --json and --format prometheus its reason for
     exiting 3 is a line on standard error.
     """
     if as_json and form != Format.TEXT:
@@ -65,6 +70,8 @@ def status(
     most = health.AN_HOUR if max_lag is None else _most(max_lag)
     probes = exit_code or max_lag is not None
     days = form != Format.PROMETHEUS and not probes
+    if probes:
+        os.environ.setdefault("DATABASE_STARTUP_TIMEOUT", _PROBES_PATIENCE)
     found = in_session(lambda session: reporting.status(session, coverage=days), read_options())
     wrong = list(health.problems(found, most) if exit_code else health.lag_problems(found, most))
     if as_json:
