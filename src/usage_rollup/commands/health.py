@@ -68,9 +68,10 @@ def lag_problems(s: Status, most: MaxLag) -> Iterator[str]:
     elif s.not_asked:
         yield f"data lag not known: {s.not_asked.message}; {s.not_asked.hint}"
     elif s.lag_seconds is not None and s.lag_seconds > most.seconds:
+        lag_s = math.ceil(s.lag_seconds)
         # Where two units show no difference, all do.
-        units = 4 if duration(s.lag_seconds) == duration(most.seconds) else 2
-        said = behind(s.watermark, math.ceil(s.lag_seconds), units)
+        units = 4 if duration(lag_s) == duration(most.seconds) else 2
+        said = behind(s.watermark, lag_s, units)
         yield f"data lag: {said}, more than {most.asked}; {_advice(s)}"
 
 
