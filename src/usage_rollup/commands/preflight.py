@@ -14,6 +14,7 @@ from ..reports import preflight as flight
 from ..reports.place import Step
 from ..session.options import read as read_options
 from ..session.outages import in_session
+from ..times import for_people
 from . import health
 from .output import Fact, JsonOption, console, count, duration, show_facts, size, table, write_json
 
@@ -86,8 +87,8 @@ def _step(step: Step) -> str:
 def _guard(found: flight.Preflight) -> Iterator[Fact]:
     if guard := found.guard:
         yield Fact("guard of 103", guard.verdict)
-        yield Fact("watermark", guard.watermark or "none yet")
-        yield Fact("latest event", guard.latest_event or "none")
+        yield Fact("watermark", for_people(guard.watermark) if guard.watermark else "none yet")
+        yield Fact("latest event", for_people(guard.latest_event) if guard.latest_event else "none")
 
 
 def _work(found: flight.Preflight) -> Iterator[Fact]:
