@@ -47,6 +47,7 @@ TESTS: dict[str, str] = {
     "hourly/before_adoption.py": "tests/stories/test_other_runners.py",
     "hourly/catch_up.py": "tests/hourly/test_backfill_command.py tests/hourly/test_products_pipeline.py",
     "hourly/crew.py": "tests/hourly/test_jobs.py tests/hourly/test_proof.py",
+    "hourly/lag.py": "tests/hourly/test_tick_command.py tests/reports/test_probes.py",
     "hourly/losses.py": "tests/stories/test_losses.py",
     "hourly/pace.py": "tests/hourly/test_pace.py tests/hourly/test_jobs.py",
     "hourly/pipeline.py": "tests/hourly/test_pipeline.py tests/hourly/test_products_pipeline.py"
@@ -54,7 +55,7 @@ TESTS: dict[str, str] = {
     "hourly/products_pipeline.py": "tests/hourly/test_products_pipeline.py"
     " tests/stories/test_other_runners.py",
     "hourly/progress.py": "tests/hourly/test_backfill_hook.py tests/test_logs.py",
-    "hourly/proof.py": "tests/hourly/test_proof.py",
+    "hourly/proof.py": "tests/hourly/test_proof.py tests/hourly/test_backfill_hook.py",
     "hourly/schedule.py": "tests/hourly/test_schedule.py tests/hourly/test_ticker.py",
     "hourly/slices.py": "tests/hourly/test_slices.py tests/hourly/test_backfill_hook.py",
     "hourly/tick.py": "tests/hourly/test_tick_command.py",
@@ -73,6 +74,7 @@ TESTS: dict[str, str] = {
     "reports/place.py": "tests/reports/test_status.py tests/reports/test_preflight.py",
     "reports/preflight.py": "tests/reports/test_preflight.py",
     "reports/status.py": "tests/reports/test_status.py tests/reports/test_probes.py",
+    "reports/without_rollup.py": "tests/hourly/test_verify.py tests/hourly/test_backfill_command.py",
     "reports/trigger_rights.py": "tests/reports/test_trigger_rights.py",
     "runner/adoption.py": "tests/runner/test_adoption.py",
     "runner/again.py": "tests/stories/test_outages.py",
