@@ -576,9 +576,9 @@ def test_what_the_rollup_does_not_show_is_said_and_keeps_the_legacy_rollups(way:
     said = way.upgrade(v034, "097")
     # A day of each of the two rollups.
     for told in (
-        "1 buckets are set aside, see task_usage_hourly_set_aside",
-        "1 usage rows are dated outside years 1-9998: task_usage_hourly_undated()",
-        "2 daily totals exist only in the legacy rollups",
+        "buckets that are set aside, see task_usage_hourly_set_aside: 1",
+        "usage rows dated outside years 1-9998, see task_usage_hourly_undated(): 1",
+        "daily totals that exist only in the legacy rollups: 2",
         "in schema legacy_usage: 2 daily totals exist only there, and some usage is set aside",
     ):
         assert told in said
