@@ -197,7 +197,7 @@ def test_verify_of_a_database_that_is_stuck_at_103_says_to_upgrade(make_database
     database = taken_by_go_to(make_database, "102")
     event(database.url, small_world(database.url), "2025-03-01 10:15+00")
     said = database.usage_rollup("verify").stdout
-    assert "the watermark has never moved; roll them up: with the product's server stopped" in said
+    assert "the watermark has never moved; roll them up: stop the product's server" in said
     assert "usage-rollup backfill" not in said
 
 
