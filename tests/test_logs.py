@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.database import ROOT, Database
+from tests.support.database import BIN, ROOT, Database
 from tests.support.processes import finish
 from tests.support.terminal import on_a_terminal
 from tests.support.walks import blocked_at, wait_until_blocked, write_history
@@ -143,7 +143,7 @@ def test_what_python_prints_of_a_migration_is_an_object_too(v034: Database, tmp_
     shutil.copy(ROOT / "alembic.ini", tmp_path)
     with (tmp_path / "alembic" / "versions" / "100_user_timezone.py").open("a") as revision:
         revision.write(BROKEN)
-    command = ("alembic", "-c", str(tmp_path / "alembic.ini"), "upgrade", "head")
+    command = (str(BIN / "alembic"), "-c", str(tmp_path / "alembic.ini"), "upgrade", "head")
     text = v034.run(*command)
     assert "UserWarning: careful" in text.stderr
     assert "\nTraceback " in text.stderr

@@ -21,7 +21,7 @@ HEAD = "104_drop_runtime_timezone"
 
 
 # However long it took.
-TOOK = r"\d[\d.]* (?:s|min)"
+TOOK = r"\d[\d.]* (?:s|min)(?: \d+ s)?"
 
 
 def summary(printed: str) -> list[str]:

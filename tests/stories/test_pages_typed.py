@@ -14,6 +14,7 @@ from tests.support.pages import (
     ELSEWHERE,
     GUIDE,
     MONITORING,
+    MUTANTS,
     README,
     Change,
     checkout,
@@ -42,6 +43,7 @@ STORIES = [
     (GUIDE, "go_104", ["Dashboards at zero"], None),
     (GUIDE, "head", ["Dashboards at zero", "Rolled back"], "102"),
     (MONITORING, TICKED, ["Probes", "Prometheus"], "104"),
+    (MUTANTS, "v034_without_usage", ["Mutants: do the tests notice a mistake?"], None),
     (CONTRIBUTING, "v034_without_usage", ["Contributing", "Adding a revision", "A release"], None),
 ]
 

@@ -28,10 +28,11 @@ class Change:
 
 README, GUIDE, CI = "README.md", "docs/upgrading.md", "docs/ci.md"
 MONITORING, CONTRIBUTING, EXAMPLES = "docs/monitoring.md", "CONTRIBUTING.md", "examples/README.md"
+MUTANTS = "docs/mutants.md"
 
 CHANGES = (
     Change(
-        (README, CONTRIBUTING),
+        (README, CONTRIBUTING, MUTANTS),
         r"(^|&& )make\b",
         r"\1make -n",
         "takes minutes; so the targets and their variables are there, and CI runs what they do",
