@@ -34,7 +34,7 @@ demo: $(VENV)/installed  ## Upgrade a v0.3.4 database with a history: ROWS=20000
 # Make exports what its command line sets: tests/support/binaries.py reads PG. A file with a server or an
 # environment of its own is one group, so that two workers do not both make it.
 test: $(VENV)/installed  ## Run the tests on a PostgreSQL of their own: PG=16 chooses its major
-	$(BIN)/pytest -n 3 --dist loadgroup $(ARGS)
+	$(BIN)/pytest -n 4 --dist loadgroup $(ARGS)
 
 test-all-postgres:       ## Run the tests on PostgreSQL 15, 16, 17 and 18
 	for major in 15 16 17 18; do $(MAKE) test PG=$$major PG_BIN= TEST_DATABASE_URL= || exit; done
@@ -75,7 +75,7 @@ soak: $(VENV)/installed  ## Play faults against the commands: MINUTES=10; SEED=â
 coverage: $(VENV)/installed  ## Run the tests, say which lines and branches none of them ran; fails under 95 %
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,coverage]'
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 3 --dist loadgroup $(ARGS)
+	$(BIN)/coverage run -m pytest -n 4 --dist loadgroup $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
