@@ -26,6 +26,7 @@ from tests.support.walks import (
     slices,
     slices_of,
     wait_until_blocked,
+    waiters,
 )
 from usage_rollup.contract import HOURLY_ROLLUP, MIGRATION_RUN
 from usage_rollup.errors import BackfillRefused, LockBusy
@@ -557,12 +558,7 @@ def test_session_that_waits_for_4246_gets_its_turn_between_slices(used: Database
             hook = pool.submit(run_hook, used)
             wait_until_blocked(used)
             turn = pool.submit(waiter.execute, "SELECT pg_advisory_xact_lock(4246)")
-            wait_until(
-                lambda: used.value(
-                    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-                ),
-                "a session waits for 4246",
-            )
+            wait_until(lambda: waiters(used) == 1, "a session waits for 4246")
         turn.result(timeout=DEADLINE_S)
         assert committed_months(used) == [JANUARY]
         waiter.commit()

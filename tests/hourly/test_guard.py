@@ -179,21 +179,21 @@ def test_guard_refuses_when_one_bucket_is_wrong(rolled_up: Database) -> None:
     assert legacy_tables(rolled_up) == 0
 
 
+BUCKET_OF_NOTHING = """
+INSERT INTO task_usage_hourly (bucket_hour, workspace_id, runtime_id, agent_id, provider, model)
+VALUES ('2024-02-29 00:00+00', gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), '', '')
+"""
+
+
 def test_guard_refuses_when_a_bucket_is_left_without_raw_rows(rolled_up: Database) -> None:
-    rolled_up.execute(
-        "INSERT INTO task_usage_hourly (bucket_hour, workspace_id, runtime_id, agent_id, provider, model)"
-        " VALUES ('2024-02-29 00:00+00', gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), '', '')"
-    )
+    rolled_up.execute(BUCKET_OF_NOTHING)
     assert "Hours that differ: 1" in str(refusal(rolled_up).message_detail)
     rolled_up.upgrade()
     assert legacy_tables(rolled_up) == 0
 
 
 def test_guard_refuses_what_is_left_over_when_there_is_no_usage_at_all(at_102: Database) -> None:
-    at_102.execute(
-        "INSERT INTO task_usage_hourly (bucket_hour, workspace_id, runtime_id, agent_id, provider, model)"
-        " VALUES ('2024-02-29 00:00+00', gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), '', '')"
-    )
+    at_102.execute(BUCKET_OF_NOTHING)
     assert "Hours that differ: 1" in str(refusal(at_102).message_detail)
     at_102.upgrade()
     assert legacy_tables(at_102) == 0

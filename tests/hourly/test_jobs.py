@@ -38,7 +38,7 @@ from tests.support.oracle import differing_hours
 from tests.support.processes import finish
 from tests.support.product import LONG_MODEL, project, upsert_usage, wait_until
 from tests.support.server import Server
-from tests.support.walks import advisory_locks, blocked_at, committed_months, runners, slices
+from tests.support.walks import advisory_locks, blocked_at, committed_months, runners, slices, waiters
 from usage_rollup.hourly.crew import crew
 from usage_rollup.session import outages
 
@@ -105,15 +105,6 @@ def wait_until_walked(database: Database, runner: Popen[str], *months: datetime,
 def watermark_is_unmoved(database: Database) -> bool:
     unmoved: bool = database.value("SELECT watermark_at = 'epoch' FROM task_usage_hourly_rollup_state")
     return unmoved
-
-
-def waiters(database: Database) -> int:
-    """Count the sessions that are blocked on 4246."""
-    count: int = database.value(
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4246 AND NOT granted"
-        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    )
-    return count
 
 
 # ---------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from tests.support.oracle import wrong_buckets, wrong_costs
 from tests.support.product import LONG_MODEL, World, event, small_world, wait_until
 from tests.support.rollup import corrupt
 from tests.support.shapes import make_products
-from tests.support.walks import advisory_locks, wait_until_blocked
+from tests.support.walks import advisory_locks, wait_until_blocked, waiters
 from usage_rollup.contract import MIGRATION_RUN
 from usage_rollup.errors import UnsuitableDatabase
 from usage_rollup.hourly import products_pipeline
@@ -148,12 +148,7 @@ def test_session_that_waits_for_4246_gets_it_between_two_steps(
             catching_up = pool.submit(catch_up_here)
             wait_until_blocked(products)
             turn = pool.submit(waiter.execute, "SELECT pg_advisory_xact_lock(4246)")
-            wait_until(
-                lambda: products.value(
-                    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-                ),
-                "a session waits for 4246",
-            )
+            wait_until(lambda: waiters(products) == 1, "a session waits for 4246")
         turn.result(timeout=DEADLINE_S)
         assert 0 < products.value("SELECT sum(event_count) FROM task_usage_hourly") < 40
         waiter.commit()

@@ -132,6 +132,15 @@ def advisory_locks(database: Database) -> list[int]:
     ]
 
 
+def waiters(database: Database) -> int:
+    """Count the sessions that are blocked on 4246."""
+    count: int = database.value(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4246 AND NOT granted"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    return count
+
+
 def slices(output: str) -> int:
     """Count the slices that an upgrade or a backfill reported."""
     return len(re.findall(r"(?:\]|Z) slice \d+: ", output))

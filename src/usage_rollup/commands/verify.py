@@ -16,8 +16,6 @@ from ..hourly import slices
 from ..hourly import verify as verification
 from ..reports import place as places
 from ..reports import without_rollup
-from ..runner import adoption
-from ..session.connection import snapshot
 from ..session.options import read as read_options
 from ..session.outages import in_session
 from ..times import for_people
@@ -61,8 +59,7 @@ def _look(session: sa.Connection, since: datetime | None) -> tuple[verification.
     """Return the verdict, and what the next step is where an upgrade replaces the functions before a walk."""
     with without_rollup.placed(session):
         verdict = verification.verify(session, since)
-    with snapshot(session):
-        place = places.of(adoption.look(session))
+    place = places.look(session)
     return verdict, place.next_step if place.pending and place.revision != "102" else None
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import sqlalchemy as sa
+
 from .. import revisions
 from ..contract import HEAD, STEMS
 from ..runner import adoption, checks, ledger
+from ..session.connection import snapshot
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,12 @@ def find(checked: checks.Found) -> Place | None:
     """Say where a database stands that the upgrade would go on from, None where its ledgers contradict it."""
     place = of(checked.standing) if checked.standing else None
     return None if place is None or place.refused else place
+
+
+def look(session: sa.Connection) -> Place:
+    """Say where a database stands, in a snapshot of its own; entered and left outside a transaction."""
+    with snapshot(session):
+        return of(adoption.look(session))
 
 
 def of(standing: adoption.Standing) -> Place:

@@ -9,8 +9,6 @@ import sqlalchemy as sa
 
 from ..errors import UnsuitableDatabase
 from ..hourly.pipeline import NoHourlyRollup
-from ..runner import adoption
-from ..session.connection import snapshot
 from . import place as places
 
 
@@ -24,8 +22,7 @@ def placed(session: sa.Connection) -> Iterator[None]:
     try:
         yield
     except NoHourlyRollup as error:
-        with snapshot(session):
-            place = places.of(adoption.look(session))
+        place = places.look(session)
         raise UnsuitableDatabase(
             f"{error.refusal.message}: {place.shape}", hint=place.next_step or error.refusal.hint
         ) from error
