@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
+# A cast is no gap, nor is a time of day.
+_GAP = re.compile(r"(?P<indent>^ +)?(?<![:\w]):(?P<name>[a-z]\w*)\b", re.MULTILINE)
 
 
 def beside(module_file: str) -> dict[str, str]:
@@ -30,12 +32,12 @@ def filled(text: str, **values: str) -> str:
     """
 
     def close(gap: re.Match[str]) -> str:
+        if gap["name"] not in values:
+            return gap[0]
         value, indent = values[gap["name"]], gap["indent"] or ""
         return indent + textwrap.indent(value, indent).lstrip() if indent else value
 
-    # A cast is no gap, nor is a time of day.
-    gap = rf"(?P<indent>^ +)?(?<![:\w]):(?P<name>{'|'.join(values)})\b"
-    return re.sub(gap, close, text, flags=re.MULTILINE) if values else text
+    return _GAP.sub(close, text)
 
 
 def literal(text: str) -> str:
