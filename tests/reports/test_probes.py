@@ -54,8 +54,11 @@ def metrics(database: Database) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("asked", [("--max-lag", "30m"), ("--exit-code",)], ids=" ".join)
-def test_a_probe_does_not_wait_for_minutes(empty: Database, asked: tuple[str, ...]) -> None:
-    prober = empty.spawn("usage-rollup", "status", *asked, DATABASE_URL=NOWHERE)
+@pytest.mark.parametrize("named", [{}, {"DATABASE_STARTUP_TIMEOUT": ""}], ids=["unset", "empty"])
+def test_a_probe_does_not_wait_for_minutes(
+    empty: Database, asked: tuple[str, ...], named: dict[str, str]
+) -> None:
+    prober = empty.spawn("usage-rollup", "status", *asked, DATABASE_URL=NOWHERE, **named)
     assert "waiting up to 5 s" in read_until(prober, "waiting up to")
     prober.terminate()
     prober.communicate()

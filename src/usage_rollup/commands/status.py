@@ -62,16 +62,15 @@ def status(
     """Show where the database stands and how the hourly rollup does; reads only.
 
     A probe counts no days, and waits five seconds for a server unless DATABASE_STARTUP_TIMEOUT says
-    something else. With --json and --format prometheus its reason for
-    exiting 3 is a line on standard error.
+    something else. With --json and --format prometheus its reason for exiting 3 is a line on standard error.
     """
     if as_json and form != Format.TEXT:
         raise ConfigurationError(f"--json and --format {form} contradict each other", hint="leave one out")
     most = health.AN_HOUR if max_lag is None else _most(max_lag)
     probes = exit_code or max_lag is not None
     days = form != Format.PROMETHEUS and not probes
-    if probes:
-        os.environ.setdefault("DATABASE_STARTUP_TIMEOUT", _PROBES_PATIENCE)
+    if probes and not os.environ.get("DATABASE_STARTUP_TIMEOUT", "").strip():
+        os.environ["DATABASE_STARTUP_TIMEOUT"] = _PROBES_PATIENCE
     found = in_session(lambda session: reporting.status(session, coverage=days), read_options())
     wrong = list(health.problems(found, most) if exit_code else health.lag_problems(found, most))
     if as_json:
