@@ -92,7 +92,7 @@ for _command in (
 _SHARED = {"database_url", "verbose", "quiet"}
 
 
-def build() -> typer.core.TyperGroup:
+def _build() -> typer.core.TyperGroup:
     """Return the program: every command takes the shared options, too."""
     group = get_command(app)
     assert isinstance(group, typer.core.TyperGroup)
@@ -100,3 +100,6 @@ def build() -> typer.core.TyperGroup:
     for one in group.commands.values():
         one.params += shared
     return group
+
+
+program = _build()
