@@ -23,13 +23,17 @@ sys.dont_write_bytecode = False
 
 heed_sigint()
 
+# For many small databases, perhaps in memory: every DROP DATABASE looks through all buffers, and autovacuum
+# would begin a process every few seconds.
+SMALL = {"shared_buffers": "64MB", "max_wal_size": "512MB", "autovacuum_naptime": "1h"}
+
 # The real v0.3.4 after our own upgrade.
 OURS_AT_HEAD = "ours at head"
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    with open_server() as server, server.administered():
+    with open_server(SMALL, in_memory=True) as server, server.administered():
         yield server
 
 
@@ -89,18 +93,17 @@ def make_role(server: Server, request: pytest.FixtureRequest) -> Iterator[MakeRo
     A failed test keeps its roles, as it keeps its databases.
     """
     made: list[str] = []
-    admin = Database(server, "postgres")
 
     def make(prefix: str, attributes: str = "") -> str:
         name = f"{prefix}_{uuid.uuid4().hex[:12]}"
-        admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{name}' {attributes}")
+        server.create_role(name, attributes)
         made.append(name)
         return name
 
     yield make
     if not getattr(request.node, "failed", False):
         for name in reversed(made):
-            admin.execute(f"DROP ROLE {name}")
+            server.drop_role(name)
 
 
 @pytest.fixture
@@ -119,7 +122,7 @@ def make_database(
     def make(point: str) -> Database:
         name = f"test_{uuid.uuid4().hex[:12]}"
         server.create_database(name, template=templates(point))
-        made.append(Database(server, name))
+        made.append(Database(server, name, shares=True))
         return made[-1]
 
     yield make
@@ -150,6 +153,11 @@ empty = pytest.fixture(at("empty"))
 v034 = pytest.fixture(at("v034"))
 at_102 = pytest.fixture(at("102"))
 head = pytest.fixture(at("head"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, or one worker would go on with it when all the others have ended."""
+    items.sort(key=lambda item: not any(map(item.get_closest_marker, ("long", "packaging", "process"))))
 
 
 @pytest.hookimpl(wrapper=True)

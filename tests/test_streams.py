@@ -95,8 +95,10 @@ def test_upgrade_goes_on_and_exits_0(v034: Database, sink: str, log_format: str)
     assert v034.value("SELECT sum(event_count) FROM task_usage_hourly") == 400
 
 
-@pytest.mark.parametrize("sink", ["<&- >&- 2>&-", ">/dev/full 2>&1", GONE])
-@pytest.mark.parametrize("log_format", ["text", "json"])
+@pytest.mark.parametrize(
+    ("sink", "log_format"),
+    [("<&- >&- 2>&-", "text"), (">/dev/full 2>&1", "text"), (GONE, "text"), (GONE, "json")],
+)
 def test_refused_upgrade_exits_as_ever(empty: Database, sink: str, log_format: str) -> None:
     empty.execute("CREATE TABLE something ()")
     assert status_of(empty, sink, "alembic", "upgrade", "head", LOG_FORMAT=log_format) == 255
@@ -139,20 +141,17 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("command", ANSWERS, ids=" ".join)
-@pytest.mark.parametrize(
-    ("redirection", "why"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")]
-)
 def test_answer_that_cannot_be_written_is_one_sentence_and_a_failure(
-    at_102: Database, command: tuple[str, ...], redirection: str, why: str
+    at_102: Database, command: tuple[str, ...]
 ) -> None:
     assert said_of(at_102, ">/dev/null", *command)[0] in (0, 3)
-    status, said = said_of(at_102, redirection, *command)
-    assert status != 0
-    assert (
-        f"the answer could not be written to standard output: {why}" in said.splitlines()[-1] or status == 3
-    )
-    assert "Traceback" not in said
-    assert "Exception ignored" not in said
+    for redirection, why in (">/dev/full", "No space left on device"), (">&-", "Bad file descriptor"):
+        status, said = said_of(at_102, redirection, *command)
+        assert status != 0
+        lost = f"the answer could not be written to standard output: {why}"
+        assert lost in said.splitlines()[-1] or status == 3
+        assert "Traceback" not in said
+        assert "Exception ignored" not in said
 
 
 def test_refusal_that_standard_output_does_not_take_is_said_on_standard_error(empty: Database) -> None:
@@ -199,6 +198,6 @@ def test_what_is_opened_after_the_start_gets_no_standard_descriptor(empty: Datab
     taken = "import os, sys; sys.exit(os.open(sys.argv[1], os.O_RDWR | os.O_CREAT) == 2)"
     opened = str(tmp_path / "opened")
     assert status_of(empty, "2>&-", sys.executable, "-c", taken, opened) == 1
-    for sink in SINKS[:-1]:
+    for sink in (">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full 2>&1"):
         assert status_of(empty, sink, sys.executable, "-c", OPENED, opened) == 0
         assert Path(opened).read_text() == ""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.catalog_snapshot import snapshot
 from tests.support.database import Database, MakeDatabase
 from tests.support.go_runner import drop_legacy, record, run_sql, taken_by_go_to, unrecord
 from tests.support.horizon import stuck_writer
@@ -99,13 +100,13 @@ def test_each_shape_is_named_with_what_the_upgrade_then_does(
     database = make(make_database)
     if shape != "empty":
         rows_of(database, "2026-01-05 10:15+00")
-    before = database.catalog()
+    before = snapshot(database)
     found = look(database)
     assert (found.refusals, found.not_seen, found.goes_through) == ([], [], True)
     assert found.place is not None
     assert found.place.shape.startswith(shape)
     assert pending(found) == [stem for revision, stem in STEMS.items() if first and revision >= first]
-    assert database.catalog() == before
+    assert snapshot(database) == before
     printed = database.upgrade()
     assert re.findall(r"Running upgrade \S* -> (?:\d+), (\w+):", printed) == pending(found)
     if found.place.adoption:

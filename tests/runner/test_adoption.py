@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
+from tests.support.catalog_snapshot import snapshot
 from tests.support.closing import Session
 from tests.support.crashes import Boundary, stopped_at, waits_at
 from tests.support.database import ROOT, Database, MakeDatabase
@@ -67,9 +68,9 @@ def adopted(output: str) -> str:
 
 def assert_refused_unchanged(database: Database, *facts: str) -> str:
     """Upgrade twice: refused both times in the same words, with nothing changed."""
-    before = database.catalog()
+    before = snapshot(database)
     message = database.refused()
-    assert database.catalog() == before
+    assert snapshot(database) == before
     assert database.value("SELECT to_regclass('public.alembic_version') IS NULL")
     assert message.startswith("FAILED: ")
     assert message.count("FAILED: ") == 1

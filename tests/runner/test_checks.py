@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.support.catalog_snapshot import snapshot
 from tests.support.database import Database, MakeDatabase
 from tests.support.go_runner import run_sql, taken_by_go_to, unrecord
 from tests.support.legacy import where_legacy_is
@@ -27,10 +28,10 @@ NEEDLESS = "CREATE FUNCTION needless() RETURNS trigger LANGUAGE plpgsql AS 'BEGI
 
 
 def script_refuses_alike(database: Database, start: str, *facts: str) -> None:
-    before = database.catalog()
+    before = snapshot(database)
     done = psql(database, script(database, "upgrade", f"{start}:head"))
     assert done.returncode != 0
-    assert database.catalog() == before
+    assert snapshot(database) == before
     for fact in facts:
         assert fact in done.stderr
 

@@ -7,6 +7,7 @@ import re
 import psycopg
 import pytest
 
+from tests.support.catalog_snapshot import snapshot
 from tests.support.closing import Session
 from tests.support.database import Database
 from tests.support.oracle import wrong_buckets
@@ -61,14 +62,14 @@ def test_upgrade_is_refused_before_its_first_write_where_a_policy_binds_who_acts
     with Session.connect(database.url_of(owner)) as session:
         assert session.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
     url = database.url_of(owner) if migrator == "the owner" else database.url
-    before = database.catalog()
+    before = snapshot(database)
     refused = database.refused("upgrade", "head", DATABASE_URL=url)
     assert f"row security would hide rows from role {owner}: {table} (policies: nobodys)" in refused
     preflight = database.usage_rollup("preflight", DATABASE_URL=url)
     assert preflight.returncode == 1
     assert f"row security would hide rows from role {owner}: {table}" in preflight.stdout
     assert "there is no usage" not in preflight.stdout
-    assert database.catalog() == before
+    assert snapshot(database) == before
     # The hint is what cures it.
     (mend,) = [line for line in refused.splitlines() if line.startswith("HINT: ")]
     database.execute(mend.removeprefix("HINT: ").split(" or, as a superuser, ")[0])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.support.catalog_snapshot import snapshot
 from tests.support.database import ROOT, Database
 from tests.support.product import event, small_world
 from tests.support.roles import MakeRole
@@ -39,9 +40,9 @@ class Least:
 
     def refused(self, *arguments: str, **extra: str) -> str:
         """Run a command that must fail before anything is changed; return what it said."""
-        before = self.database.catalog()
+        before = snapshot(self.database)
         said = self.database.refused(*arguments, DATABASE_URL=self.url, **extra)
-        assert self.database.catalog() == before
+        assert snapshot(self.database) == before
         return said
 
     def run(self, *arguments: str, status: int = 0) -> str:
@@ -51,14 +52,14 @@ class Least:
 
 
 def grant_the_least(database: Database, owner: str, login: str) -> Least:
-    for table in TABLES:
-        database.execute(f'ALTER TABLE "{table}" OWNER TO {owner}')
-    for function in FUNCTIONS:
-        database.execute(f"ALTER FUNCTION {function} OWNER TO {owner}")
-    for role in {owner, login}:
-        database.execute(f"GRANT CREATE ON SCHEMA public TO {role}")
-    # The ledger is somebody else's.
-    database.execute(f"GRANT SELECT, INSERT, DELETE ON schema_migrations TO {login}")
+    statements = [
+        *(f'ALTER TABLE "{table}" OWNER TO {owner}' for table in TABLES),
+        *(f"ALTER FUNCTION {function} OWNER TO {owner}" for function in FUNCTIONS),
+        *(f"GRANT CREATE ON SCHEMA public TO {role}" for role in {owner, login}),
+        # The ledger is somebody else's.
+        f"GRANT SELECT, INSERT, DELETE ON schema_migrations TO {login}",
+    ]
+    database.execute("; ".join(statements))
     return Least(database, owner, login)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,15 +29,26 @@ NOWHERE = "postgres://nobody@127.0.0.1:1/nowhere"
 
 Connection = psycopg.Connection[Any]
 
+# What leaves nothing behind in its session.
+_PLAIN = re.compile(
+    r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH|TABLE)\b(?!.*(set_config|advisory|pg_export))", re.DOTALL
+)
+
 
 @dataclass
 class Database:
-    """One test's database: how to reach it, and the real commands run on it."""
+    """One test's database: how to reach it, and the real commands run on it.
+
+    With `shares` one session runs plain statements that follow each other: a session each was a tenth of the
+    suite's time. It is over before a command or another session of the test begins.
+    """
 
     server: Server
     name: str
     opened: list[Session] = field(default_factory=list)
     spawned: list[subprocess.Popen[str]] = field(default_factory=list)
+    shares: bool = False
+    _shared: Session | None = None
 
     @property
     def url(self) -> str:
@@ -47,21 +60,36 @@ class Database:
 
     def connect(self, *, autocommit: bool = False, **conninfo: Any) -> Session:
         """Open a session that ends with its `with` block, or else with the test."""
+        self._end_shared()
         session = Session.connect(self.url, autocommit=autocommit, **conninfo)
         self.opened.append(session)
         return session
 
     def end_sessions(self) -> None:
         """End the sessions of connect() that are still open, all at once: one may wait for another."""
+        self._end_shared()
         close_all(*self.opened)
         self.opened.clear()
 
     def execute(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """Run one statement in a session and transaction of its own; committed when it returns."""
+        """Run one statement in a transaction of its own; committed when it returns."""
+        if self.shares and _PLAIN.match(statement) and threading.current_thread() is threading.main_thread():
+            if self._shared is None or self._shared.closed:
+                self._shared = Session.connect(self.url, autocommit=True, prepare_threshold=None)
+            try:
+                return _rows(self._shared, statement, parameters)
+            except psycopg.OperationalError:
+                if not self._shared.closed:
+                    raise
+                # Ended by somebody since the statement before.
+        self._end_shared()
         with Session.connect(self.url, autocommit=True) as connection:
-            # Without parameters a literal % is just that.
-            cursor = connection.execute(statement, parameters or None)
-            return cursor.fetchall() if cursor.description else []
+            return _rows(connection, statement, parameters)
+
+    def _end_shared(self) -> None:
+        if self._shared and threading.current_thread() is threading.main_thread():
+            self._shared.close()
+            self._shared = None
 
     def value(self, statement: str, *parameters: Any) -> Any:
         """Return the first column of the first row of what is committed."""
@@ -118,6 +146,7 @@ class Database:
         env = self.environment(**extra)
         if command[0] in programs.ENTRY_POINTS:
             return self._fork(command[0], command[1:], env, cwd=cwd)
+        self._end_shared()
         return subprocess.run(
             command,
             cwd=cwd,
@@ -142,6 +171,7 @@ class Database:
 
         Nor where it went through a pooler, which keeps them.
         """
+        self._end_shared()
         before = self.server.runs(self.name)
         done = programs.run(program, arguments, cwd=cwd, env=env, timeout_s=DEADLINE_S, merge=merge)
         direct = f":{self.server.port}/" in env["DATABASE_URL"]
@@ -152,6 +182,7 @@ class Database:
     def spawn(self, *command: str, **extra: str) -> subprocess.Popen[str]:
         """Start a process, `alembic` or `./entrypoint.sh`, as run() would; output merged in its stdout."""
         env = self.environment(**extra)
+        self._end_shared()
         self.spawned.append(
             programs.Started(command[0], command[1:], cwd=ROOT, env=env)
             if command[0] in programs.ENTRY_POINTS
@@ -211,6 +242,7 @@ class Database:
         """Open a SQLAlchemy connection, pinned as the runner pins its own; its session ends with it."""
         from usage_rollup.session.connection import engine
 
+        self._end_shared()
         with engine(url or self.url, 0).connect() as connection:
             pid: int = connection.connection.driver_connection.info.backend_pid  # type: ignore[union-attr]
             try:
@@ -218,6 +250,12 @@ class Database:
             finally:
                 connection.close()
                 self.server.wait_until_gone(pid)
+
+
+def _rows(session: Session, statement: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    # Without parameters a literal % is just that.
+    cursor = session.execute(statement, parameters or None)
+    return cursor.fetchall() if cursor.description else []
 
 
 MakeDatabase = Callable[[str], Database]

@@ -173,7 +173,7 @@ class Stage:
         try:
             self.server.create_database(database.name, template=self.start(draw.start).name)
             for role in roles:
-                self.admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{role}'")
+                self.server.create_role(role)
             if needs_space:
                 with Session.connect(self.admin.url, autocommit=True) as session:
                     session.execute("SET allow_in_place_tablespaces = on")
@@ -188,7 +188,7 @@ class Stage:
             if needs_space:
                 self.admin.execute(f"DROP TABLESPACE IF EXISTS {gaps['tablespace']}")
             for role in roles:
-                self.admin.execute(f"DROP ROLE IF EXISTS {role}")
+                self.server.drop_role(role)
 
 
 def _apply(database: Database, changes: Sequence[str], gaps: dict[str, str]) -> list[str]:

@@ -18,13 +18,13 @@ def give_everything_to(database: Database, role: str) -> None:
 
 def give_objects_to(database: Database, role: str) -> None:
     """Make `role` the owner of the product's objects, without any right in their schema."""
-    for (statement,) in database.execute(
+    statements = database.execute(
         "SELECT format('ALTER TABLE %s OWNER TO %I', oid::regclass, %s::text) FROM pg_class"
         " WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
         " UNION ALL SELECT format('ALTER FUNCTION %s OWNER TO %I', oid::regprocedure, %s::text)"
         " FROM pg_proc WHERE pronamespace = 'public'::regnamespace".replace("%s::text", f"'{role}'")
-    ):
-        database.execute(statement)
+    )
+    database.execute("; ".join(statement for (statement,) in statements))
 
 
 def owners(database: Database) -> dict[str, set[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from tests.support.catalog_snapshot import snapshot
 from tests.support.database import Database
 from usage_rollup.errors import Refusal
 from usage_rollup.reports.preflight import preflight
@@ -24,9 +25,9 @@ def both_refuse(
 ) -> list[Refusal]:
     """Return why preflight refuses, after an upgrade that refused in the same words and changed nothing."""
     found = refusals(database, url, options)
-    before = database.catalog()
+    before = snapshot(database)
     said = database.refused(*command, "upgrade", "head", DATABASE_URL=url or database.url, **extra)
-    assert database.catalog() == before
+    assert snapshot(database) == before
     assert said == f"FAILED: {Refusal.of(found)}\n"
     return found
 

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Protocol
 
 from tests.support import programs
+from tests.support.catalog_snapshot import snapshot
 from tests.support.database import NOWHERE, ROOT, Database
 from tests.support.deadline import DEADLINE_S
 
@@ -29,9 +30,9 @@ class Way(Protocol):
 
 def refused(way: Way, database: Database, command: str, start: str, target: str) -> str:
     """Run a command that must fail before anything is changed; return what was said."""
-    before = database.catalog()
+    before = snapshot(database)
     said = way.fails(database, command, start, target)
-    assert database.catalog() == before
+    assert snapshot(database) == before
     return said
 
 
