@@ -1,4 +1,7 @@
-"""Show the main job: a v0.3.4 database with a history goes to head through the real entrypoint."""
+"""Show the main job: a v0.3.4 database with a history goes to head through the real entrypoint.
+
+Or, with --program, through an installed `usage-rollup`, outside the checkout.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +34,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=200_000, help="task_usage rows to generate")
     parser.add_argument("--keep", action="store_true", help="keep the server until Ctrl-C")
+    parser.add_argument("--program", type=Path, help="an installed usage-rollup, instead of entrypoint.sh")
     options = parser.parse_args()
+    command = [options.program.absolute(), "upgrade"] if options.program else [ROOT / "entrypoint.sh"]
     with open_server() as server:
         server.drop_database(DATABASE)
         url = server.create_database(DATABASE)
@@ -46,16 +52,18 @@ def main() -> int:
         )
         before = look(url)
 
-        console.rule("./entrypoint.sh")
+        console.rule("usage-rollup upgrade" if options.program else "./entrypoint.sh")
         started = time.monotonic()
         environment = {
             **os.environ,
             "DATABASE_URL": url,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
-        environment.pop("MIGRATION_DATABASE_URL", None)
+        for name in ("MIGRATION_DATABASE_URL", "ALEMBIC_CONFIG"):
+            environment.pop(name, None)
         sys.stdout.flush()
-        status = subprocess.run([ROOT / "entrypoint.sh"], env=environment, check=False).returncode
+        with tempfile.TemporaryDirectory() as elsewhere:
+            status = subprocess.run(command, env=environment, cwd=elsewhere, check=False).returncode
         seconds = time.monotonic() - started
         console.rule()
         if status != 0:

@@ -1,8 +1,8 @@
 """Build what is published, in dist/, and try it where a user would have it: `make build`.
 
-The source distribution, unpacked elsewhere, builds the same wheel again and passes its own offline tests; the
-wheel is installed in an empty environment and run outside the checkout. Exits 1 with one sentence when a tag
-does not fit.
+The source distribution, unpacked elsewhere, builds the same wheel again and passes its own offline tests;
+the wheel is installed in an empty environment, and upgrades a database with a history from there. Exits 1
+with one sentence when a tag does not fit.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ def _try_wheel(wheel: Path, scratch: Path) -> None:
     program = str(scratch / "venv" / "bin" / "usage-rollup")
     _run(program, "--version", cwd=scratch)
     _run(program, "--help", cwd=scratch)
+    _run(PYTHON, "-m", "benchmarks.demo", "--rows", "20000", "--program", program)
 
 
 def _contents(wheel: Path) -> dict[str, bytes]:
