@@ -25,7 +25,7 @@ from tests.support.roles import MakeRole
 from tests.support.server import start_server
 from tests.support.walks import runners
 from usage_rollup.errors import DatabaseUnavailable, LoginRefused
-from usage_rollup.session import attempt, verbosity
+from usage_rollup.session import attempt, parameters, verbosity
 from usage_rollup.session.opening import connect
 
 pytestmark = pytest.mark.process
@@ -506,3 +506,9 @@ def test_setting_that_a_platform_does_not_have_is_done_without(v034: Database) -
         with pytest.raises(attempt.Failed, match="22023"):
             attempt.run(session, "SELECT set_config('client_connection_check_interval', '-1', false)", 10)
         attempt.run(session, "SELECT 1", 10)
+
+
+def test_time_that_is_over_before_an_attempt_begins_is_a_failed_attempt(head: Database) -> None:
+    # As when a process was stopped, or a loaded machine gave it no processor, between two attempts.
+    with pytest.raises(attempt.Failed, match="in time"):
+        attempt.log_in(parameters.read(head.url), -1.0)

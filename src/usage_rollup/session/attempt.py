@@ -125,7 +125,8 @@ def _addresses(params: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
 
     threading.Thread(target=resolve, daemon=True, name="name resolution").start()
     try:
-        answer = answers.get(timeout=None if math.isinf(seconds) else seconds)
+        # Where a process was stopped, or got no processor, its time is over before the attempt begins.
+        answer = answers.get(timeout=None if math.isinf(seconds) else max(0.0, seconds))
     except queue.Empty:
         raise Failed(f"{parameters.where(params)}: its name was not resolved in time") from None
     if isinstance(answer, psycopg.OperationalError):
