@@ -49,8 +49,9 @@ DECLARE
     v_watermark timestamptz;
     v_schema text;
     v_kept text[];
-    v_unidentified regclass[];
-    v_table regclass;
+    v_table record;
+    v_back text[] := '{}';
+    v_statement text;
     v_name text;
     v_zone text;
     v_zones text[] := '{}';
@@ -90,13 +91,16 @@ BEGIN
         END;
         RAISE WARNING 'the legacy rollups are back from schema %', v_schema;
 
-        -- Under a publication FOR ALL TABLES the windows may delete only from tables with a replica identity.
-        v_unidentified := ARRAY(
-            SELECT c.oid::regclass FROM pg_class AS c
-            WHERE c.relreplident = 'd' AND c.oid IN (
-                'public.task_usage_dashboard_daily'::regclass, 'public.task_usage_dashboard_dirty'::regclass));
-        FOREACH v_table IN ARRAY v_unidentified LOOP
-            EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', v_table);
+        -- Under a publication FOR ALL TABLES the windows may change only tables with a replica identity.
+        FOR v_table IN
+            SELECT c.oid::regclass AS name, CASE c.relreplident WHEN 'n' THEN 'NOTHING' ELSE 'DEFAULT' END AS identity
+            FROM pg_class AS c
+            WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY (v_tables) AND CASE c.relreplident
+                WHEN 'd' THEN NOT EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisprimary)
+                WHEN 'n' THEN true END
+        LOOP
+            EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', v_table.name);
+            v_back := v_back || format('ALTER TABLE %s REPLICA IDENTITY %s', v_table.name, v_table.identity);
         END LOOP;
         FOREACH v_name IN ARRAY ARRAY['', '_dashboard'] LOOP
             BEGIN
@@ -111,8 +115,8 @@ BEGIN
                 RAISE WARNING 'task_usage%_daily stays as it was kept, not rolled forward: %', v_name, SQLERRM;
             END;
         END LOOP;
-        FOREACH v_table IN ARRAY v_unidentified LOOP
-            EXECUTE format('ALTER TABLE %s REPLICA IDENTITY DEFAULT', v_table);
+        FOREACH v_statement IN ARRAY v_back LOOP
+            EXECUTE v_statement;
         END LOOP;
         -- They bring along how they are set; the functions and triggers that were made again do not.
         DELETE FROM public.task_usage_hourly_legacy_settings WHERE step = '103' AND kind NOT IN ('function', 'trigger');

@@ -111,6 +111,9 @@ def legacy_ticks(database: Database) -> None:
 
 ZONES = ("UTC", "Asia/Kathmandu", "Australia/Lord_Howe", "America/New_York", "Pacific/Apia")
 
+# Three bytes each, and nothing in it to compress: task_usage holds it, and no legacy rollup.
+LONG_IN_BYTES = "".join(chr(0x4E00 + n * 7919 % 20_000) for n in range(883))
+
 # Around a change of clocks in each zone that has one, and Apia's missing 2011-12-30.
 CHANGES = ("2025-03-08", "2025-11-01", "2025-04-05", "2025-10-04", "2011-12-29")
 
@@ -531,6 +534,19 @@ def test_kept_rollup_that_its_window_cannot_roll_forward_comes_back_as_it_was(
     assert {watermark.date() for watermark in watermarks(database)} == {date(2025, 5, 1)}
 
 
+def test_kept_rollup_whose_window_meets_too_long_a_model_name_comes_back_as_it_was(
+    kept: tuple[Database, World],
+) -> None:
+    database, world = kept
+    was = legacy(database, "legacy_usage")
+    event(database.url, world, "2026-01-01 10:00+00", model=LONG_IN_BYTES)
+    printed = database.downgrade("102")
+    assert "task_usage_daily stays as it was kept, not rolled forward: index row size" in printed
+    assert "task_usage_dashboard_daily stays as it was kept, not rolled forward: index row size" in printed
+    assert legacy(database) == was
+    assert {watermark.date() for watermark in watermarks(database)} == {date(2025, 5, 1)}
+
+
 def test_kept_tables_are_rolled_forward_and_stay_writable_under_a_publication_for_all_tables(
     v034: Database,
 ) -> None:
@@ -595,11 +611,9 @@ def test_absurd_usage_is_left_out_of_what_is_rebuilt_and_stops_nothing(v034: Dat
 
 
 def test_model_name_is_too_long_by_its_bytes(v034: Database) -> None:
-    # Three bytes each, and nothing in it to compress.
-    model = "".join(chr(0x4E00 + n * 7919 % 20_000) for n in range(883))
     world = small_world(v034.url)
     event(v034.url, world, "2025-03-01 10:15+00")
-    event(v034.url, world, "2025-03-01 10:25+00", model=model)
+    event(v034.url, world, "2025-03-01 10:25+00", model=LONG_IN_BYTES)
     assert v034.alembic("-x", "keep-legacy=false", "upgrade", "103").returncode == 0
     assert "1 usage rows are left out of the legacy rollups" in v034.downgrade("102")
     assert all(len(rows) == 1 for rows in legacy(v034).values())

@@ -11,7 +11,7 @@ from tests.support.database import Database, MakeDatabase
 from tests.support.go_runner import GO_102, record, run_sql
 from tests.support.legacy import LEGACY_TABLES, roll_up_as_v034
 from tests.support.oracle import differing_hours
-from tests.support.product import event, small_world
+from tests.support.product import World, event, small_world
 from tests.support.roles import MakeRole, give_everything_to
 from tests.support.rollup import TICK, WATERMARK, hourly, row_versions, wrong_hours
 from tests.support.v034 import generate_history
@@ -429,10 +429,7 @@ def test_server_s_updates_do_not_fail_after_the_way_back_under_a_publication(
     event(head.url, world, "2025-03-01 10:15+00")
     head.execute(f"CREATE PUBLICATION everything {publication}")
     head.downgrade("097")
-    for issue in (world.issues[1], world.issues[0], None):
-        head.execute("UPDATE agent_task_queue SET issue_id = %s", issue)
-    head.execute("UPDATE issue SET project_id = NULL")
-    head.execute("SELECT rollup_task_usage_daily(), rollup_task_usage_dashboard_daily()")
+    work_as_the_server(head, world)
     full = {
         row[0]
         for row in head.execute(
@@ -442,3 +439,34 @@ def test_server_s_updates_do_not_fail_after_the_way_back_under_a_publication(
     dashboard = {"task_usage_dashboard_daily", "task_usage_dashboard_dirty"}
     assert full == (dashboard if tells_rows_apart else set())
     assert full <= set(LEGACY_TABLES)
+
+
+@pytest.mark.parametrize("kept", ["true", "false"])
+@pytest.mark.parametrize("queue", ["task_usage_daily_dirty", "task_usage_dashboard_dirty"])
+def test_server_s_updates_do_not_fail_after_the_way_back_where_a_published_queue_had_no_replica_identity(
+    v034: Database, queue: str, kept: str
+) -> None:
+    world = small_world(v034.url)
+    event(v034.url, world, "2025-03-01 10:15+00")
+    v034.execute(f"ALTER TABLE {queue} REPLICA IDENTITY NOTHING")
+    # A window has something to do on the way back.
+    roll_up_as_v034(v034)
+    work_on_issues(v034, world)
+    v034.upgrade(KEEP_LEGACY=kept)
+    v034.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+    v034.downgrade("097")
+    work_as_the_server(v034, world)
+    assert v034.value("SELECT relreplident FROM pg_class WHERE relname = %s", queue) == "f"
+
+
+def work_on_issues(database: Database, world: World) -> None:
+    """Change what v0.3.4's triggers queue."""
+    for issue in (world.issues[1], world.issues[0], None):
+        database.execute("UPDATE agent_task_queue SET issue_id = %s", issue)
+    database.execute("UPDATE issue SET project_id = NULL")
+
+
+def work_as_the_server(database: Database, world: World) -> None:
+    """Change what v0.3.4's triggers queue, and take the queues to their rollups."""
+    work_on_issues(database, world)
+    database.execute("SELECT rollup_task_usage_daily(), rollup_task_usage_dashboard_daily()")

@@ -414,6 +414,13 @@ MUTANTS: list[Mutant] = [
         f"{DOWNGRADE} -k kept_watermarks",
     ),
     Mutant(
+        "a model name that is too long for a kept rollup stops the way back",
+        DOWN,
+        "WHEN data_exception OR program_limit_exceeded THEN\n                -- Usage",
+        "WHEN data_exception THEN\n                -- Usage",
+        f"{DOWNGRADE} -k too_long_a_model_name",
+    ),
+    Mutant(
         "half a copy moves back",
         DOWN,
         "IF v_kept @> v_tables THEN",
@@ -467,5 +474,27 @@ MUTANTS: list[Mutant] = [
         "AND (p.pubupdate OR p.pubdelete))",
         "AND p.pubupdate)",
         f"{WAY_BACK} -k publication",
+    ),
+    Mutant(
+        "a published queue without any replica identity refuses the server's updates",
+        DOWN,
+        "                WHEN 'n' THEN true END\n    LOOP",
+        "                END\n    LOOP",
+        f"{WAY_BACK} -k publish",
+    ),
+    Mutant(
+        "a kept queue without any replica identity refuses the windows",
+        DOWN,
+        "                WHEN 'n' THEN true END\n        LOOP",
+        "                END\n        LOOP",
+        f"{WAY_BACK} -k publish",
+    ),
+    Mutant(
+        "a kept queue without a key refuses the windows",
+        DOWN,
+        "                WHEN 'd' THEN NOT EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND"
+        " i.indisprimary)\n                WHEN 'n' THEN true END\n        LOOP",
+        "                WHEN 'n' THEN true END\n        LOOP",
+        "tests/runner/test_downgrade.py tests/runner/test_way_back.py -k publi",
     ),
 ]
