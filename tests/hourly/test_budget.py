@@ -10,7 +10,7 @@ from tests.support.database import Database
 from tests.support.horizon import rewrite_function
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world
-from tests.support.rollup import EVERY_HOUR, TICK, WATERMARK, corrupt, queued, wrong_hours
+from tests.support.rollup import EVERY_HOUR, TICK, UNQUEUE, WATERMARK, corrupt, queued, wrong_hours
 
 FIRST = datetime(2025, 3, 1, 10, 15, tzinfo=UTC)
 NO_TIME = "SET usage_rollup.tick_budget = '0'"
@@ -41,6 +41,21 @@ def test_tick_without_time_does_a_day_and_queues_the_rest_by_hour(used: Database
             ticker.execute(TICK)
     assert queued(used) == 0
     assert wrong_hours(used) == []
+
+
+def test_tick_without_time_does_one_of_three_days_without_a_gap_between_them(used: Database) -> None:
+    used.execute(UNQUEUE)
+    # Every hour of them, as a correction of a whole history has: neighbours that melt into one range.
+    used.execute(
+        "INSERT INTO task_usage_hourly_invalidation (bucket_hour)"
+        " SELECT generate_series('2025-03-01 00:00+00'::timestamptz, '2025-03-03 23:00+00', '1 hour')"
+    )
+    with used.connect(autocommit=True) as ticker:
+        ticker.execute(NO_TIME)
+        assert ticker.execute(TICK).fetchone() == (5,)
+    assert used.value("SELECT max(bucket_hour) FROM task_usage_hourly") < FIRST + timedelta(days=1)
+    assert queued(used) == 48
+    assert differing_hours(used.url) == []
 
 
 def test_events_that_a_tick_has_no_time_for_are_queued_when_the_watermark_passes_them(used: Database) -> None:
@@ -132,6 +147,16 @@ def test_budget_is_five_seconds_or_what_is_set_and_half_of_the_role_s_timeout(
             assert session.execute(DEADLINE).fetchone() == (timedelta(seconds=seconds),)
 
 
+@pytest.mark.server
+def test_budget_is_half_of_the_role_s_transaction_timeout_where_postgresql_has_one(at_102: Database) -> None:
+    with at_102.connect(autocommit=True) as session:
+        session.execute("SET usage_rollup.tick_budget = '1 hour'")
+        has_one = session.info.server_version >= 170000
+        if has_one:
+            session.execute("SET transaction_timeout = '20min'")
+        assert session.execute(DEADLINE).fetchone() == (timedelta(minutes=10 if has_one else 60),)
+
+
 def test_window_does_everything_whatever_the_budget(used: Database) -> None:
     with used.connect(autocommit=True) as session:
         session.execute(NO_TIME)
@@ -143,15 +168,11 @@ def test_window_does_everything_whatever_the_budget(used: Database) -> None:
 
 def test_watermark_stays_when_the_clock_was_set_back_during_a_tick(used: Database) -> None:
     before = used.value(WATERMARK)
-    tick = "rollup_task_usage_hourly()"
-    rewrite_function(
-        used, tick, "CASE WHEN clock_timestamp() < v_started", "CASE WHEN '1999-01-01' < v_started"
-    )
+    tick, now = "rollup_task_usage_hourly()", "v_started CONSTANT timestamptz := clock_timestamp()"
+    rewrite_function(used, tick, f"{now};", f"{now} + interval '1 hour';")
     used.execute(TICK)
     assert used.value(WATERMARK) == before
-    rewrite_function(
-        used, tick, "CASE WHEN '1999-01-01' < v_started", "CASE WHEN clock_timestamp() < v_started"
-    )
+    rewrite_function(used, tick, f"{now} + interval '1 hour';", f"{now};")
     used.execute(TICK)
     assert used.value(WATERMARK) > before
     assert wrong_hours(used) == []

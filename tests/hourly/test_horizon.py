@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,7 @@ from psycopg import IsolationLevel
 
 from tests.support.database import Connection, Database, MakeDatabase
 from tests.support.deadline import DEADLINE_S
-from tests.support.horizon import begin, rewrite_function, without_margin
+from tests.support.horizon import begin, named_at_once, rewrite_function, stuck_writer, without_margin
 from tests.support.oracle import differing_hours
 from tests.support.product import event, small_world, task, upsert_usage, usage, wait_until
 from tests.support.roles import MakeRole
@@ -461,6 +462,26 @@ def test_writer_that_holds_the_horizon_back_is_named(at_102: Database) -> None:
     pid = writer.info.backend_pid
     assert who.startswith(f"pid {pid} (postgres, nightly import, idle in transaction since 20")
     assert hint == f"wait for that session, or end it: SELECT pg_terminate_backend({pid})"
+
+
+def test_of_many_who_hold_the_horizon_back_three_are_named_and_first_whose_start_is_hidden(
+    at_102: Database,
+) -> None:
+    named_at_once(at_102)
+    for name in ("first", "second", "third"):
+        begin(at_102, WRITES, application_name=name)
+    begin(at_102, WRITES, application_name="hidden", options="-c track_activities=off")
+    ((who, hint),) = at_102.execute("SELECT who, hint FROM task_usage_hourly_held_back_by()")
+    assert re.findall(r"pid \d+ \(postgres, (\w+), ", who) == ["hidden", "first", "second"]
+    named = re.findall(r"pid (\d+) ", who)
+    assert re.findall(r"pg_terminate_backend\((\d+)\)", hint) == named
+
+
+@pytest.mark.parametrize(("age", "said"), [("9 minutes", False), ("11 minutes", True)])
+def test_tick_says_who_holds_it_back_by_more_than_ten_minutes(at_102: Database, age: str, said: bool) -> None:
+    stuck_writer(at_102, age=age)
+    at_102.execute(TICK)
+    assert at_102.value("SELECT last_error IS NOT NULL FROM task_usage_hourly_rollup_state") is said
 
 
 def test_tick_that_cannot_move_the_watermark_writes_down_who_holds_it_back(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,9 +18,10 @@ from psycopg.types.range import TimestamptzRange
 
 from tests.support.database import Connection, Database
 from tests.support.deadline import DEADLINE_S
-from tests.support.product import Timestamp, event, small_world, task, utc, wait_until
+from tests.support.product import LONG_MODEL, Timestamp, event, small_world, task, utc, wait_until
 from tests.support.roles import MakeRole
 from tests.support.rollup import WATERMARK, corrupt, run_hook, wrong_hours
+from tests.support.sessions import is_blocked
 from tests.support.walks import blocked_at, runners, slices, wait_until_blocked
 from usage_rollup.contract import HOURLY_ROLLUP, MIGRATION_RUN
 from usage_rollup.errors import UnsuitableDatabase
@@ -676,6 +678,27 @@ def test_repair_beside_an_unfinished_walk_claims_no_more_than_was_claimed_before
     assert used.value(WATERMARK) == utc(1970, 1, 1)
     run_hook(used)
     assert used.value(WATERMARK) > utc(2025, 5, 1)
+
+
+def test_bucket_that_two_walkers_set_aside_bears_the_time_of_the_second(at_102: Database) -> None:
+    event(at_102.url, small_world(at_102.url), "2025-03-01 10:15+00", model=LONG_MODEL)
+    plan(at_102, 1)
+    # An hour of a slice that is still to walk.
+    at_102.execute("SELECT rollup_task_usage_hourly_plan_repair(100, %s)", [utc(2025, 3, 1, 10)])
+    assert at_102.execute(UNWALKED) == [(utc(2025, 3, 1),), (utc(2025, 3, 1, 10),)]
+    first = at_102.connect()
+    first.execute(SLICE)
+    with (
+        at_102.connect(options=f"-c statement_timeout={DEADLINE_S:.0f}s") as second,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        began = second.execute("SELECT now()").fetchone()
+        walking = pool.submit(second.execute, SLICE)
+        wait_until(lambda: is_blocked(at_102, second), "the second walker meets the first one's bucket")
+        first.commit()
+        walking.result()
+    assert at_102.execute("SELECT set_aside_at FROM task_usage_hourly_set_aside") == [began]
+    assert wrong_hours(at_102) == []
 
 
 def test_repair_finds_what_differs_itself_and_takes_whole_hours(used: Database) -> None:

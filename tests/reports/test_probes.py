@@ -111,6 +111,9 @@ def test_where_nothing_was_ever_rolled_up_the_lag_is_the_age_of_the_oldest_usage
 ) -> None:
     database, world = used
     event(database.url, world, "2026-02-01 10:15+00")
+    # Of no time, and of an hour that is in no rollup.
+    event(database.url, world, "2025-03-02 10:15+00", "-infinity")
+    event(database.url, world, "0044-03-15 10:15+00 BC", "2025-03-02 10:15+00")
     age = "SELECT extract(epoch FROM clock_timestamp() - timestamptz '2025-03-01 10:15+00')::float8"
     for change in (
         "UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'",
@@ -131,6 +134,11 @@ def test_where_nothing_was_ever_rolled_up_the_lag_is_the_age_of_the_oldest_usage
         assert re.match(said, line)
         assert line.endswith("old, more than 30m; catch up: usage-rollup backfill")
     heal(database)
+
+
+def test_where_there_is_no_usage_nothing_lags(head: Database) -> None:
+    head.execute("UPDATE task_usage_hourly_rollup_state SET watermark_at = 'epoch'")
+    assert metrics(head)["usage_rollup_lag_seconds"] == 0
 
 
 def test_first_usage_of_a_quarter_of_an_hour_is_no_reason_for_an_alarm(head: Database) -> None:

@@ -298,6 +298,19 @@ def test_the_strip_ends_with_the_newest_24_months_unless_asked_for_all(used: tup
     )
 
 
+def test_a_bucket_that_is_set_aside_hides_none_of_another_project(used: tuple[Database, World]) -> None:
+    database, _ = used
+    database.execute(
+        "INSERT INTO task_usage_hourly_set_aside (bucket_hour, workspace_id, runtime_id, agent_id,"
+        " project_id, label_digest, label_start, sqlstate, error)"
+        " SELECT bucket_hour, workspace_id, runtime_id, agent_id, gen_random_uuid(),"
+        " task_usage_hourly_label_digest(provider, model), '', '54000', 'too long'"
+        " FROM task_usage_hourly"
+    )
+    screen = database.usage_rollup("status").stdout
+    assert line(screen, "coverage").endswith("days with usage complete; holes: none")
+
+
 def test_status_names_what_is_queued_set_aside_undated_and_unfinished(used: tuple[Database, World]) -> None:
     database, world = used
     database.execute("UPDATE issue SET project_id = NULL WHERE id = %s", world.issues[0])

@@ -96,6 +96,15 @@ def test_a_database_with_nothing_but_a_view_counts_as_empty(empty: Database) -> 
     assert empty.revision == "097"
 
 
+def test_a_database_with_nothing_but_a_table_of_an_extension_counts_as_empty(empty: Database) -> None:
+    empty.execute("CREATE TABLE notes (id int)")
+    # The trap: a table that no extension owns.
+    assert "holds tables but no ledger" in empty.refused()
+    empty.execute("ALTER EXTENSION plpgsql ADD TABLE notes")
+    empty.upgrade("097")
+    assert empty.revision == "097"
+
+
 # A: a clean v0.3.4
 
 

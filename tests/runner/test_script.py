@@ -327,6 +327,34 @@ def test_script_goes_on_only_when_whoever_got_4246_between_two_slices_gives_it_b
     assert committed_months(at_102) == months
 
 
+def test_script_gives_4246_to_nobody_who_waits_for_that_of_another_database(
+    at_102: Database, make_database: MakeDatabase
+) -> None:
+    months = write_history(at_102)
+    # Who gives 4246 away has it again a moment later, so whoever does says so.
+    at_102.execute(UNLOCKING_SAYS_SO)
+    other = make_database("empty")
+    with ThreadPoolExecutor(1) as pool, other.connect() as holder, other.connect() as waiter:
+        holder.execute("SELECT pg_advisory_xact_lock(4246)")
+        turn = pool.submit(waiter.execute, "SELECT pg_advisory_xact_lock(4246)")
+        wait_until(lambda: other.execute(QUEUED_ON_4246), "a session of another database waits for its 4246")
+        said = apply(at_102, "upgrade", "102:head")
+        assert other.execute(QUEUED_ON_4246)
+        holder.commit()
+        turn.result(timeout=DEADLINE_S)
+    assert len(slices(said)) == len(months)
+    assert said.count("4246 is given back") == 1
+    assert said.index("4246 is given back") > said.index("the hourly rollup matches raw usage")
+
+
+# Renamed and not replaced: a built-in function is called by its number, whatever its body is.
+UNLOCKING_SAYS_SO = """
+ALTER FUNCTION pg_catalog.pg_advisory_unlock(bigint) RENAME TO pg_advisory_unlock_in_silence;
+CREATE FUNCTION pg_catalog.pg_advisory_unlock(bigint) RETURNS boolean LANGUAGE plpgsql
+AS $$ BEGIN RAISE INFO '% is given back', $1; RETURN pg_advisory_unlock_in_silence($1); END $$;
+"""
+
+
 def test_script_rests_between_slices_without_4246(at_102: Database) -> None:
     months = write_history(at_102)
     running = start(at_102, script(at_102, "-x", "sleep-between-slices=1h", "upgrade", "102:head"))

@@ -266,3 +266,14 @@ def test_without_one_of_the_two_rollups_there_is_nothing_to_compare(counted: tup
             assert exceeding(connection) == BOTH
             connection.execute(f"DROP TABLE {rollup}")
             assert exceeding(connection) == set()
+
+
+def test_totals_are_told_day_by_day(v034: Database) -> None:
+    report(v034, small_world(v034.url))
+    roll_up_as_v034(v034)
+    lose_raw_rows(v034)
+    v034.upgrade("102")
+    found = v034.execute("SELECT bucket_date, rollup FROM task_usage_hourly_legacy_excess()")
+    assert len({day for day, _ in found}) > 1
+    assert len({rollup for _, rollup in found}) > 1
+    assert found == sorted(found)

@@ -628,4 +628,11 @@ MUTANTS: list[Mutant] = [
         "",
         f"{WAY_BACK} -k left_to_the_operator",
     ),
+    Mutant(
+        "excess: told in any order",
+        DIFFERENCES,
+        "\n    ORDER BY 2, 1, 3, 4",
+        "",
+        f"{EXCESS} -k day_by_day",
+    ),
 ]

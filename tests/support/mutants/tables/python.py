@@ -20,6 +20,8 @@ _PREFLIGHT = "tests/reports/test_preflight.py"
 _OTHERS = "tests/stories/test_other_runners.py"
 _LOGS = "tests/test_logs.py"
 _RUNS = "tests/runner/test_runner_lock.py"
+_PROBES = "tests/reports/test_probes.py"
+_BOTH_WAYS = "tests/stories/test_upgrade_both_ways.py"
 
 _SESSION = [
     Mutant(
@@ -986,4 +988,171 @@ _DOOR = [
     ),
 ]
 
-MUTANTS = [*_SESSION, *_HOURLY, *_RUNNER, *_REPORTS, *_COMMANDS, *_DOOR]
+# What lags, what a partial backfill left out, and what is next where there is no rollup.
+_LATE = [
+    Mutant(
+        "lag: a watermark in the future lags by less than nothing",
+        f"{_SRC}/hourly/lag.sql",
+        "    WHEN s.watermark > clock_timestamp() THEN NULL\n",
+        "",
+        f"{_PROBES} -k future",
+    ),
+    Mutant(
+        "lag: what never began lags since 1970",
+        f"{_SRC}/hourly/lag.sql",
+        "s.watermark > 'epoch'",
+        "s.watermark >= 'epoch'",
+        f"{_PROBES} -k ever_rolled_up",
+    ),
+    Mutant(
+        "lag: where there is no usage nobody knows",
+        f"{_SRC}/hourly/lag.sql",
+        "))), 0)::double precision END",
+        "))), NULL)::double precision END",
+        f"{_PROBES} -k nothing_lags",
+    ),
+    Mutant(
+        "lag: usage of no time counts as the oldest",
+        f"{_SRC}/hourly/lag.sql",
+        " WHERE isfinite(updated_at)",
+        "",
+        f"{_PROBES} -k ever_rolled_up",
+    ),
+    Mutant(
+        "lag: usage of an absurd hour counts as the oldest",
+        f"{_SRC}/hourly/lag.sql",
+        " WHERE public.task_usage_hourly_dated(created_at)",
+        "",
+        f"{_PROBES} -k ever_rolled_up",
+    ),
+    Mutant(
+        "left out: what is walked is what lies behind it",
+        f"{_SRC}/hourly/slices.sql",
+        "tstzrange(public.task_usage_hour_bucket(f.first_at), l.before_hour)",
+        "tstzrange(l.before_hour, NULL)",
+        f"{_COMMAND} -k left_out",
+    ),
+    Mutant(
+        "left out: its first hour is not walked",
+        f"{_SRC}/hourly/slices.sql",
+        "tstzrange(public.task_usage_hour_bucket(f.first_at), l.before_hour)",
+        "tstzrange(public.task_usage_hour_bucket(f.first_at) + interval '1 hour', l.before_hour)",
+        f"{_COMMAND} -k left_out",
+    ),
+    Mutant(
+        "left out: it is walked again beside the walk that reaches it",
+        f"{_SRC}/hourly/slices.sql",
+        "\n    AND NOT EXISTS (SELECT FROM public.task_usage_hourly_backfill AS b"
+        " WHERE b.from_hour < l.before_hour)",
+        "",
+        f"{_COMMAND} -k left_out",
+    ),
+    Mutant(
+        "left out: walking it takes the watermark to now",
+        f"{_SRC}/hourly/slices.sql",
+        "s.usage_rows, w.watermark_at\n",
+        "s.usage_rows, clock_timestamp()\n",
+        f"{_COMMAND} -k left_out",
+    ),
+    Mutant(
+        "left out: no reason for a walk",
+        f"{_SRC}/hourly/backfill.py",
+        " or self.left_out_before is not None)",
+        ")",
+        f"{_COMMAND} -k left_out",
+    ),
+    Mutant(
+        "left out: no reason for a walk, to a script",
+        f"{_SRC}/hourly/backfill.sql",
+        "v_state.unfinished OR v_left_out OR v_state.lag",
+        "v_state.unfinished OR v_state.lag",
+        f"{_BOTH_WAYS} -k left_out",
+    ),
+    Mutant(
+        "left out: a script plans it again and again",
+        f"{_SRC}/hourly/backfill.sql",
+        "                v_left_out := false;\n",
+        "",
+        f"{_BOTH_WAYS} -k left_out",
+    ),
+    Mutant(
+        "coverage: a bucket that is set aside hides those of other projects",
+        f"{_SRC}/reports/covered_days.sql",
+        "\n            AND s.project_id IS NOT DISTINCT FROM e.project_id",
+        "",
+        "tests/reports/test_status.py -k another_project",
+    ),
+    Mutant(
+        "ticks: of several jobs the oldest is named",
+        f"{_SRC}/hourly/ticker.sql",
+        "ORDER BY (jobname = CAST(:job AS text)) IS TRUE DESC, jobid LIMIT 1",
+        "ORDER BY jobid LIMIT 1",
+        "tests/hourly/test_ticker.py -k pg_cron",
+    ),
+    Mutant(
+        "ticks: somebody is missed while a daily rollup is left",
+        f"{_SRC}/hourly/ticker.sql",
+        "to_regclass('public.task_usage_dashboard_daily')) = 0",
+        "to_regclass('public.task_usage_dashboard_daily')) < 2",
+        "tests/hourly/test_ticker.py -k one_daily",
+    ),
+    Mutant(
+        "proof: a short history is compared in parts, too",
+        f"{_SRC}/hourly/proof.sql",
+        "\n    WHERE cardinality(b.hours) > CAST(:ranges AS int)",
+        "",
+        "tests/hourly/test_proof.py",
+        equivalent="bounds that coincide are one: only how even the parts are could differ",
+    ),
+    Mutant(
+        "place: where no upgrade can go on one can",
+        f"{_SRC}/reports/place.py",
+        "place is None or place.refused",
+        "place is None",
+        f"{_PREFLIGHT} tests/reports/test_status.py",
+    ),
+    Mutant(
+        "place: whatever stands at 101 is stuck",
+        f"{_SRC}/reports/place.py",
+        'standing.start == "101" and standing.has_pipeline',
+        'standing.start == "101"',
+        f"{_PREFLIGHT} tests/reports/test_status.py",
+    ),
+    Mutant(
+        "place: at 102 the next step is that of before",
+        f"{_SRC}/reports/place.py",
+        'if standing.start < "102":',
+        'if standing.start <= "102":',
+        f"{_PREFLIGHT} tests/reports/test_status.py",
+    ),
+    Mutant(
+        "without a rollup the hint is that of every place",
+        f"{_SRC}/reports/without_rollup.py",
+        "place.next_step or error.refusal.hint",
+        "error.refusal.hint",
+        f"tests/reports tests/hourly/test_verify.py {_COMMAND} {_TICK} -k without_a_rollup",
+    ),
+    Mutant(
+        "a pause between two attempts that overran ends in a traceback",
+        f"{_SRC}/session/attempt.py",
+        "max(0.0, seconds)",
+        "seconds",
+        "tests/session/test_opening.py -k time_that_is_over",
+    ),
+    Mutant(
+        "a probe waits for minutes where its variable is empty",
+        f"{_SRC}/commands/status.py",
+        'not os.environ.get("DATABASE_STARTUP_TIMEOUT", "").strip()',
+        '"DATABASE_STARTUP_TIMEOUT" not in os.environ',
+        f"{_PROBES} -k does_not_wait",
+    ),
+    Mutant(
+        "gaps that nobody closes are closed with nothing",
+        f"{_SRC}/queries.py",
+        "            return gap[0]\n",
+        '            return ""\n',
+        "tests/runner/test_script.py",
+    ),
+]
+
+MUTANTS = [*_SESSION, *_HOURLY, *_RUNNER, *_REPORTS, *_COMMANDS, *_DOOR, *_LATE]

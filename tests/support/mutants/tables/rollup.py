@@ -229,6 +229,29 @@ MUTANTS: list[Mutant] = [
         equivalent="Who has ended is visible to every snapshot taken later; a lower horizon costs a tick.",
     ),
     Mutant(
+        "held back by: whose start is hidden comes last",
+        _CLOCK,
+        "ORDER BY 1 NULLS FIRST, 2 LIMIT 3",
+        "ORDER BY 1, 2 LIMIT 3",
+        f"{_OF_HORIZON} -k three_are_named",
+    ),
+    Mutant(
+        "held back by: however many there are",
+        _CLOCK,
+        "ORDER BY 1 NULLS FIRST, 2 LIMIT 3",
+        "ORDER BY 1 NULLS FIRST, 2",
+        f"{_OF_HORIZON} -k three_are_named",
+    ),
+    Mutant(
+        "held back by: prepared transactions of other databases",
+        _CLOCK,
+        " AND p.database = current_database()",
+        "",
+        f"{_OF_HORIZON} -k prepared",
+        equivalent="Those that are joined hold a lock on usage in this database, and no other transaction"
+        " has their virtual one.",
+    ),
+    Mutant(
         "latest event: created_at of what was updated since",
         _CLOCK,
         "(SELECT MAX(created_at) FROM public.task_usage WHERE updated_at IS NULL)) AS latest",
@@ -477,6 +500,13 @@ MUTANTS: list[Mutant] = [
         _REFUSED,
     ),
     Mutant(
+        "set aside: the time of the first refusal stays",
+        _RECOMPUTE,
+        ", set_aside_at = EXCLUDED.set_aside_at",
+        "",
+        "tests/hourly/test_slices.py -k two_walkers_set_aside",
+    ),
+    Mutant(
         "set aside: provider and model change places",
         _RECOMPUTE,
         "public.task_usage_hourly_label_digest(p_provider, p_model)",
@@ -510,6 +540,14 @@ MUTANTS: list[Mutant] = [
         "IF v_begun AND clock_timestamp() >= p_deadline THEN",
         "IF clock_timestamp() >= p_deadline THEN",
         _OF_BUDGET,
+    ),
+    Mutant(
+        "hours: a range with a deadline is longer than a day",
+        _RECOMPUTE,
+        "        GROUP BY CASE WHEN isfinite(p_deadline)"
+        " THEN date_bin('1 day', h, '0001-01-01 00:00:00+00') END\n",
+        "",
+        f"{_OF_BUDGET} -k three_days",
     ),
     Mutant(
         "undated: the last readable year goes",
@@ -690,6 +728,13 @@ MUTANTS: list[Mutant] = [
         f"{_OF_BUDGET} -k budget_is",
     ),
     Mutant(
+        "tick: the transaction's timeout is not heeded",
+        _TICK,
+        ",\n        NULLIF(current_setting('transaction_timeout', true)::interval, '0') / 2)",
+        ")",
+        f"{_OF_BUDGET} -k transaction_timeout",
+    ),
+    Mutant(
         "tick: no timeout is no time",
         _TICK,
         "NULLIF(current_setting('statement_timeout')::interval, '0') / 2",
@@ -782,6 +827,16 @@ MUTANTS: list[Mutant] = [
         "CASE WHEN clock_timestamp() < v_started THEN v_from ELSE v_to END",
         "v_to",
         f"{_OF_BUDGET} -k clock_was_set_back",
+    ),
+    *(
+        Mutant(
+            f"tick: who holds it back is said {when}",
+            _TICK,
+            "IF v_to < v_started - interval '10 minutes' THEN",
+            f"IF v_to < {bound} THEN",
+            f"{_OF_HORIZON} -k more_than_ten_minutes",
+        )
+        for when, bound in {"at once": "v_started", "after an hour": "v_started - interval '1 hour'"}.items()
     ),
     Mutant(
         "tick: who holds it back is not said",

@@ -13,6 +13,7 @@ SCRIPT = f"{_SRC}/runner/script.sql"
 TABLE_LOCKS = f"{_SRC}/runner/table_locks.sql"
 CHECKS = f"{_SRC}/runner/checks.sql"
 DEPENDENTS = f"{_SRC}/runner/dependents.sql"
+ADOPTION = f"{_SRC}/runner/adoption.sql"
 BLOCKERS = f"{_SRC}/session/blockers.sql"
 
 OF_SCRIPTS = "tests/runner/test_script.py"
@@ -22,6 +23,7 @@ OF_UNSEEN = "tests/hourly/test_unseen.py"
 OF_SCHEDULE = "tests/hourly/test_schedule.py"
 OF_CHECKS = "tests/runner/test_checks.py"
 OF_DEPENDENTS = "tests/runner/test_dependents.py"
+OF_ADOPTION = "tests/runner/test_adoption.py"
 OF_BLOCKERS = "tests/session/test_blockers.py"
 LOCKS_HELD = "tests/stories/test_locks_held.py"
 
@@ -51,6 +53,13 @@ MUTANTS: list[Mutant] = [
         BACKFILL,
         "AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())))",
         "AND l.database <> (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())))",
+        f"{OF_SCRIPTS} -k 4246",
+    ),
+    Mutant(
+        "a script gives 4246 away for somebody of another database",
+        BACKFILL,
+        f"\n                AND l.database = {_HERE}))",
+        "))",
         f"{OF_SCRIPTS} -k 4246",
     ),
     Mutant(
@@ -609,6 +618,14 @@ MUTANTS: list[Mutant] = [
         "WHERE d.deptype IN ('a', 'i', 'P', 'S')\n), blocking",
         "WHERE d.deptype IN ('i', 'P', 'S')\n), blocking",
         f"{OF_DEPENDENTS} -k named_before",
+    ),
+    # Where a database stands.
+    Mutant(
+        "tables of extensions count as the product's",
+        ADOPTION,
+        "\n        AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')",
+        "",
+        f"{OF_ADOPTION} -k extension",
     ),
     # Who is in the way.
     Mutant(
