@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 
 from tests.support.database import ROOT
 from tests.support.mutants.modules import EQUIVALENT, TESTS
-from tests.support.mutants.tables import MUTANTS
+from tests.support.mutants.tables import MUTANTS, TABLES
+from tests.support.rollup import MEASURES
 
 pytestmark = pytest.mark.offline
 
@@ -30,6 +33,29 @@ def files_of(tests: str) -> set[str]:
 
 def missing(tests: str) -> list[str]:
     return [name for name in files_of(tests) if not (ROOT / name).exists()]
+
+
+def test_every_choice_of_tests_by_a_word_finds_some() -> None:
+    assert [m.name for m in MUTANTS if "-k" in m.tests.split() and not any(chosen(m.tests))] == []
+
+
+def chosen(tests: str) -> Iterator[str]:
+    """Yield the lines that the word behind -k stands in; many tests take each measure in turn."""
+    word = tests.split("-k ")[1].split()[0]
+    yield from (measure for measure in MEASURES if measure == word)
+    for name in files_of(tests):
+        path = ROOT / name
+        for file in path.rglob("test_*.py") if path.is_dir() else [path]:
+            yield from re.findall(rf".*{re.escape(word)}.*", file.name + "\n" + file.read_text("utf-8"))
+
+
+def test_the_page_counts_the_mistakes_of_each_table() -> None:
+    page = (ROOT / "docs" / "mutants.md").read_text("utf-8")
+    said = re.findall(r"^\| `(\w+)\.py` \|[^|]*\| (\d+) of (\d+) \| (\d+) \|$", page, re.MULTILINE)
+    assert said == [
+        (name, *[str(sum(not m.equivalent for m in table))] * 2, str(sum(bool(m.equivalent) for m in table)))
+        for name, table in TABLES.items()
+    ]
 
 
 def test_each_has_a_name_of_its_own_and_eighty_are_of_sql() -> None:

@@ -32,4 +32,6 @@ def test_upgrade_imports_what_it_needs_and_no_more(v034: Database) -> None:
     assert {"typer", "rich", "usage_rollup.commands"} <= ticked
     assert "usage_rollup.schema" in checked
     # Which Alembic's own command cannot help.
-    assert "pygments.lexers.agile" in checked - ticked
+    lexers = {module for module in checked if module.startswith("pygments.lexers.")}
+    assert len(lexers) > 1
+    assert lexers & ticked == set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import subprocess
 import sys
 import threading
@@ -39,8 +40,8 @@ _PLAIN = re.compile(
 class Database:
     """One test's database: how to reach it, and the real commands run on it.
 
-    With `shares` one session runs plain statements that follow each other: a session each was a tenth of the
-    suite's time. It is over before a command or another session of the test begins.
+    With `shares` one session runs the plain statements of the main thread that follow each other: a session
+    each was a tenth of the suite's time. It is over before that thread begins a command or another session.
     """
 
     server: Server
@@ -74,14 +75,11 @@ class Database:
     def execute(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Run one statement in a transaction of its own; committed when it returns."""
         if self.shares and _PLAIN.match(statement) and threading.current_thread() is threading.main_thread():
-            if self._shared is None or self._shared.closed:
+            # Somebody may have ended it since the statement before.
+            if self._shared is None or self._shared.closed or _was_told(self._shared):
+                self._end_shared()
                 self._shared = Session.connect(self.url, autocommit=True, prepare_threshold=None)
-            try:
-                return _rows(self._shared, statement, parameters)
-            except psycopg.OperationalError:
-                if not self._shared.closed:
-                    raise
-                # Ended by somebody since the statement before.
+            return _rows(self._shared, statement, parameters)
         self._end_shared()
         with Session.connect(self.url, autocommit=True) as connection:
             return _rows(connection, statement, parameters)
@@ -250,6 +248,11 @@ class Database:
             finally:
                 connection.close()
                 self.server.wait_until_gone(pid)
+
+
+def _was_told(session: Session) -> bool:
+    """Tell whether the server has said something unasked, and be it that it has gone."""
+    return bool(select.select([session.pgconn.socket], [], [], 0)[0])
 
 
 def _rows(session: Session, statement: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:

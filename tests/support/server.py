@@ -417,13 +417,12 @@ def open_server(settings: Mapping[str, str] = {}, *, in_memory: bool = False) ->
 def _has_room(directory: Path) -> bool:
     """Tell whether a file system, if there is one, has room for four servers of tests, and runs programs.
 
-    Binaries out of reach are copied to where the server lives.
+    Room of its own, and free memory behind it. Binaries out of reach are copied to where the server lives.
     """
-    return (
-        directory.is_dir()
-        and not os.statvfs(directory).f_flag & os.ST_NOEXEC
-        and shutil.disk_usage(directory).free >= MEMORY_BYTES
-    )
+    if not directory.is_dir() or os.statvfs(directory).f_flag & os.ST_NOEXEC:
+        return False
+    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(memory, shutil.disk_usage(directory).free) >= MEMORY_BYTES
 
 
 def unprivileged_account() -> dict[str, Any]:

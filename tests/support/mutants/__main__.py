@@ -23,6 +23,10 @@ def main() -> int:
     generated = _generated(options.generated, options.seed, options.only)
     tried = [mutant for mutant in by_hand + generated if not mutant.equivalent]
     argued = len(by_hand + generated) - len(tried)
+    if not tried:
+        sys.exit(f"no mistake has a name or path with {options.only!r} in it")
+    sets = len({mutant.tests for mutant in tried})
+    say(f"{len(tried)} mistakes; first their {sets} sets of tests without any, a minute or two each")
     started = time.monotonic()
     verdicts: list[Verdict] = []
     for verdict in judge(tried, options.at_once):

@@ -95,7 +95,8 @@ def _first_failure(tree: Path, mutant: Mutant | None, tests: str) -> str | None:
     if result.returncode == _PASSED:
         return None
     failed = [line for line in result.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-    if result.returncode != _FAILED or not failed:
+    # Whoever looks for the text that a mistake has changed has noticed nothing.
+    if result.returncode != _FAILED or not failed or " - LookupError: " in failed[0]:
         # A mistake that keeps Python from importing the project is one that every test would notice.
         if mutant and "ImportError while loading conftest" in result.stderr + result.stdout:
             return "import"
