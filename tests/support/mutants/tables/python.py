@@ -1007,8 +1007,8 @@ _LATE = [
     Mutant(
         "lag: where there is no usage nobody knows",
         f"{_SRC}/hourly/lag.sql",
-        "))), 0)::double precision END",
-        "))), NULL)::double precision END",
+        "ELSE GREATEST(0, EXTRACT(EPOCH",
+        "ELSE (EXTRACT(EPOCH",
         f"{_PROBES} -k nothing_lags",
     ),
     Mutant(
