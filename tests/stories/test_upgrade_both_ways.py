@@ -507,7 +507,10 @@ def test_what_is_queued_is_rolled_up_before_103_although_nothing_is_walked(
 def test_what_was_left_out_is_walked_as_one_range_before_the_proof(way: Way, at_102: Database) -> None:
     write_history(at_102, months=6)
     assert at_102.usage_rollup("backfill", "--months-back", "2", "--force-partial").returncode == 0
+    watermark = at_102.value("SELECT watermark_at FROM task_usage_hourly_rollup_state")
     said = way.upgrade(at_102, "102")
+    # What was written meanwhile lies behind it.
+    assert at_102.value("SELECT watermark_at FROM task_usage_hourly_rollup_state") == watermark
     assert "rolling up what a partial backfill left out" in said
     assert "slice 4: " in said
     assert "slice 5: " not in said
