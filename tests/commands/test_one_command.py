@@ -33,11 +33,11 @@ def test_help_names_the_variables_of_the_database_and_can_be_asked_for_by_h(
     assert shown.returncode == 0
     assert "--database-url" in shown.stdout
     assert "MIGRATION_DATABASE_URL, DATABASE_URL" in shown.stdout
+    assert shown.stdout == empty.run("usage-rollup", command, "--help", COLUMNS="200").stdout
 
 
 def test_help_of_an_upgrade_names_every_variable_of_its_options(empty: Database) -> None:
     shown = empty.run("usage-rollup", "upgrade", "-h", COLUMNS="200").stdout
-    assert shown == empty.run("usage-rollup", "upgrade", "--help", COLUMNS="200").stdout
     for variable in ("JOBS", "SLEEP_BETWEEN_SLICES", "LOCK_TIMEOUT", "KEEP_LEGACY", "VERSION_TABLE"):
         assert f"[env var: {variable}]" in shown
 

@@ -321,5 +321,5 @@ def test_schedules_find_what_is_wrong_with_a_mutant(machine: Machine, mutant: st
         wrong.mistake(patch)
         number = schedules_until_violation(machine, replayed)
     print(f"found by schedule {number}")  # noqa: T201
-    # What it did wrong, what is right does not.
-    machine.replay(*replayed[number - 1])
+    for script in replayed[:number]:
+        machine.replay(*script)

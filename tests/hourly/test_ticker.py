@@ -79,8 +79,9 @@ def test_a_tick_typed_by_hand_is_no_ticker(at_102: Database, typed: list[str] | 
     assert WHICH in ticks(at_102)
     idle(at_102, "16 minutes")
     assert NOBODY in last_line(at_102.upgrade())
-    said = re.sub(r"[0-9]+ min( [0-9]+ s)? ago", "a while ago", ticks(at_102))
-    assert said == f"nothing ticks here, the last run finished a while ago: {WHICH}"
+    # An upgrade lies between, and a loaded machine may take minutes for it.
+    said = re.sub(r"(1[6-9]|20) min( [0-9]+ s)? ago", "16 min ago", ticks(at_102))
+    assert said == f"nothing ticks here, the last run finished 16 min ago: {WHICH}"
 
 
 @pytest.mark.parametrize("point", ["v0.3.17", "ours at v0.3.17", "v0.4.32"])
@@ -139,7 +140,7 @@ def test_a_schedule_whose_runs_stay_away_needs_somebody(head: Database) -> None:
     probe = head.usage_rollup("status", "--exit-code")
     assert probe.returncode == 3
     assert "pg_cron job rollup_task_usage_hourly" in probe.stdout
-    assert re.search("the last run finished 3 h( [0-9]+ min)? ago", probe.stdout)
+    assert re.search("the last run finished 3 h( [0-9] min)? ago", probe.stdout)
 
 
 def test_another_applications_ledger_of_that_name_is_not_asked(head: Database) -> None:

@@ -22,6 +22,7 @@ from tests.support.walks import (
     committed_months,
     runners,
     wait_until_blocked,
+    waiters,
     write_history,
 )
 from tests.support.ways import ALL_ALONE, psql, script
@@ -302,9 +303,7 @@ def test_session_blocked_on_4246_gets_it_between_two_slices(at_102: Database) ->
         deletion = start(
             at_102, "BEGIN; SELECT pg_advisory_xact_lock(4246); SELECT count(*) FROM issue; COMMIT;"
         )
-        wait_until(
-            lambda: at_102.execute(QUEUED_ON_4246) or deletion.poll() is not None, "the deletion queues"
-        )
+        wait_until(lambda: waiters(at_102) or deletion.poll() is not None, "the deletion queues")
         assert deletion.poll() is None, deletion.communicate()
     assert deletion.wait(60) == 0
     assert running.wait(60) == 0, running.communicate()
@@ -317,7 +316,7 @@ def test_script_goes_on_only_when_whoever_got_4246_between_two_slices_gives_it_b
             running = start(at_102, script(at_102, "upgrade", "102:head"))
             wait_until_blocked(at_102)
             turn = pool.submit(waiter.execute, "SELECT pg_advisory_xact_lock(4246)")
-            wait_until(lambda: at_102.execute(QUEUED_ON_4246), "a session waits for 4246")
+            wait_until(lambda: waiters(at_102), "a session waits for 4246")
         turn.result(timeout=DEADLINE_S)
         said = read_until(running, "waiting for advisory lock 4246")
         assert f"held by pid {waiter.info.backend_pid} " in said
@@ -337,9 +336,9 @@ def test_script_gives_4246_to_nobody_who_waits_for_that_of_another_database(
     with ThreadPoolExecutor(1) as pool, other.connect() as holder, other.connect() as waiter:
         holder.execute("SELECT pg_advisory_xact_lock(4246)")
         turn = pool.submit(waiter.execute, "SELECT pg_advisory_xact_lock(4246)")
-        wait_until(lambda: other.execute(QUEUED_ON_4246), "a session of another database waits for its 4246")
+        wait_until(lambda: waiters(other), "a session of another database waits for its 4246")
         said = apply(at_102, "upgrade", "102:head")
-        assert other.execute(QUEUED_ON_4246)
+        assert waiters(other)
         holder.commit()
         turn.result(timeout=DEADLINE_S)
     assert len(slices(said)) == len(months)
@@ -399,9 +398,6 @@ def test_session_that_goes_on_after_a_script_holds_no_lock_of_it(at_102: Databas
     done = psql(at_102, f"{script(at_102, 'upgrade', '102:head')}\n{held};")
     assert "locks left: 0" in done.stdout, done.stderr
     assert at_102.revision == "104"
-
-
-QUEUED_ON_4246 = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 4246 AND NOT granted"
 
 
 def test_script_stops_without_a_horizon(at_102: Database) -> None:
