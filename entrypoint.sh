@@ -11,8 +11,10 @@ set -u
 # From the first moment on: what runs as a container's first process ignores a signal that it does not trap.
 migration=
 stopped=
+told=
 stop() {
     stopped=$1
+    told=yes
     # SIGTERM for both, because a shell lets what it starts in the background ignore SIGINT.
     [ -z "$migration" ] || kill -TERM "$migration" 2>/dev/null
 }
@@ -70,12 +72,16 @@ fi
 migration=$!
 [ -z "$stopped" ] || kill -TERM "$migration" 2>/dev/null
 
-# A trapped signal ends a wait early: wait again until the migration itself has ended.
-wait "$migration"
-status=$?
-while kill -0 "$migration" 2>/dev/null; do
+# A trapped signal ends a wait early: wait again until none came, or, 127, until there is nobody left to wait for.
+# That the migration is gone says nothing: it may have ended while the trap ran, and its status is still to be had.
+status=127
+while :; do
+    told=
     wait "$migration"
-    status=$?
+    waited=$?
+    [ "$waited" -ne 127 ] || break
+    status=$waited
+    [ -n "$told" ] || break
 done
 migration=
 # Stopped, it exits with 143 or 130, or is killed by the signal before it can: the same to a shell.

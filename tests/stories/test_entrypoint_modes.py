@@ -226,6 +226,41 @@ def test_door_stays_until_the_migration_has_ended_however_often_it_is_told_to_st
     assert ("The migration failed" in output) == (status == 255)
 
 
+# The door, whose migration has ended and been collected before the trap that told it to stop is over.
+SLOW_TRAP = """\
+kill() {
+    command kill "$@" || return
+    while grep -qs '^State:[^Z]*$' "/proc/$2/status"; do :; done
+}
+. ./entrypoint.sh
+"""
+ENDS_WHEN_TOLD = f"""\
+#!{sys.executable}
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGTERM}})
+print("begun", flush=True)
+signal.sigtimedwait({{signal.SIGTERM}}, 30)
+sys.exit(int(os.environ["ENDS_WITH"]))
+"""
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
+@pytest.mark.parametrize(("ends_with", "status"), [("0", 143), ("75", 75), ("143", 143), ("255", 255)])
+def test_door_knows_how_a_migration_ended_that_was_gone_before_the_trap_was_over(
+    v034: Database, tmp_path: Path, shell: list[str], ends_with: str, status: int
+) -> None:
+    program = tmp_path / "alembic"
+    program.write_text(ENDS_WHEN_TOLD)
+    program.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "ENDS_WITH": ends_with}
+    process = v034.spawn(*shell, "-c", SLOW_TRAP, "./entrypoint.sh", "echo", STARTED, **environment)
+    read_until(process, "begun")
+    process.send_signal(signal.SIGTERM)
+    output = finish(process, status)
+    assert STARTED not in output
+    assert ("The migration failed" in output) == (status == 255)
+
+
 @pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
 def test_any_posix_shell_knows_the_modes(head: Database, shell: list[str]) -> None:
     def status(*arguments: str, **extra: str) -> tuple[int, str]:

@@ -9,7 +9,7 @@ from tests.support.database import ROOT
 ENTRYPOINT = ROOT / "entrypoint.sh"
 SHELLS = [
     command
-    for command in (["sh"], ["dash"], ["busybox", "sh"], ["bash", "--posix"], ["ksh"])
+    for command in (["sh"], ["dash"], ["busybox", "sh"], ["bash", "--posix"], ["mksh"])
     if shutil.which(command[0])
 ]
 STARTED = "command started"
