@@ -261,6 +261,33 @@ def test_door_knows_how_a_migration_ended_that_was_gone_before_the_trap_was_over
     assert ("The migration failed" in output) == (status == 255)
 
 
+# The door, told to stop when it knows how its migration ended, and before it looks whether it was told.
+LATE_SIGNAL = """\
+wait() {
+    command wait "$1"
+    set -- "$?"
+    [ -n "${once-}" ] || { once=yes; kill -TERM "$$"; }
+    return "$1"
+}
+. ./entrypoint.sh
+"""
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
+@pytest.mark.parametrize(("ends_with", "status"), [(0, 143), (75, 75), (255, 255)])
+def test_door_knows_how_a_migration_ended_when_a_signal_comes_as_it_ends(
+    v034: Database, tmp_path: Path, shell: list[str], ends_with: int, status: int
+) -> None:
+    program = tmp_path / "alembic"
+    program.write_text(f"#!/bin/sh\nexit {ends_with}\n")
+    program.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    process = v034.spawn(*shell, "-c", LATE_SIGNAL, "./entrypoint.sh", "echo", STARTED, **environment)
+    output = finish(process, status)
+    assert STARTED not in output
+    assert ("The migration failed" in output) == (status == 255)
+
+
 @pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
 def test_any_posix_shell_knows_the_modes(head: Database, shell: list[str]) -> None:
     def status(*arguments: str, **extra: str) -> tuple[int, str]:

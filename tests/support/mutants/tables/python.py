@@ -954,7 +954,7 @@ _DOOR = [
     Mutant(
         "the status of a migration is that of the first wait",
         "entrypoint.sh",
-        '    status=$waited\n',
+        "    status=$waited\n",
         '    [ "$status" -ne 127 ] || status=$waited\n',
         f"{_MODES} -k until_the_migration_has_ended",
     ),
@@ -963,7 +963,7 @@ _DOOR = [
         "entrypoint.sh",
         '    [ "$waited" -ne 127 ] || break\n    status=$waited\n',
         '    status=$waited\n    [ "$waited" -ne 127 ] || break\n',
-        f"{_MODES} -k signal_that_comes_as_the_migration_ends",
+        f"{_MODES} -k signal_comes_as_it_ends",
     ),
     Mutant(
         "a signal is not passed on to the migration",
