@@ -952,6 +952,13 @@ _DOOR = [
         f"{_MODES} -k gone_before_the_trap",
     ),
     Mutant(
+        "the door waits once more and no longer",
+        "entrypoint.sh",
+        "while :; do\n    told=\n",
+        "for again in once more; do\n    told=\n",
+        f"{_MODES} -k until_the_migration_has_ended",
+    ),
+    Mutant(
         "the status of a migration is that of the first wait",
         "entrypoint.sh",
         "    status=$waited\n",
