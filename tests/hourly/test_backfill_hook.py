@@ -60,6 +60,27 @@ def events(database: Database) -> int:
     return total
 
 
+@pytest.mark.parametrize("dated", ["1960-01-01 00:00+00", "-infinity", "2200-01-01 00:00+00", "infinity"])
+def test_usage_older_than_102_whose_date_no_tick_comes_to_is_told_and_rolled_up_by_the_upgrade(
+    v034: Database, dated: str
+) -> None:
+    world = small_world(v034.url)
+    event(v034.url, world, "2025-03-01 10:20+00")
+    event(v034.url, world, "2025-04-01 10:20+00")
+    v034.execute("UPDATE task_usage SET updated_at = created_at")
+    v034.execute(f"UPDATE task_usage SET updated_at = '{dated}' WHERE created_at < '{APRIL}'")
+    v034.upgrade("102")
+    while watermark(v034) < now(v034) - timedelta(hours=1):
+        v034.execute("SELECT rollup_task_usage_hourly()")
+    assert events(v034) == 1
+    verified = v034.usage_rollup("verify")
+    assert verified.returncode == 3
+    assert "hours that differ: 1; mend them: usage-rollup backfill --repair" in verified.stdout
+    v034.upgrade()
+    assert events(v034) == 2
+    assert v034.usage_rollup("verify").returncode == 0
+
+
 def versions(database: Database, where: str = "true") -> Sequence[tuple[Any, ...]]:
     """Return the row versions of the hourly table: a row written again is another version."""
     return database.execute(f"SELECT bucket_hour, ctid, xmin FROM task_usage_hourly WHERE {where} ORDER BY 2")

@@ -31,6 +31,10 @@ QUEUED = (
     " + (SELECT count(*) FROM task_usage_hourly_dirty) + (SELECT count(*) FROM task_usage_hourly_set_aside)"
 )
 
+DATED_LATER = (
+    "SELECT EXISTS (SELECT FROM task_usage WHERE COALESCE(updated_at, created_at) > clock_timestamp())"
+)
+
 BEHIND = (
     "SELECT EXISTS (SELECT FROM task_usage, task_usage_hourly_rollup_state"
     " WHERE COALESCE(updated_at, created_at) BETWEEN watermark_at AND clock_timestamp())"
