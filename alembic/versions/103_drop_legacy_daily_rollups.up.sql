@@ -286,7 +286,13 @@ BEGIN
                     WHERE c.relnamespace = n.oid AND (c.relname = ANY (v_tables) OR c.relname IN (
                         SELECT i.relname FROM unnest(v_tables) AS t
                         JOIN pg_index AS x ON x.indrelid = to_regclass('public.' || t)
-                        JOIN pg_class AS i ON i.oid = x.indexrelid))))
+                        JOIN pg_class AS i ON i.oid = x.indexrelid)))
+                AND NOT EXISTS (
+                    SELECT FROM pg_type AS y
+                    WHERE y.typnamespace = n.oid AND y.typname IN (
+                        SELECT z.typname FROM unnest(v_tables) AS t
+                        JOIN pg_class AS c ON c.oid = to_regclass('public.' || t)
+                        JOIN pg_type AS z ON z.oid = c.reltype OR z.typelem = c.reltype)))
         ) LOOP
             v_copies := v_copies + 1;
             v_schema := 'legacy_usage_' || v_copies;

@@ -291,8 +291,9 @@ def test_a_schema_that_is_theirs_and_empty_spares_the_right_to_make_one(
         return bool(found)
 
     assert not refused(f"CREATE SCHEMA legacy_usage AUTHORIZATION {app}")
-    assert refused("CREATE TABLE legacy_usage.notes ()")
-    assert refused("DROP TABLE legacy_usage.notes", f"ALTER SCHEMA legacy_usage OWNER TO {other}")
+    assert refused("CREATE SEQUENCE legacy_usage.notes")
+    assert refused("DROP SEQUENCE legacy_usage.notes", "CREATE TYPE legacy_usage.task_usage_daily AS ENUM ()")
+    assert refused("DROP TYPE legacy_usage.task_usage_daily", f"ALTER SCHEMA legacy_usage OWNER TO {other}")
     assert refused(f"GRANT ALL ON SCHEMA legacy_usage TO {app}")
     # Only a superuser's could not be turned against them.
     assert not refused("ALTER SCHEMA legacy_usage OWNER TO CURRENT_USER")

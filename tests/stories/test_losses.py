@@ -315,6 +315,11 @@ def test_older_copy_that_the_way_back_left_is_kept_beside_the_new_one(
             "legacy_usage_2",
         ),
         ("CREATE VIEW legacy_usage.task_usage_daily AS SELECT 1", "legacy_usage_2"),
+        ("CREATE SEQUENCE legacy_usage.task_usage_rollup_state", "legacy_usage_2"),
+        # Nor where one of its types would.
+        ("CREATE TYPE legacy_usage.task_usage_daily", "legacy_usage_2"),
+        ("CREATE DOMAIN legacy_usage._task_usage_daily AS text", "legacy_usage_2"),
+        ("CREATE TYPE legacy_usage.task_usage AS ENUM ()", "legacy_usage"),
     ],
 )
 def test_what_else_is_in_the_schema_is_in_nobodys_way_unless_it_bears_one_of_the_names(

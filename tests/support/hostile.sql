@@ -688,6 +688,11 @@ CREATE TABLE legacy_usage.task_usage_daily (x integer);
 CREATE SCHEMA legacy_usage AUTHORIZATION :owner;
 CREATE TYPE legacy_usage.task_usage_daily AS ENUM ('a');
 
+-- name: array_type_in_schema_legacy_usage
+-- on: legacy
+CREATE SCHEMA legacy_usage AUTHORIZATION :owner;
+CREATE TYPE legacy_usage._task_usage_rollup_state AS ENUM ('a');
+
 -- name: index_in_schema_legacy_usage
 -- on: legacy
 CREATE SCHEMA legacy_usage AUTHORIZATION :owner;

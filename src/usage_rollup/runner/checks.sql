@@ -253,7 +253,8 @@ WHERE :keeps AND NOT has_database_privilege(w.role, current_database(), 'CREATE'
         SELECT FROM pg_namespace AS n JOIN pg_roles AS o ON o.oid = n.nspowner
         WHERE n.nspname = 'legacy_usage' AND (o.rolsuper OR o.oid = w.owner)
             AND has_schema_privilege(w.owner, n.oid, 'CREATE') AND has_schema_privilege(w.owner, n.oid, 'USAGE')
-            AND NOT EXISTS (SELECT FROM pg_class AS c WHERE c.relnamespace = n.oid))
+            AND NOT EXISTS (SELECT FROM pg_class AS c WHERE c.relnamespace = n.oid)
+            AND NOT EXISTS (SELECT FROM pg_type AS y WHERE y.typnamespace = n.oid))
 
 -- name: scheduler
 -- A step ends jobs of pg_cron, as the role that began.

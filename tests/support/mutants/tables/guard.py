@@ -274,8 +274,8 @@ MUTANTS: list[Mutant] = [
         """(c.relname = ANY (v_tables) OR c.relname IN (
                         SELECT i.relname FROM unnest(v_tables) AS t
                         JOIN pg_index AS x ON x.indrelid = to_regclass('public.' || t)
-                        JOIN pg_class AS i ON i.oid = x.indexrelid))))""",
-        "c.relname = ANY (v_tables)))",
+                        JOIN pg_class AS i ON i.oid = x.indexrelid)))""",
+        "c.relname = ANY (v_tables))",
         f"{LOSSES} -k schema",
     ),
     Mutant(
@@ -283,6 +283,20 @@ MUTANTS: list[Mutant] = [
         UP,
         "NOT ((o.rolsuper OR o.rolname = v_role)\n",
         "NOT ((o.rolname = v_role)\n",
+        f"{LOSSES} -k schema",
+    ),
+    Mutant(
+        "the array types of the legacy tables meet no name",
+        UP,
+        "ON z.oid = c.reltype OR z.typelem = c.reltype",
+        "ON z.oid = c.reltype",
+        f"{LOSSES} -k schema",
+    ),
+    Mutant(
+        "the row types of the legacy tables meet no name",
+        UP,
+        "ON z.oid = c.reltype OR z.typelem = c.reltype",
+        "ON z.typelem = c.reltype",
         f"{LOSSES} -k schema",
     ),
     Mutant(

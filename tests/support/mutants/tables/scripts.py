@@ -488,7 +488,14 @@ MUTANTS: list[Mutant] = [
     Mutant(
         "a schema that holds something will do for the legacy tables",
         CHECKS,
-        "\n            AND NOT EXISTS (SELECT FROM pg_class AS c WHERE c.relnamespace = n.oid))",
+        "            AND NOT EXISTS (SELECT FROM pg_class AS c WHERE c.relnamespace = n.oid)\n",
+        "",
+        f"{OF_CHECKS} -k spares",
+    ),
+    Mutant(
+        "a schema that holds a type will do for the legacy tables",
+        CHECKS,
+        "\n            AND NOT EXISTS (SELECT FROM pg_type AS y WHERE y.typnamespace = n.oid))",
         ")",
         f"{OF_CHECKS} -k spares",
     ),
