@@ -18,6 +18,7 @@ from tests.support.product import event, small_world, task, upsert_usage, usage
 from tests.support.roles import MakeRole, give_everything_to
 from tests.support.rollup import run_hook
 from tests.support.server import start_server
+from tests.support.terminal import on_a_terminal
 from tests.support.v034 import build_v034
 from tests.support.walks import advisory_locks, slices_of, write_history
 from usage_rollup import revisions
@@ -628,3 +629,14 @@ def test_a_database_that_is_away_is_to_be_tried_again(v034: Database) -> None:
     printed = v034.usage_rollup("preflight", "--json", DATABASE_URL=away, DATABASE_STARTUP_TIMEOUT="0")
     assert printed.returncode == 75
     assert json.loads(printed.stdout)["status"] == 75
+
+
+def test_months_are_a_table_on_a_terminal_and_a_line_each_in_a_pipe(v034: Database) -> None:
+    history = [f"{month:%Y-%m}" for month in write_history(v034)]
+    printed = v034.usage_rollup("preflight").stdout
+    months = re.findall(r"^(\d{4}-\d\d): \d+ usage rows to roll up$", printed, re.MULTILINE)
+    assert months == history
+    assert "month (UTC)" not in printed
+    screen = on_a_terminal(v034, "preflight")
+    assert re.findall(r"^(\d{4}-\d\d) +\d+ *$", screen, re.MULTILINE) == months
+    assert re.search(r"^month \(UTC\) +usage rows to roll up", screen, re.MULTILINE)

@@ -451,6 +451,17 @@ def test_the_screen_fits_a_terminal_and_is_coloured(used: tuple[Database, World]
     assert "…" not in plain
 
 
+@pytest.mark.parametrize(("lag", "colour"), [("61 minutes", "1;31"), ("59 minutes", "32")])
+def test_a_lag_of_more_than_an_hour_is_red(used: tuple[Database, World], lag: str, colour: str) -> None:
+    database, _ = used
+    database.execute(
+        "UPDATE task_usage_hourly_rollup_state"
+        f" SET watermark_at = task_usage_hourly_latest_event() - interval '{lag}'"
+    )
+    screen = on_a_terminal(database, "status", columns=140, colours=True)
+    assert re.search(rf"data lag\b[^\n]*\x1b\[{colour}m", screen)
+
+
 def test_in_a_pipe_a_fact_is_a_line_without_escape_codes(used: tuple[Database, World]) -> None:
     database, _ = used
     database.execute("UPDATE task_usage_hourly_rollup_state SET last_error = repeat('word ', 60)")

@@ -54,6 +54,7 @@ def _mutant(path: str, line: int, operator: str, occurrence: int) -> Mutant:
     text = (ROOT / path).read_text("utf-8")
     new = mutate_code(text, get_operator(operator)(), occurrence)
     module = path.removeprefix("src/usage_rollup/")
-    name = f"{path}:{line} {operator.removeprefix('core/')} {occurrence}"
-    why = EQUIVALENT.get(f"{module}: {text.splitlines()[line - 1].strip()}", "")
+    mistake, said = operator.removeprefix("core/"), text.splitlines()[line - 1].strip()
+    name = f"{path}:{line} {mistake} {occurrence}"
+    why = EQUIVALENT.get(f"{module}: {said}") or EQUIVALENT.get(f"{module} {mistake}: {said}", "")
     return Mutant(name, path, text, new, TESTS[module], why)

@@ -116,7 +116,7 @@ TESTS: dict[str, str] = {
     "session/verbosity.py": "tests/session/test_opening.py",
 }
 
-# Why nobody could tell a mistake in a line, by "module: the line".
+# Why nobody could tell a mistake in a line, by "module: the line", or that one: "module mistake: the line".
 EQUIVALENT: dict[str, str] = {
     **dict.fromkeys(
         (
@@ -133,4 +133,7 @@ EQUIVALENT: dict[str, str] = {
     'session/verbosity.py: path = find_libpq_full_path() if pq.__impl__ == "python" else module.__file__': (
         "which libpq psycopg has loaded is a matter of how it was installed, and tests have one installation"
     ),
+    "errors.py ReplaceTrueWithFalse: @dataclass(frozen=True)": "nothing changes one: it is said to readers",
+    "commands/schedule.py ReplaceComparisonOperator_Eq_Is: "
+    "server = done.ticks is not None and done.ticks.by == SERVER": "both are the one constant",
 }
