@@ -42,18 +42,43 @@ def test_rights_that_an_owner_has_revoked_from_itself_are_named_and_mended_at_on
     give_everything_to(database, app)
     database.execute(
         f"REVOKE SELECT, TRIGGER ON task_usage FROM {app}; REVOKE ALL ON task_usage_daily FROM {app};"
-        f" REVOKE INSERT, DELETE ON task_usage_hourly FROM {app};"
+        f" REVOKE INSERT, DELETE ON task_usage_hourly FROM {app}; REVOKE SELECT ON agent_runtime FROM {app};"
         f" REVOKE EXECUTE ON FUNCTION rollup_task_usage_hourly() FROM PUBLIC, {app}"
     )
     reasons = both_refuse(database, url=database.url_of(app))
     assert messages(reasons).splitlines() == [
         f"role {app} lacks EXECUTE on rollup_task_usage_hourly",
         f"role {app} lacks INSERT, DELETE on task_usage_hourly",
+        f"role {app} lacks SELECT on agent_runtime",
         f"role {app} lacks SELECT, TRIGGER on task_usage",
         f"role {app} lacks SELECT, UPDATE on task_usage_daily",
     ]
     mend(database, *reasons)
     goes_through(database, database.url_of(app))
+
+
+def test_table_of_somebody_else_s_that_no_step_alters_has_to_be_read(
+    at_102: Database, make_role: MakeRole
+) -> None:
+    app, other = make_role("app"), make_role("other")
+    give_everything_to(at_102, app)
+    at_102.execute(f"ALTER TABLE agent OWNER TO {other}")
+    reasons = both_refuse(at_102, url=at_102.url_of(app))
+    assert messages(reasons) == f"role {app} lacks SELECT on agent"
+    mend(at_102, *reasons)
+    goes_through(at_102, at_102.url_of(app))
+
+
+def test_way_back_reads_it_too_and_says_so_before_its_first_step(head: Database, make_role: MakeRole) -> None:
+    app, other = make_role("app"), make_role("other")
+    give_everything_to(head, app)
+    head.execute(f"ALTER TABLE agent OWNER TO {other}")
+    said = head.refused("downgrade", "102", DATABASE_URL=head.url_of(app))
+    assert f"role {app} lacks SELECT on agent" in said
+    assert head.revision == "104"
+    head.downgrade("103", DATABASE_URL=head.url_of(app))
+    head.execute(f"GRANT SELECT ON agent TO {app}")
+    head.downgrade("102", DATABASE_URL=head.url_of(app))
 
 
 @pytest.mark.parametrize(

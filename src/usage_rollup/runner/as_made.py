@@ -26,6 +26,9 @@ def needs(steps: Sequence[str]) -> Iterator[dict[str, Any]]:
         # It takes a lock on these, but for `agent`, where 103 has no trigger to drop.
         locked = _LOCK if pipeline or table != "agent" else []
         yield {"table": table, "privileges": ["SELECT"], "of_owner": [*triggers, *locked]}
+    if drops:
+        # Whose days the daily totals are.
+        yield {"table": "agent_runtime", "privileges": ["SELECT"], "of_owner": []}
     for table in LEGACY.columns if drops else ():
         read = ["SELECT"] if table in _LEGACY_READ else []
         yield {"table": table, "privileges": read, "of_owner": _LOCK}
@@ -34,6 +37,12 @@ def needs(steps: Sequence[str]) -> Iterator[dict[str, Any]]:
     for step, table in (("100", "user"), ("104", "agent_runtime")):
         if step in steps:
             yield {"table": table, "privileges": [], "of_owner": _LOCK}
+
+
+def needs_back(steps: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Return what the owner needs where the legacy rollups are rolled up again."""
+    for table in (*_READ, "agent_runtime") if "103" in steps else ():
+        yield {"table": table, "privileges": [], "of_owner": ["SELECT"]}
 
 
 def columns(steps: Sequence[str]) -> Iterator[dict[str, str]]:

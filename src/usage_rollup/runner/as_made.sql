@@ -16,8 +16,9 @@ FROM (
     JOIN relations AS r ON r.relname = t."table" AND r.relkind IN ('r', 'p')
     CROSS JOIN unnest(t.privileges || CASE WHEN a.is_owner THEN t.of_owner ELSE '{}' END)
         WITH ORDINALITY AS p (privilege, n)
-    -- What belongs to somebody else is told as such.
-    WHERE NOT has_table_privilege(a.role, r.oid, p.privilege) AND pg_has_role(a.owner, r.relowner, 'USAGE')
+    -- What belongs to somebody else, and must not, is told as such.
+    WHERE NOT has_table_privilege(a.role, r.oid, p.privilege) AND (pg_has_role(a.owner, r.relowner, 'USAGE')
+        OR NOT (r.altered OR r.relname = ANY (:hourly_tables)))
     GROUP BY a.role, r.relname, r.whole
     UNION ALL
     SELECT a.role, 'function', f.proname::text, f.whole, 'EXECUTE'

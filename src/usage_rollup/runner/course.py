@@ -66,7 +66,7 @@ def gaps(course: Course) -> dict[str, str]:
         "may_keep": _boolean(up and keep is None),
         "calls": _boolean(up and bool({"102", "103"} & {*steps})),
         "stands_on_102": _boolean(up and "103" in steps and "102" not in steps),
-        "needs": _records(as_made.needs(steps) if up else ()),
+        "needs": _records(as_made.needs(steps) if up else as_made.needs_back(steps)),
         "columns": _records(as_made.columns(steps) if up else ()),
         "written": _records(as_made.written(steps, writes=course.writes) if up else ()),
         "constraints": array(sorted(footprint.constraints())),

@@ -134,6 +134,7 @@ EQUIVALENT: dict[str, str] = {
         "which libpq psycopg has loaded is a matter of how it was installed, and tests have one installation"
     ),
     "errors.py ReplaceTrueWithFalse: @dataclass(frozen=True)": "nothing changes one: it is said to readers",
+    "hourly/slices.py NumberReplacer: SLICE_ROWS = 500_000": "a row more or less is as good",
     "commands/schedule.py ReplaceComparisonOperator_Eq_Is: "
     "server = done.ticks is not None and done.ticks.by == SERVER": "both are the one constant",
 }

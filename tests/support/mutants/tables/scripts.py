@@ -493,6 +493,21 @@ MUTANTS: list[Mutant] = [
         f"{OF_CHECKS} -k spares",
     ),
     Mutant(
+        "a table of somebody else's that no step alters need not be read",
+        f"{_SRC}/runner/as_made.sql",
+        "(pg_has_role(a.owner, r.relowner, 'USAGE')\n"
+        "        OR NOT (r.altered OR r.relname = ANY (:hourly_tables)))",
+        "pg_has_role(a.owner, r.relowner, 'USAGE')",
+        "tests/runner/test_as_made.py -k somebody_else",
+    ),
+    Mutant(
+        "the way back asks for no right to read",
+        f"{_SRC}/runner/as_made.py",
+        'for table in (*_READ, "agent_runtime") if "103" in steps else ():',
+        'for table in (*_READ, "agent_runtime") if "102" in steps else ():',
+        "tests/runner/test_as_made.py -k way_back_reads",
+    ),
+    Mutant(
         "a schema that holds a type will do for the legacy tables",
         CHECKS,
         "\n            AND NOT EXISTS (SELECT FROM pg_type AS y WHERE y.typnamespace = n.oid))",
