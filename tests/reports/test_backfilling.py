@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from datetime import datetime
 from pathlib import Path
@@ -56,6 +57,12 @@ def wait_until_walked(database: Database, months: list[datetime]) -> int:
     return wait_until_blocked(database)
 
 
+def needs_somebody(database: Database) -> bool:
+    """Say whether a probe has the backfill among its reasons."""
+    problems = json.loads(database.usage_rollup("status", "--json").stdout)["problems"]
+    return any(problem.startswith("backfill ") for problem in problems)
+
+
 def test_a_backfill_that_is_at_work_is_running_and_one_that_was_killed_is_interrupted(
     at_102: Database, months: list[datetime]
 ) -> None:
@@ -70,11 +77,13 @@ def test_a_backfill_that_is_at_work_is_running_and_one_that_was_killed_is_interr
         assert "resume" not in screen
         assert f"let the backfill finish (running, {percent} %)" in screen
         assert f"a backfill is running, {percent} %" in screen
+        assert not needs_somebody(at_102)
         process.kill()
         process.wait()
     wait_until(lambda: runners(at_102) == 0, "the session has ended")
     assert said(at_102).startswith(f"interrupted at {percent} %: ")
     assert said(at_102).endswith("resume: usage-rollup backfill")
+    assert needs_somebody(at_102)
     heal(at_102)
 
 

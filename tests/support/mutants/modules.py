@@ -25,7 +25,7 @@ TESTS: dict[str, str] = {
     "commands/cli.py": "tests/test_streams.py tests/test_logs.py",
     "commands/downgrade.py": f"{_ONE}::test_downgrade_goes_back_by_name_and_by_steps",
     "commands/health.py": "tests/reports/test_probes.py tests/hourly/test_ticker.py"
-    " tests/reports/test_status.py tests/reports/test_trigger_rights.py",
+    " tests/reports/test_backfilling.py tests/reports/test_status.py tests/reports/test_trigger_rights.py",
     "commands/history.py": "tests/commands/test_history_command.py",
     "commands/options.py": f"tests/hourly/test_backfill_command.py {_ONE}"
     "::test_database_url_typed_wins_before_and_behind_the_command",
@@ -133,7 +133,14 @@ EQUIVALENT: dict[str, str] = {
     'session/verbosity.py: path = find_libpq_full_path() if pq.__impl__ == "python" else module.__file__': (
         "which libpq psycopg has loaded is a matter of how it was installed, and tests have one installation"
     ),
-    "errors.py ReplaceTrueWithFalse: @dataclass(frozen=True)": "nothing changes one: it is said to readers",
+    **dict.fromkeys(
+        (
+            "errors.py ReplaceTrueWithFalse: @dataclass(frozen=True)",
+            "reports/odd_usage.py ReplaceTrueWithFalse: @dataclass(frozen=True)",
+        ),
+        "nothing changes one: it is said to readers",
+    ),
+    "reports/estimate.py ReplaceBreakWithContinue: break": "it measures once more, and better",
     "hourly/slices.py NumberReplacer: SLICE_ROWS = 500_000": "a row more or less is as good",
     "commands/schedule.py ReplaceComparisonOperator_Eq_Is: "
     "server = done.ticks is not None and done.ticks.by == SERVER": "both are the one constant",
