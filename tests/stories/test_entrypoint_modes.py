@@ -164,16 +164,22 @@ def run_alembic(db: Database, **extra: str) -> subprocess.CompletedProcess[str]:
     return db.run("alembic", "upgrade", "head", **extra)
 
 
+def path_to_alembic(directory: Path, text: str) -> str:
+    """Write a program that stands in for a migration; return the PATH on which the door finds it."""
+    program = directory / "alembic"
+    program.write_text(text)
+    program.chmod(0o755)
+    return f"{directory}:/usr/bin:/bin"
+
+
 @pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_reaches_a_migration_that_knows_none_yet(
     v034: Database, tmp_path: Path, shell: list[str], signum: signal.Signals, status: int
 ) -> None:
     # Like Python before it has installed a handler: SIGINT is ignored, as a shell has it.
-    program = tmp_path / "alembic"
-    program.write_text("#!/bin/sh\necho begun\nexec sleep 600\n")
-    program.chmod(0o755)
-    process = v034.spawn(*shell, "entrypoint.sh", "echo", STARTED, PATH=f"{tmp_path}:/usr/bin:/bin")
+    path = path_to_alembic(tmp_path, "#!/bin/sh\necho begun\nexec sleep 600\n")
+    process = v034.spawn(*shell, "entrypoint.sh", "echo", STARTED, PATH=path)
     read_until(process, "begun")
     process.send_signal(signum)
     assert STARTED not in finish(process, status)
@@ -208,12 +214,8 @@ sys.exit(int(os.environ["ENDS_WITH"]))
 def test_door_stays_until_the_migration_has_ended_however_often_it_is_told_to_stop(
     v034: Database, tmp_path: Path, shell: list[str], signum: signal.Signals, ends_with: str, status: int
 ) -> None:
-    program = tmp_path / "alembic"
-    program.write_text(STUBBORN)
-    program.chmod(0o755)
-    process = v034.spawn(
-        *shell, "entrypoint.sh", "echo", STARTED, PATH=f"{tmp_path}:/usr/bin:/bin", ENDS_WITH=ends_with
-    )
+    path = path_to_alembic(tmp_path, STUBBORN)
+    process = v034.spawn(*shell, "entrypoint.sh", "echo", STARTED, PATH=path, ENDS_WITH=ends_with)
     migration = int(read_until(process, "begun").split()[1])
     for _ in range(3):
         process.send_signal(signum)
@@ -249,10 +251,8 @@ sys.exit(int(os.environ["ENDS_WITH"]))
 def test_door_knows_how_a_migration_ended_that_was_gone_before_the_trap_was_over(
     v034: Database, tmp_path: Path, shell: list[str], ends_with: str, status: int
 ) -> None:
-    program = tmp_path / "alembic"
-    program.write_text(ENDS_WHEN_TOLD)
-    program.chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "ENDS_WITH": ends_with}
+    path = path_to_alembic(tmp_path, ENDS_WHEN_TOLD)
+    environment = {"PATH": path, "ENDS_WITH": ends_with}
     process = v034.spawn(*shell, "-c", SLOW_TRAP, "./entrypoint.sh", "echo", STARTED, **environment)
     read_until(process, "begun")
     process.send_signal(signal.SIGTERM)
@@ -278,11 +278,8 @@ wait() {
 def test_door_knows_how_a_migration_ended_when_a_signal_comes_as_it_ends(
     v034: Database, tmp_path: Path, shell: list[str], ends_with: int, status: int
 ) -> None:
-    program = tmp_path / "alembic"
-    program.write_text(f"#!/bin/sh\nexit {ends_with}\n")
-    program.chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    process = v034.spawn(*shell, "-c", LATE_SIGNAL, "./entrypoint.sh", "echo", STARTED, **environment)
+    path = path_to_alembic(tmp_path, f"#!/bin/sh\nexit {ends_with}\n")
+    process = v034.spawn(*shell, "-c", LATE_SIGNAL, "./entrypoint.sh", "echo", STARTED, PATH=path)
     output = finish(process, status)
     assert STARTED not in output
     assert ("The migration failed" in output) == (status == 255)
